@@ -1,0 +1,9 @@
+"""Errors that are the user's to mend: each message is one line that names what is wrong and the remedy."""
+
+
+class InputError(Exception):
+    """One input (an audio file) cannot be used; the others can.  Exit code 1."""
+
+
+class SetupError(Exception):
+    """The request cannot be carried out here: checkpoint, device or environment.  Exit code 2."""

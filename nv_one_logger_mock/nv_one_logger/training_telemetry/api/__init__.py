@@ -1,0 +1,1 @@
+"""See nv_one_logger."""

@@ -1,0 +1,202 @@
+"""Checkpoints to test with: the same class and config keys as the real one, random weights, made by NeMo's own save_to.
+
+    python tests/checkpoints.py tiny OUT.nemo     # seconds, under 3 MB: unit tests
+    python tests/checkpoints.py full OUT.nemo     # 618,084,865 parameters, 2.47 GB: shapes, speed, memory
+
+The words that they print mean nothing.  The full-size one takes about 8 GB of memory and a minute or two to make.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from support import CLIP
+
+ATT_CONTEXT_SIZES = [[70, 13], [70, 6], [70, 1], [70, 0]]  # 1120, 560, 160, 80 ms chunks; the first is the default
+FULL_SIZE = dict(
+    mels=128, channels=256, layers=24, width=1024, heads=8, predictor=640, predictor_layers=2, joint=640, pieces=1024
+)
+TINY_SIZE = dict(
+    mels=128, channels=16, layers=2, width=64, heads=4, predictor=32, predictor_layers=2, joint=32, pieces=64
+)
+FULL_PARAMETERS = 618_084_865
+TOKENS_PER_SECOND = 3.0
+
+
+def nemotron_config(
+    tokenizer_dir: str,
+    *,
+    pieces: int,
+    mels: int,
+    channels: int,
+    layers: int,
+    width: int,
+    heads: int,
+    predictor: int,
+    predictor_layers: int,
+    joint: int,
+    dropout: float = 0.1,
+) -> dict:
+    """The ``model_config.yaml`` of a cache-aware FastConformer-RNNT of this size; the rest is as in the real one."""
+    return {
+        "sample_rate": 16000,
+        "compute_eval_loss": False,
+        "log_prediction": False,
+        "model_defaults": {"enc_hidden": width, "pred_hidden": predictor, "joint_hidden": joint},
+        "tokenizer": {"dir": tokenizer_dir, "type": "bpe"},
+        "preprocessor": {
+            "_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor",
+            "sample_rate": 16000,
+            "normalize": "NA",
+            "window_size": 0.025,
+            "window_stride": 0.01,
+            "window": "hann",
+            "features": mels,
+            "n_fft": 512,
+            "frame_splicing": 1,
+            "dither": 1e-5,
+            "pad_to": 0,
+        },
+        "encoder": {
+            "_target_": "nemo.collections.asr.modules.ConformerEncoder",
+            "feat_in": mels,
+            "feat_out": -1,
+            "n_layers": layers,
+            "d_model": width,
+            "use_bias": False,
+            "subsampling": "dw_striding",
+            "subsampling_factor": 8,
+            "subsampling_conv_channels": channels,
+            "causal_downsampling": True,
+            "ff_expansion_factor": 4,
+            "self_attention_model": "rel_pos",
+            "n_heads": heads,
+            "att_context_size": ATT_CONTEXT_SIZES,
+            "att_context_style": "chunked_limited",
+            "xscaling": False,
+            "untie_biases": True,
+            "pos_emb_max_len": 5000,
+            "conv_kernel_size": 9,
+            "conv_norm_type": "layer_norm",
+            "conv_context_size": "causal",
+            "dropout": dropout,
+            "dropout_pre_encoder": dropout,
+            "dropout_emb": 0.0,
+            "dropout_att": dropout,
+        },
+        "decoder": {
+            "_target_": "nemo.collections.asr.modules.RNNTDecoder",
+            "normalization_mode": None,
+            "random_state_sampling": False,
+            "blank_as_pad": True,
+            "prednet": {"pred_hidden": predictor, "pred_rnn_layers": predictor_layers, "t_max": None, "dropout": 0.2},
+        },
+        "joint": {
+            "_target_": "nemo.collections.asr.modules.RNNTJoint",
+            "log_softmax": None,
+            "preserve_memory": False,
+            "fuse_loss_wer": False,
+            "jointnet": {"joint_hidden": joint, "activation": "relu", "dropout": 0.2},
+        },
+        "decoding": {"strategy": "greedy_batch", "greedy": {"max_symbols": 10}},
+        "loss": {"loss_name": "default"},
+    }
+
+
+def train_tokenizer(lines: list[str], pieces: int, directory: str | Path) -> None:
+    """Write ``tokenizer.model``, ``tokenizer.vocab`` and NeMo's ``vocab.txt`` for a BPE of ``pieces`` pieces."""
+    import sentencepiece
+
+    directory = Path(directory)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(directory / "tokenizer"),
+        model_type="bpe",
+        vocab_size=pieces,
+        bos_id=-1,
+        eos_id=-1,
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+    names = [processor.id_to_piece(i) for i in range(1, len(processor))]  # as NeMo writes it: no <unk>, ## inside words
+    (directory / "vocab.txt").write_text(
+        "".join(f"{n[1:] if n.startswith('▁') else '##' + n}\n" for n in names), encoding="utf-8"
+    )
+
+
+def build_model(tokenizer_dir: str | Path, *, seed: int = 0, **size):
+    """An ``EncDecRNNTBPEModel`` with random weights in the given size (see FULL_SIZE)."""
+    import torch
+    from nemo.collections.asr.models import EncDecRNNTBPEModel
+    from omegaconf import OmegaConf
+
+    torch.manual_seed(seed)
+    return EncDecRNNTBPEModel(cfg=OmegaConf.create(nemotron_config(str(tokenizer_dir), **size)))
+
+
+def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0) -> int:
+    """Write a random checkpoint of ``size`` to ``path``; return its number of parameters."""
+    from pydoc_data.topics import topics  # English text that every Python has
+
+    text = [line for topic in sorted(topics) for line in topics[topic].lower().splitlines()]
+    lines = [" ".join(word for word in line.split() if word.isascii() and word.isalpha()) for line in text]
+    with tempfile.TemporaryDirectory() as directory:
+        train_tokenizer([line for line in lines if line], size["pieces"], directory)
+        model = build_model(directory, seed=seed, **size).eval()
+        _speak(model)
+        model.save_to(str(path))
+    return sum(p.numel() for p in model.parameters())
+
+
+def _speak(model) -> None:
+    """Make greedy decoding of speech emit about TOKENS_PER_SECOND, different ones, by what each frame sounds like.
+
+    As initialised, the joint is nearly deaf to the encoder and says one token for ever.
+    """
+    import soundfile
+    import soxr
+    import torch
+
+    audio, rate = soundfile.read(CLIP, dtype="float32")
+    samples = torch.from_numpy(soxr.resample(audio, rate, 16000))[None]
+    featurizer = model.preprocessor.featurizer
+    dither, featurizer.dither = featurizer.dither, 0.0
+    with torch.inference_mode():
+        features, length = model.preprocessor(input_signal=samples, length=torch.tensor([samples.shape[1]]))
+        encoded, encoded_length = model.encoder(audio_signal=features, length=length)
+        vocabulary = model.joint.num_classes_with_blank - 1
+        tokens = torch.arange(vocabulary)
+        history = torch.stack([torch.randint(vocabulary, (vocabulary,)), tokens], 1)
+        predicted = model.decoder.predict(history, None, add_sos=False)[0][:, 1]  # after each token
+        for project, inputs, spread in ((model.joint.enc, encoded[0].T, 3.0), (model.joint.pred, predicted, 1.0)):
+            project.weight *= spread / project(inputs).std(0).mean()
+            project.bias -= project(inputs).mean(0)
+        output = model.joint.joint_net[-1]
+        output.weight[tokens] -= 3 * torch.nn.functional.normalize(model.joint.pred(predicted))  # not the same again
+        bias = output.bias
+        low, high = -10.0, 60.0  # of blank: too many tokens, too few
+        for _ in range(16):
+            bias[-1] = (low + high) / 2
+            hypothesis = model.decoding.rnnt_decoder_predictions_tensor(encoded, encoded_length)[0]
+            if len(hypothesis.y_sequence) > TOKENS_PER_SECOND * samples.shape[1] / 16000:
+                low = float(bias[-1])
+            else:
+                high = float(bias[-1])
+        bias[-1] = high
+    featurizer.dither = dither
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=["tiny", "full"])
+    parser.add_argument("path", metavar="OUT.nemo")
+    args = parser.parse_args()
+    count = make_random_checkpoint(args.path, TINY_SIZE if args.size == "tiny" else FULL_SIZE)
+    print(f"{args.path}: {count:,} parameters, {os.path.getsize(args.path) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What the tests share: checkpoints made once, and the command line in this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a torch_npu without CANN must not keep torch from being imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from checkpoints import TINY_SIZE, make_random_checkpoint
+from support import CLIP
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A tiny random checkpoint of the real one's class, keys and contexts."""
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny.nemo"
+    make_random_checkpoint(path, TINY_SIZE)
+    return path
+
+
+@pytest.fixture
+def digits() -> tuple[np.ndarray, int]:
+    """The bundled clip as recorded: float32 [samples] and its rate, 8000 Hz."""
+    return soundfile.read(CLIP, dtype="float32")
+
+
+@pytest.fixture
+def cli(capsys):
+    """Run the command line in this process: ``cli("--device", "cpu", ...)`` -> (exit code, stdout, stderr)."""
+    import inference
+
+    def call(*args) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = inference.main([str(arg) for arg in args])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call

@@ -1,0 +1,17 @@
+"""What tests import by name: where things are, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIP = ROOT / "demo" / "digits.wav"
+CLIP_WORDS = "three one four one five nine two six"
+
+
+def run_process(*args, **kwargs) -> subprocess.CompletedProcess:
+    """Run a script with this Python in a process of its own."""
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)

@@ -1,0 +1,46 @@
+"""The NPU path, on a fake ``npu`` device in processes of its own (what the fake cannot show: see ``fake_npu.py``)."""
+
+import re
+
+from support import CLIP, CLIP_WORDS, ROOT, run_process
+
+
+def test_everything_that_was_written_for_the_fake_npu_passes_on_it():
+    result = run_process("-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "tests" / "on_fake_npu", cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_npu_is_the_default_device_and_transcribes_as_the_cpu_does():
+    result = run_process(ROOT / "tests" / "fake_npu.py", ROOT / "inference.py")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == CLIP_WORDS
+    assert "device: npu:0" in result.stderr
+
+
+def test_the_comparison_table_of_the_write_up_is_printed_and_passes(tiny):
+    result = run_process(
+        ROOT / "tests" / "fake_npu.py",
+        ROOT / "inference.py",
+        *("--model_path", tiny, "--device", "npu:0", "--precision_compare", "--quiet"),
+    )
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    for row in [
+        r"Preprocessed shape: \[1, 128, 101\]",
+        r"Preprocessor MAE +0\.0",
+        r"Preprocessor Max Error +0\.0",
+        r"Encoder MSE +0",
+        r"Encoder MAE +0\.0",
+        r"Max Absolute Error +0\.0",
+        r"Relative Error +0\.0+ %",
+        r"Output range, npu:0 +-?\d",
+        r"Output range, cpu +-?\d",
+        r"cpu against cpu +MAE = 0\.0, max = 0\.0",
+        r"Verdict +PASSED",
+    ]:
+        assert re.search(row, result.stdout), (row, result.stdout)
+
+
+def test_an_npu_that_does_not_exist_is_named_with_those_that_do():
+    result = run_process(ROOT / "tests" / "fake_npu.py", ROOT / "inference.py", "--device", "npu:7", CLIP)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.splitlines() == ["inference.py: npu:7 does not exist: this host offers npu:0 to npu:1"]
