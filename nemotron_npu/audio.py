@@ -52,7 +52,7 @@ def _open(path: str) -> soundfile.SoundFile:
     try:
         if os.stat(path).st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        return soundfile.SoundFile(path)
+        return soundfile.SoundFile(os.fsencode(path))  # soundfile itself fails on names that are not text
     except OSError as error:  # missing, no permission, name too long
         raise InputError(f"{path}: {error.strerror or error}") from error
     except soundfile.SoundFileError as error:

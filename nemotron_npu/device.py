@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import resource
 import sys
 from contextlib import suppress
 
 from .errors import SetupError
-
-# torch_npu registers itself to be imported by `import torch`, which then dies on a host without CANN, even for the
-# CPU.  It must be set before the first `import torch`; for an npu device torch_npu is imported by name below.
-os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 DEVICE = re.compile(r"cpu|(npu|cuda)(:\d+)?")
 
@@ -46,7 +41,7 @@ def _npu(index: int):
 
     if "torch_npu" not in sys.modules and importlib.util.find_spec("torch_npu") is None:
         raise SetupError(
-            f"npu:{index} is not usable: torch_npu is not installed (on an Ascend host: source setup_env.sh)"
+            f"npu:{index} is not usable: torch_npu is not installed: on an Ascend host, source setup_env.sh"
         )
     try:
         import torch_npu  # noqa: F401  registers torch.npu

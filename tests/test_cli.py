@@ -1,0 +1,334 @@
+"""The command line as its users meet it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from support import CLIP, CLIP_WORDS, ROOT, run_process
+
+import inference
+
+INFERENCE = ROOT / "inference.py"
+
+
+@pytest.fixture
+def stereo_mp3(tmp_path, digits):
+    """The bundled clip as a 44.1 kHz stereo mp3."""
+    audio, rate = digits
+    path = tmp_path / "stereo.mp3"
+    resampled = soxr.resample(audio, rate, 44100)
+    soundfile.write(path, np.stack([resampled, resampled * 0.8], 1), 44100)
+    return path
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    """One of every kind of input that cannot be used."""
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "empty.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("not sound at all\n" * 50)
+    soundfile.write(tmp_path / "silent header.wav", np.zeros(0), 16000)
+    names = ["missing.wav", "folder.wav", "empty.wav", "text.wav", "silent header.wav"]
+    return [tmp_path / name for name in names]
+
+
+# ---------------------------------------------------------------- as a process: the first minute of a new user
+
+
+def test_without_arguments_the_bundled_clip_is_read_out_and_nothing_else_is_on_stdout():
+    result = run_process(INFERENCE, cwd="/")
+    assert (result.returncode, result.stdout) == (0, CLIP_WORDS + "\n"), result.stderr
+    assert 1 <= len(result.stderr.splitlines()) <= 3, "which device, which model: no noise of the libraries"
+    assert "device: " in result.stderr and "loading demo.nemo" in result.stderr
+
+
+def test_quiet_leaves_stderr_empty():
+    result = run_process(INFERENCE, "--quiet", "--device", "cpu", CLIP)
+    assert (result.returncode, result.stdout, result.stderr) == (0, CLIP_WORDS + "\n", "")
+
+
+def test_debug_shows_the_log_of_nemo():
+    result = run_process(INFERENCE, "--debug", "--device", "cpu", CLIP)
+    assert result.returncode == 0 and result.stdout.strip().endswith(CLIP_WORDS)
+    assert "NeMo" in result.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_the_run_quietly(tiny):
+    command = [sys.executable, INFERENCE, "--model_path", tiny, "--quiet", *[CLIP] * 3]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.wait(120), process.stderr.read()) == (0, "")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--nonsense"], ["--device", "tpu"], ["--chunk_ms", "90"], ["none.wav"]])
+def test_help_and_wrong_usage_are_answered_before_anything_heavy_is_imported(args):
+    code = (
+        f"import sys, inference\n"
+        f"try: inference.main({args!r})\n"
+        f"except SystemExit: pass\n"
+        f"print(*sorted({{'torch', 'nemo', 'lightning', 'librosa', 'omegaconf'}} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = run_process("-c", code, cwd=ROOT)
+    assert result.stderr.splitlines()[-1] == ""
+
+
+def test_the_help_names_every_option_and_fits_the_exit_codes():
+    out = run_process(INFERENCE, "--help").stdout
+    for word in ("--model_path", "--device", "--chunk_ms", "--precision_compare", "--benchmark", "exit code", "130"):
+        assert word in out
+
+
+def test_without_the_environment_the_remedy_is_the_setup_script(tmp_path):
+    """An interpreter that has none of the packages, as in a new shell."""
+    result = run_process("-S", "-E", INFERENCE, CLIP)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1 and "source setup_env.sh" in result.stderr
+
+
+# ---------------------------------------------------------------- files in
+
+
+def test_a_44_khz_stereo_mp3_and_an_8_khz_wav_are_read_right(cli, stereo_mp3):
+    code, out, _ = cli(stereo_mp3, CLIP, "--device", "cpu")
+    assert code == 0
+    assert out.splitlines() == [f"{stereo_mp3}: {CLIP_WORDS}", f"{CLIP}: {CLIP_WORDS}"]
+
+
+def test_json_is_one_document_for_each_file_and_nothing_else(cli, stereo_mp3):
+    code, out, _ = cli(stereo_mp3, CLIP, "--device", "cpu", "--output_format", "json")
+    documents = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [d["audio"] for d in documents] == [str(stereo_mp3), str(CLIP)]
+    for document in documents:
+        assert document["text"] == CLIP_WORDS
+        assert document["device"] == "cpu" and document["engine"] == "nemo" and document["chunk_ms"] == 1120
+        assert document["duration"] == pytest.approx(6.83, abs=0.2)
+        assert "".join(t["piece"] for t in document["tokens"]).replace("▁", " ").strip() == CLIP_WORDS
+        times = [token["time"] for token in document["tokens"]]
+        assert times == sorted(times) and times[0] > 0 and times[-1] <= document["duration"]
+
+
+@pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1120])
+def test_every_chunk_size_reads_the_clip_right(cli, chunk_ms):
+    code, out, _ = cli(CLIP, "--chunk_ms", chunk_ms, "--device", "cpu", "--output_format", "json")
+    document = json.loads(out)
+    assert (code, document["text"], document["chunk_ms"]) == (0, CLIP_WORDS, chunk_ms)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_batch_gives_the_same_words_in_the_order_of_the_files(cli, tmp_path, digits, batch_size):
+    audio, rate = digits
+    short = tmp_path / "short.wav"
+    soundfile.write(short, audio[: int(1.0 * rate)], rate)
+    files = [CLIP, short, CLIP]
+    code, out, _ = cli(*files, "--batch_size", batch_size, "--device", "cpu")
+    texts = [line.partition(": ") for line in out.splitlines()]
+    assert code == 0 and [name for name, _, _ in texts] == [str(f) for f in files]
+    assert [words for _, _, words in texts] == [CLIP_WORDS, "three", CLIP_WORDS]
+
+
+def test_every_bad_file_is_one_line_and_the_good_ones_are_still_transcribed(cli, bad_files):
+    code, out, err = cli(bad_files[0], CLIP, *bad_files[1:], CLIP, "--quiet", "--batch_size", 3, "--device", "cpu")
+    assert code == 1
+    assert out.splitlines() == [f"{CLIP}: {CLIP_WORDS}"] * 2
+    assert len(err.splitlines()) == len(bad_files)
+    for path in bad_files:
+        assert sum(str(path) in line for line in err.splitlines()) == 1, err
+
+
+def test_bad_files_alone_do_not_wait_for_a_model(cli, bad_files, monkeypatch):
+    monkeypatch.setattr("nemotron_npu.recognizer.load_recognizer", None)
+    code, out, err = cli(*bad_files[:4])
+    assert (code, out, len(err.splitlines())) == (1, "", 4)
+
+
+@pytest.mark.parametrize("samples", [1, 50, 159, 160, 161, 1279, 1280, 1281])
+def test_a_recording_of_a_few_samples_gives_an_empty_text(cli, tmp_path, samples):
+    path = tmp_path / "blip.wav"
+    soundfile.write(path, np.full(samples, 0.01), 16000)
+    code, out, err = cli(path, "--quiet", "--device", "cpu")
+    assert (code, out, err) == (0, "\n", "")
+
+
+def test_a_file_that_fails_inside_the_model_does_not_cost_its_batch(cli, tmp_path, monkeypatch):
+    from nemotron_npu.nemo_engine import NemoRecognizer
+
+    poison = tmp_path / "poison.wav"
+    soundfile.write(poison, np.zeros(12345), 16000)
+    transcribe = NemoRecognizer.transcribe
+
+    def failing(self, waveforms):
+        if any(len(w) == 12345 for w in waveforms):
+            raise RuntimeError("the device said no\nat some length")
+        return transcribe(self, waveforms)
+
+    monkeypatch.setattr(NemoRecognizer, "transcribe", failing)
+    code, out, err = cli(CLIP, poison, CLIP, "--batch_size", 3, "--quiet", "--device", "cpu")
+    assert code == 1 and out.splitlines() == [f"{CLIP}: {CLIP_WORDS}"] * 2
+    assert err.splitlines() == [
+        f"inference.py: {poison}: cannot be transcribed: RuntimeError: the device said no at some length"
+    ]
+
+
+def test_a_name_with_spaces_newlines_and_bytes_that_are_no_text_can_be_used(tmp_path):
+    path = os.fsencode(tmp_path) + b"/a b\nc \xff.wav"
+    shutil.copy(CLIP, path)
+    command = [sys.executable, INFERENCE, "--output_format", "json", "--quiet", "--device", "cpu", path]
+    result = subprocess.run(command, capture_output=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["text"] == CLIP_WORDS
+
+
+# ---------------------------------------------------------------- the model
+
+
+def test_a_model_without_audio_is_checked_on_the_sine_as_in_the_write_up(cli, tiny):
+    code, out, _ = cli("--model_path", tiny, "--device", "cpu")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[:3] == [
+        "Parameters: 242,305",
+        "Preprocessed shape: [1, 128, 101]",
+        "Encoder output shape: [1, 64, 14]",
+    ]
+    assert lines[3].startswith("Transcription: ") and len(lines) == 4
+
+
+def test_the_sine_in_json_has_the_same_facts(cli, tiny):
+    code, out, _ = cli("--model_path", tiny, "--device", "cpu", "--output_format", "json")
+    document = json.loads(out)
+    assert code == 0 and document["parameters"] == 242305
+    assert document["preprocessed_shape"] == [1, 128, 101] and document["encoder_output_shape"] == [1, 64, 14]
+
+
+def test_a_chunk_size_that_the_checkpoint_does_not_offer_names_those_it_does(cli):
+    code, out, err = cli("--chunk_ms", 100)
+    assert (code, out) == (2, "")
+    assert err == "inference.py: --chunk_ms 100: this checkpoint offers 80, 160, 560, 1120\n"
+
+
+def test_a_checkpoint_with_broken_weights_is_one_line(cli, tiny, tmp_path):
+    import tarfile
+
+    broken = tmp_path / "broken.nemo"
+    with tarfile.open(tiny) as whole, tarfile.open(broken, "w") as part:
+        for member in whole:
+            if member.isfile() and "weights" not in member.name:
+                part.addfile(member, whole.extractfile(member))
+    code, out, err = cli("--model_path", broken, "--device", "cpu", "--quiet")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and str(broken) in err
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def test_the_precision_of_speech_is_compared_file_by_file_and_reported(cli, tmp_path, stereo_mp3):
+    report = tmp_path / "report.json"
+    code, out, _ = cli(CLIP, stereo_mp3, "--device", "cpu", "--precision_compare", "--report", report)
+    assert code == 0 and out.count("PASSED (< 1 %)") == 2 and out.count(CLIP_WORDS) == 2
+    figures = json.loads(report.read_text())
+    assert [c["audio"] for c in figures["precision_compare"]] == [str(CLIP), str(stereo_mp3)]
+    for comparison in figures["precision_compare"]:
+        assert comparison["verdict"] == "PASSED" and comparison["encoder"]["max_error"] == 0
+        assert comparison["cpu_against_cpu"] == {"mse": 0, "mae": 0, "max_error": 0, "relative_error_percent": 0}
+    assert figures["environment"]["command"] and figures["parameters"] > 1e6
+
+
+def test_without_audio_the_comparison_takes_the_sine(cli):
+    code, out, _ = cli("--device", "cpu", "--precision_compare")
+    assert code == 0 and "Precision of cpu against cpu: 1 s sine of 440 Hz" in out
+
+
+def test_a_comparison_that_fails_says_so_and_ends_with_1(cli, tiny, monkeypatch, tmp_path):
+    from nemotron_npu.nemo_engine import NemoRecognizer
+
+    loaded = []
+    encode = NemoRecognizer.encode
+
+    def spoiled(self, features, lengths):
+        loaded.append(self)
+        encoded, frames = encode(self, features, lengths)
+        return (encoded * 1.05 if self is loaded[0] else encoded), frames
+
+    monkeypatch.setattr(NemoRecognizer, "encode", spoiled)
+    report = tmp_path / "report.json"
+    arguments = ["--model_path", tiny, "--device", "cpu", "--precision_compare", "--report", report]
+    code, out, _ = cli(*arguments)
+    assert code == 1 and "FAILED: relative error 5.0" in out
+    assert json.loads(report.read_text())["precision_compare"][0]["verdict"] == "FAILED"
+    loaded.clear()
+    code, out, _ = cli(*arguments, "--output_format", "json")
+    assert code == 1 and json.loads(out)["precision_compare"]["verdict"] == "FAILED"
+
+
+def test_figures_that_are_not_finite_are_still_valid_json():
+    from nemotron_npu.writers import dump
+
+    assert json.loads(dump({"a": float("nan"), "b": [float("inf"), 1.5], "c": (1, None)})) == {
+        "a": None,
+        "b": [None, 1.5],
+        "c": [1, None],
+    }
+
+
+def test_the_benchmark_gives_the_write_ups_timing_and_the_whole_transcription(cli, tmp_path):
+    report = tmp_path / "report.json"
+    code, out, _ = cli(CLIP, "--device", "cpu", "--benchmark", "--report", report)
+    assert code == 0
+    for label in ("Forward of 1 s, mean", "median", "p95", "RTFx", "Peak memory"):
+        assert label in out
+    figures = json.loads(report.read_text())["benchmark"]
+    assert len(figures["forward"]["runs_ms"]) == 10
+    assert min(figures["forward"]["runs_ms"]) <= figures["forward"]["median_ms"] <= figures["forward"]["p95_ms"]
+    throughput = figures["transcribe"]
+    assert throughput["rtfx"] == pytest.approx(throughput["audio_seconds"] / throughput["seconds"])
+    assert throughput["audio_seconds"] == pytest.approx(6.831)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder/report.json", "."])
+def test_a_report_that_cannot_be_written_is_known_before_the_work(cli, name):
+    code, out, err = cli("--precision_compare", "--report", name)
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and "--report" in err
+
+
+def test_a_report_of_nothing_is_refused(cli):
+    code, _, err = cli(CLIP, "--report", "report.json")
+    assert code == 2 and "--report needs" in err
+
+
+# ---------------------------------------------------------------- devices and interruptions
+
+
+def test_a_device_that_is_not_usable_is_one_line_and_never_replaced(cli, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "torch_npu" else real(name, *rest)
+    )
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    code, out, err = cli(CLIP, "--device", "npu:0")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1 and "npu:0 is not usable: torch_npu is not installed" in err
+
+
+def test_ctrl_c_ends_with_130_and_keeps_what_was_printed(cli, monkeypatch):
+    from nemotron_npu.nemo_engine import NemoRecognizer
+
+    transcribe, calls = NemoRecognizer.transcribe, []
+
+    def interrupted(self, waveforms):
+        calls.append(waveforms)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return transcribe(self, waveforms)
+
+    monkeypatch.setattr(NemoRecognizer, "transcribe", interrupted)
+    code, out, err = cli(CLIP, CLIP, "--device", "cpu", "--quiet")
+    assert (code, out, err) == (inference.INTERRUPTED, f"{CLIP}: {CLIP_WORDS}\n", "inference.py: interrupted\n")

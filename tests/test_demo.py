@@ -1,0 +1,55 @@
+"""How the demo model was trained: its loss is NeMo's, and its test strings are what they claim to be."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from support import ROOT
+
+sys.path.insert(0, str(ROOT / "demo"))
+import train
+
+
+@pytest.mark.parametrize("batch, frames, labels, vocabulary", [(1, 5, 1, 3), (3, 12, 4, 6), (2, 30, 9, 11)])
+def test_the_vectorised_rnnt_loss_and_its_gradient_are_those_of_nemo(batch, frames, labels, vocabulary):
+    from nemo.collections.asr.losses.rnnt_pytorch import RNNTLossPytorch
+
+    torch.manual_seed(batch)
+    logits = torch.randn(batch, frames, labels + 1, vocabulary, requires_grad=True)
+    targets = torch.randint(0, vocabulary - 1, (batch, labels))
+    frame_lengths = torch.randint((frames + 1) // 2, frames + 1, (batch,))
+    label_lengths = torch.randint(1, labels + 1, (batch,))
+    frame_lengths[0], label_lengths[0] = frames, labels
+    ours = train.rnnt_loss(logits.log_softmax(-1), targets, frame_lengths, label_lengths, vocabulary - 1)
+    reference = RNNTLossPytorch(vocabulary - 1, "sum")
+    theirs = reference(acts=logits, labels=targets, act_lens=frame_lengths, label_lens=label_lengths)
+    assert ours.sum().item() == pytest.approx(theirs.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (ours.sum(), theirs)]
+    torch.testing.assert_close(*gradients, atol=5e-5, rtol=1e-4)
+
+
+def test_joining_keeps_every_sample_and_knows_when_each_word_is_said():
+    pieces = [np.full(1600, 0.1, np.float32), np.full(800, 0.2, np.float32)]
+    samples, spans = train.join(pieces, [0.1, 0.2, 0.3])
+    assert len(samples) == 1600 + 1600 + 3200 + 800 + 4800
+    for piece, (start, end) in zip(pieces, spans, strict=True):
+        assert np.array_equal(samples[round(start * 16000) : round(end * 16000)], piece)
+
+
+def test_the_test_strings_are_always_the_same_and_use_every_recording():
+    digits = [
+        {"word": word, "speaker": speaker, "samples": [np.full(400, i, np.float32)]}
+        for speaker in "ab"
+        for i, word in enumerate(train.WORDS)
+    ]
+    strings = train.test_strings(digits, 20)
+    again = train.test_strings(digits, 20)
+    assert [text for _, text in strings] == [text for _, text in again]
+    assert all(3 <= len(text.split()) <= 8 for _, text in strings)
+    assert {word for _, text in strings for word in text.split()} == set(train.WORDS)
+
+
+def test_a_frame_is_taught_its_word_around_the_end_of_that_word_and_blank_elsewhere():
+    targets = train.frame_targets([[(0.4, 0.8)]], [[7]], frames=15, blank=52)
+    assert targets.tolist() == [[52] * 8 + [7] * 4 + [52] * 3]

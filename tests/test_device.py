@@ -1,0 +1,81 @@
+"""Which device is used, and one clear line when it cannot be."""
+
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+
+from nemotron_npu.device import choose_device, device_name, peak_memory
+from nemotron_npu.errors import SetupError
+
+
+@pytest.fixture
+def no_torch_npu(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "torch_npu" else real(name, *rest)
+    )
+
+
+@pytest.fixture
+def torch_npu_without_cann(monkeypatch, tmp_path):
+    """A torch_npu that fails as the real one does where CANN's libraries cannot be found."""
+    package = tmp_path / "torch_npu"
+    package.mkdir()
+    error = "libhccl.so: cannot open shared object file: No such file or directory"
+    (package / "__init__.py").write_text(f"raise ImportError({error!r})")
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_the_cpu_is_always_there():
+    assert choose_device("cpu") == (torch.device("cpu"), None)
+    assert device_name(torch.device("cpu")) == "cpu"
+
+
+def test_without_torch_npu_the_default_is_the_cpu_and_the_reason_is_told(no_torch_npu):
+    device, reason = choose_device(None)
+    assert device == torch.device("cpu") and "torch_npu is not installed" in reason
+
+
+def test_an_npu_that_was_asked_for_is_never_replaced_by_the_cpu(no_torch_npu):
+    with pytest.raises(SetupError, match="npu:0 is not usable: torch_npu is not installed"):
+        choose_device("npu:0")
+
+
+def test_without_cann_the_remedy_is_its_set_env_sh(torch_npu_without_cann):
+    with pytest.raises(SetupError, match=r"libhccl.so.*source /usr/local/Ascend/ascend-toolkit/set_env.sh"):
+        choose_device("npu:0")
+    device, reason = choose_device(None)
+    assert device == torch.device("cpu") and "set_env.sh" in reason
+
+
+def test_a_driver_that_fails_is_one_line(monkeypatch):
+    def fail():
+        raise RuntimeError("drvGetDevNum failed\nERR99999 UNKNOWN application exception")
+
+    npu = types.SimpleNamespace(is_available=fail, device_count=lambda: 1)
+    monkeypatch.setitem(sys.modules, "torch_npu", types.ModuleType("torch_npu"))
+    monkeypatch.setattr(torch, "npu", npu, raising=False)
+    with pytest.raises(SetupError) as caught:
+        choose_device("npu:0")
+    assert "drvGetDevNum failed" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")
+def test_a_gpu_that_is_not_there_is_named():
+    with pytest.raises(SetupError, match="cuda:0 is not usable"):
+        choose_device("cuda:0")
+
+
+@pytest.mark.parametrize("name", ["tpu", "npu:", "npu:x", "cpu:0", "npu0", ""])
+def test_a_name_that_is_no_device_is_refused(name):
+    with pytest.raises(SetupError, match="no such device"):
+        choose_device(name)
+
+
+def test_peak_memory_is_that_of_this_process():
+    assert peak_memory(torch.device("cpu"))["host"] > 50 * 2**20
