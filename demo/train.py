@@ -7,7 +7,7 @@ FSDD is the free-spoken-digit-dataset with an ``index.json`` (audio, text, speak
 speaker and digit are the test split; training never sees them.  ``--voices DIR`` adds more single digits, named
 ``{digit}_{voice}_{n}.wav``.  ``--leave_out SPEAKER`` trains without that speaker and measures on him alone.
 
-What made it learn in an hour (a plain RNN-T run does not): the joins are ours, so it is known when each word is said.
+What made it learn in an hour: the joins are ours, so it is known when each word is said.
 A helper head on the encoder is first taught that alignment frame by frame, then goes on as a CTC loss beside the RNN-T
 loss; it is dropped when saving.  Strings grow longer, noisier and more varied with every step.
 """

@@ -1,11 +1,16 @@
 """How the demo model was trained: its loss is NeMo's, and its test strings are what they claim to be."""
 
+import argparse
+import json
 import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from support import ROOT
+
+from nemotron_npu.checkpoint import read_config
 
 sys.path.insert(0, str(ROOT / "demo"))
 import train
@@ -53,3 +58,24 @@ def test_the_test_strings_are_always_the_same_and_use_every_recording():
 def test_a_frame_is_taught_its_word_around_the_end_of_that_word_and_blank_elsewhere():
     targets = train.frame_targets([[(0.4, 0.8)]], [[7]], frames=15, blank=52)
     assert targets.tolist() == [[52] * 8 + [7] * 4 + [52] * 3]
+
+
+def test_training_runs_from_recordings_to_a_checkpoint_and_its_seed_decides_the_weights(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [(word, speaker) for word in train.WORDS for speaker in ("ann", "bob")]
+    for i, _ in enumerate(rows):
+        soundfile.write(tmp_path / f"{i}.wav", rng.uniform(-0.3, 0.3, 3000), 8000)
+    index = [{"audio": f"{i}.wav", "text": w, "speaker": s, "split": "train"} for i, (w, s) in enumerate(rows)]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+
+    def weights(name, seed):
+        options = {"data": tmp_path, "voices": None, "leave_out": "bob", "out": tmp_path / name, "steps": 3, "ramp": 2}
+        options |= {"batch_size": 3, "lr": 1e-3, "seed": seed, "check_every": 100}
+        model = train.train(argparse.Namespace(**options))
+        assert read_config(tmp_path / name)["encoder"]["d_model"] == train.SIZE["width"]
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    first = weights("first.nemo", 0)
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, weights("again.nemo", 0))
+    assert not torch.equal(first, weights("other.nemo", 1))
