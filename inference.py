@@ -89,14 +89,19 @@ def _device(text: str) -> str:
 class Console:
     """What a person reads while it runs, on stderr.  Results are printed to stdout."""
 
-    def __init__(self, quiet: bool):
-        self.quiet = quiet
+    def __init__(self, quiet: bool, debug: bool):
+        self.quiet, self.debug = quiet, debug
 
     def say(self, message: str) -> None:
         if not self.quiet:
             print(message, file=sys.stderr, flush=True)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str, cause: Exception | None = None) -> None:
+        """One line; with --debug the traceback of ``cause`` before it."""
+        if self.debug and cause:
+            import traceback
+
+            traceback.print_exception(cause)
         line = " ".join(message.splitlines())
         print(f"inference.py: {line}", file=sys.stderr, flush=True)
 
@@ -149,9 +154,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
             document = {"audio": name, **facts}
             if not args.audio:
                 document |= _shapes(recognizer, waveform)
-            comparison = _compare(recognizer, reference, waveform) if reference else None
+            comparison = None
+            if reference:
+                comparison = _compare(recognizer, reference, name, waveform, console)
+                failures += comparison is None or not comparison.passed
             if comparison:
-                failures += not comparison.passed
                 comparisons.append({"audio": name, **comparison.as_dict()})
             _print_result(args, document, transcript, comparison)
             if args.benchmark:
@@ -212,7 +219,7 @@ def _transcribe(recognizer, batch, console: Console):
             for item in batch:
                 yield from _transcribe(recognizer, [item], console)
             return
-        console.error(f"{batch[0][0]}: cannot be transcribed: {type(error).__name__}: {error}")
+        console.error(f"{batch[0][0]}: cannot be transcribed: {type(error).__name__}: {error}", error)
         transcripts = [None]
     for (name, waveform), transcript in zip(batch, transcripts, strict=True):
         yield name, waveform, transcript
@@ -224,10 +231,15 @@ def _shapes(recognizer, waveform) -> dict:
     return {"preprocessed_shape": list(features.shape), "encoder_output_shape": list(encoded.shape)}
 
 
-def _compare(recognizer, reference, waveform):
+def _compare(recognizer, reference, name: str, waveform, console: Console):
+    """The comparison of one file; None, and a line on stderr, if it cannot be made."""
     from nemotron_npu.precision import compare
 
-    return compare(recognizer, reference, waveform)
+    try:
+        return compare(recognizer, reference, waveform)
+    except Exception as error:
+        console.error(f"{name}: cannot be compared: {type(error).__name__}: {error}", error)
+        return None
 
 
 def _print_result(args, document: dict, transcript, comparison) -> None:
@@ -304,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     from nemotron_npu.errors import SetupError
 
-    console = Console(args.quiet)
+    console = Console(args.quiet, args.debug)
     try:
         return run(args, console)
     except KeyboardInterrupt:
@@ -313,18 +325,14 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except Exception as error:
-        if args.debug:
-            import traceback
-
-            traceback.print_exc()  # not left to the interpreter: torch_npu adds noise of its own after uncaught errors
-        if isinstance(error, ModuleNotFoundError):
-            console.error(f"{error}: source setup_env.sh first")
-            return UNUSABLE
-        if isinstance(error, SetupError):
-            console.error(str(error))
-            return UNUSABLE
-        console.error(f"{type(error).__name__}: {error} (--debug shows where)")
+    except SetupError as error:
+        console.error(str(error), error)
+        return UNUSABLE
+    except ModuleNotFoundError as error:
+        console.error(f"{error}: source setup_env.sh first", error)
+        return UNUSABLE
+    except Exception as error:  # none may escape: torch_npu adds noise of its own to uncaught ones
+        console.error(f"{type(error).__name__}: {error}" + ("" if args.debug else " (--debug shows where)"), error)
         return SOME_FAILED
 
 

@@ -267,6 +267,29 @@ def test_a_comparison_that_fails_says_so_and_ends_with_1(cli, tiny, monkeypatch,
     assert code == 1 and json.loads(out)["precision_compare"]["verdict"] == "FAILED"
 
 
+def test_a_file_that_cannot_be_compared_does_not_cost_the_others(cli, tiny, tmp_path, monkeypatch):
+    from nemotron_npu import precision
+
+    poison = tmp_path / "poison.wav"
+    soundfile.write(poison, np.zeros(12345), 16000)
+    compare = precision.compare
+
+    def failing(candidate, reference, waveform):
+        if len(waveform) == 12345:
+            raise RuntimeError("the device said no")
+        return compare(candidate, reference, waveform)
+
+    monkeypatch.setattr(precision, "compare", failing)
+    code, out, err = cli("--model_path", tiny, poison, CLIP, "--device", "cpu", "--precision_compare", "--quiet")
+    assert code == 1 and out.count("PASSED") == 1
+    assert err == f"inference.py: {poison}: cannot be compared: RuntimeError: the device said no\n"
+
+
+def test_debug_shows_where_an_error_came_from(cli, tmp_path):
+    code, _, err = cli("--model_path", tmp_path / "none.nemo", "--debug")
+    assert code == 2 and "Traceback" in err and "none.nemo: no such file" in err.splitlines()[-1]
+
+
 def test_figures_that_are_not_finite_are_still_valid_json():
     from nemotron_npu.writers import dump
 
