@@ -7,7 +7,7 @@ import re
 import tarfile
 from pathlib import Path
 
-from .errors import SetupError
+from .errors import SetupError, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_EXAMPLE = "nvidia/nemotron-speech-streaming-en-0.6b"
@@ -56,9 +56,9 @@ def _download(repo: str) -> Path:
             ) from error
         raise SetupError(f"{repo}: has no file {name}: download its .nemo file and give the path") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SetupError(
-            f"{repo}: cannot be downloaded ({reason}){mirror}: go online, or fetch {name} elsewhere and give its path"
+            f"{repo}: cannot be downloaded ({first_line(error)}){mirror}: "
+            f"go online, or fetch {name} elsewhere and give its path"
         ) from error
 
 

@@ -8,7 +8,7 @@ import resource
 import sys
 from contextlib import suppress
 
-from .errors import SetupError
+from .errors import SetupError, first_line
 
 DEVICE = re.compile(r"cpu|(npu|cuda)(:\d+)?")
 
@@ -47,13 +47,13 @@ def _npu(index: int):
         import torch_npu  # noqa: F401  registers torch.npu
     except Exception as error:  # a missing CANN library is an ImportError, a mismatched one may be anything
         raise SetupError(
-            f"npu:{index} is not usable: torch_npu cannot load CANN ({_first_line(error)}): "
+            f"npu:{index} is not usable: torch_npu cannot load CANN ({first_line(error)}): "
             "source /usr/local/Ascend/ascend-toolkit/set_env.sh first"
         ) from error
     try:
         count = torch.npu.device_count() if torch.npu.is_available() else 0
     except Exception as error:
-        raise SetupError(f"npu:{index} is not usable: {_first_line(error)}: look at npu-smi info") from error
+        raise SetupError(f"npu:{index} is not usable: {first_line(error)}: look at npu-smi info") from error
     if count == 0:
         raise SetupError(
             f"npu:{index} is not usable: torch_npu finds no NPU: look at npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
@@ -63,7 +63,7 @@ def _npu(index: int):
     try:
         torch.npu.set_device(index)
     except Exception as error:
-        raise SetupError(f"npu:{index} is not usable: {_first_line(error)}: look at npu-smi info") from error
+        raise SetupError(f"npu:{index} is not usable: {first_line(error)}: look at npu-smi info") from error
     return torch.device("npu", index)
 
 
@@ -81,10 +81,6 @@ def _cuda(index: int):
 
 def _offered(kind: str, count: int) -> str:
     return f"this host offers {kind}:0" + (f" to {kind}:{count - 1}" if count > 1 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def device_name(device) -> str:

@@ -7,3 +7,8 @@ class InputError(Exception):
 
 class SetupError(Exception):
     """The request cannot be carried out here: checkpoint, device or environment.  Exit code 2."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

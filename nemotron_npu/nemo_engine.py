@@ -10,7 +10,7 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 
 from .audio import SAMPLE_RATE
 from .checkpoint import frame_seconds
-from .errors import SetupError
+from .errors import SetupError, first_line
 from .transcript import Token, Transcript
 
 
@@ -22,11 +22,8 @@ class NemoRecognizer:
     def __init__(self, path: Path, config: dict, device: torch.device, chunk_ms: int | None, context: list[int] | None):
         try:
             model = EncDecRNNTBPEModel.restore_from(str(path), map_location="cpu")  # only the CPU can read every file
-        except MemoryError:
-            raise
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise SetupError(f"{path}: NeMo cannot restore this checkpoint: {reason}") from error
+            raise SetupError(f"{path}: NeMo cannot restore this checkpoint: {first_line(error)}") from error
         self.device = device
         self.chunk_ms = chunk_ms
         self.frame_seconds = frame_seconds(config)
