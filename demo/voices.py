@@ -4,7 +4,8 @@
     python demo/voices.py --model kokoro-int8.onnx --voices VOICES_DIR --out digits
 
 Kokoro-82M is under Apache-2.0; VOICES_DIR holds its voices as raw float32 ``*.bin`` files of [510, 1, 256], as the npm
-package kokoro-js has them; the 28 English ones are used.  Take 0 is kept at 8 kHz (as FSDD is), take 1 at 24 kHz and slower.
+package kokoro-js has them; the 28 English ones are used.  Take 0 is kept at 8 kHz (as FSDD is), take 1 is slower, at
+24 kHz.
 """
 
 from __future__ import annotations
