@@ -145,14 +145,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     }
     waveforms, comparisons = [], []
     for first in range(0, len(inputs), args.batch_size):
-        batch = _read(inputs[first : first + args.batch_size], console)
-        failures += len(inputs[first : first + args.batch_size]) - len(batch)
+        wanted = inputs[first : first + args.batch_size]
+        batch = _read(wanted, console)
+        failures += len(wanted) - len(batch)
         for name, waveform, transcript in _transcribe(recognizer, batch, console):
             if transcript is None:
                 failures += 1
                 continue
             document = {"audio": name, **facts}
-            if not args.audio:
+            if not args.audio and (args.model_path or args.output_format == "json"):  # where they are shown
                 document |= _shapes(recognizer, waveform)
             comparison = None
             if reference:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import writers
 from .audio import SAMPLE_RATE, sine
 from .device import peak_memory, reset_peak_memory, synchronize
 from .recognizer import Recognizer
@@ -75,5 +76,4 @@ def to_table(forward: Forward, throughput: Throughput, device: str) -> str:
         ("RTFx", f"{throughput.rtfx:.2f}"),
         ("Peak memory", peaks),
     ]
-    width = max(len(label) for label, _ in rows)
-    return "\n".join([f"Benchmark on {device}"] + [f"  {label:<{width}}  {value}" for label, value in rows])
+    return writers.to_table(f"Benchmark on {device}", rows)

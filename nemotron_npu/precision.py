@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from . import writers
 from .recognizer import Recognizer
 
 THRESHOLD = 1.0  # percent of relative error below which the write-up calls a device right
@@ -87,7 +88,7 @@ def compare(candidate: Recognizer, reference: Recognizer, waveform: np.ndarray) 
 
 
 def _run(recognizer: Recognizer, waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [mels, T] and encoder output [width, frames] of one recording, on the host."""
+    """Features [1, mels, T] and encoder output [1, width, frames] of one recording, on the host."""
     features, lengths = recognizer.preprocess([waveform])
     encoded, _ = recognizer.encode(features, lengths)
     return features.cpu(), encoded.cpu()
@@ -108,6 +109,4 @@ def to_table(comparison: Comparison, name: str, device: str) -> str:
         ("cpu against cpu", f"MAE = {c.cpu_against_cpu.mae}, max = {c.cpu_against_cpu.max_error}"),
         ("Verdict", f"PASSED (< {THRESHOLD:g} %)" if c.passed else "FAILED: " + "; ".join(c.failures)),
     ]
-    width = max(len(label) for label, _ in rows)
-    lines = [f"Precision of {device} against cpu: {name}"]
-    return "\n".join(lines + [f"  {label:<{width}}  {value}" for label, value in rows])
+    return writers.to_table(f"Precision of {device} against cpu: {name}", rows)

@@ -19,6 +19,12 @@ def to_json(transcript: Transcript, **facts) -> str:
     return dump({**facts, **asdict(transcript)})
 
 
+def to_table(title: str, rows: list[tuple[str, str]]) -> str:
+    """A title and, indented below it, labels with their values aligned."""
+    width = max(len(label) for label, _ in rows)
+    return "\n".join([title] + [f"  {label:<{width}}  {value}" for label, value in rows])
+
+
 def dump(document, indent: int | None = None) -> str:
     """Valid JSON, also of figures that are not finite: they become null."""
     return json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, indent=indent)

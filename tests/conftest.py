@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,16 @@ def tiny(tmp_path_factory) -> Path:
 def digits() -> tuple[np.ndarray, int]:
     """The bundled clip as recorded: float32 [samples] and its rate, 8000 Hz."""
     return soundfile.read(CLIP, dtype="float32")
+
+
+@pytest.fixture
+def no_torch_npu(monkeypatch):
+    """An environment without torch_npu, whether it is installed or not."""
+    real = importlib.util.find_spec
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "torch_npu" else real(name, *rest)
+    )
 
 
 @pytest.fixture

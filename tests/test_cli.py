@@ -328,14 +328,7 @@ def test_a_report_of_nothing_is_refused(cli):
 # ---------------------------------------------------------------- devices and interruptions
 
 
-def test_a_device_that_is_not_usable_is_one_line_and_never_replaced(cli, monkeypatch):
-    import importlib.util
-
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "torch_npu" else real(name, *rest)
-    )
-    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+def test_a_device_that_is_not_usable_is_one_line_and_never_replaced(cli, no_torch_npu):
     code, out, err = cli(CLIP, "--device", "npu:0")
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1 and "npu:0 is not usable: torch_npu is not installed" in err

@@ -1,6 +1,5 @@
 """Which device is used, and one clear line when it cannot be."""
 
-import importlib.util
 import sys
 import types
 
@@ -9,15 +8,6 @@ import torch
 
 from nemotron_npu.device import choose_device, device_name, peak_memory
 from nemotron_npu.errors import SetupError
-
-
-@pytest.fixture
-def no_torch_npu(monkeypatch):
-    real = importlib.util.find_spec
-    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "torch_npu" else real(name, *rest)
-    )
 
 
 @pytest.fixture
