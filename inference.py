@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -19,6 +21,8 @@ examples:
   python inference.py                                          the bundled model and clip
   python inference.py talk.mp3 call.wav                        files, with the bundled model (spoken digits only)
   python inference.py --model_path M.nemo talk.mp3             files, with a checkpoint of your own
+  arecord -f S16_LE -r 16000 | python inference.py -           a microphone, live
+  python inference.py --stream --chunk_ms 80 talk.mp3          a file, as if it were live
   python inference.py --model_path M.nemo                      the write-up's check on a 1 s sine
   python inference.py --model_path M.nemo --precision_compare  the device against the CPU, in figures
 
@@ -34,7 +38,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         "audio",
         nargs="*",
         metavar="AUDIO",
-        help="sound files of any kind libsndfile reads: wav, flac, ogg, mp3; any rate and channels",
+        help="sound files of any kind libsndfile reads: wav, flac, ogg, mp3; any rate and channels; "
+        "- is live sound from stdin, a wav stream or raw 16-bit little-endian mono PCM",
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -49,7 +54,23 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--chunk_ms", type=_positive, metavar="MS", help="chunk length: 80, 160, 560 or 1120 (default: the model's)"
     )
+    model.add_argument(
+        "--engine",
+        choices=["native", "nemo"],
+        default="native",
+        help="native: this project's own; nemo: stock NeMo, slow to load, the reference (default: native)",
+    )
     model.add_argument("--batch_size", type=_positive, default=1, metavar="N", help="files at a time (default: 1)")
+    live = parser.add_argument_group("live")
+    live.add_argument(
+        "--stream", action="store_true", help="feed files chunk by chunk and show their words as they are recognised"
+    )
+    live.add_argument(
+        "--sample_rate",
+        type=_sample_rate,
+        metavar="HZ",
+        help="of raw PCM on stdin (default: 16000; a wav stream tells its own)",
+    )
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument(
         "--precision_compare",
@@ -67,6 +88,16 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     output.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
     output.add_argument("--debug", action="store_true", help="show NeMo's log and full tracebacks")
     options = parser.parse_args(args)
+    if "-" in options.audio and len(options.audio) > 1:
+        parser.error("-: stdin is read alone, without files beside it")
+    if (options.stream or options.audio == ["-"]) and (options.precision_compare or options.benchmark):
+        parser.error("--precision_compare and --benchmark take files, not streams")
+    if options.stream and not options.audio and options.model_path:
+        parser.error("--stream needs AUDIO")
+    if options.stream and options.batch_size > 1:
+        parser.error("--stream takes one file at a time: leave --batch_size out")
+    if options.sample_rate and options.audio != ["-"]:
+        parser.error("--sample_rate is for raw PCM on stdin: files tell their own")
     if options.report and not (options.precision_compare or options.benchmark):
         parser.error("--report needs --precision_compare or --benchmark: there are no figures to write without them")
     return options
@@ -76,6 +107,13 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _sample_rate(text: str) -> int:
+    rate = _positive(text)
+    if not 4000 <= rate <= 384000:
+        raise argparse.ArgumentTypeError(f"{rate} Hz is no sample rate of sound: 4000 to 384000")
+    return rate
 
 
 def _device(text: str) -> str:
@@ -116,9 +154,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.model_path and is_hub_id(args.model_path):
         console.say(f"looking for {args.model_path} on Hugging Face ...")
     path = find_checkpoint(args.model_path or str(DEMO_MODEL))
-    choose_context(read_config(path), args.chunk_ms)  # a wrong --chunk_ms need not wait for NeMo
-    inputs, failures = _inputs(args, console)
-    if not inputs:
+    choose_context(read_config(path), args.chunk_ms)  # a wrong --chunk_ms need not wait for torch
+    live = args.audio == ["-"]
+    inputs, failures = ([], 0) if live else _inputs(args, console)
+    if live:
+        from nemotron_npu.audio import LiveInput
+
+        source = LiveInput(sys.stdin.fileno(), args.sample_rate)  # from now on: nothing is lost while the model loads
+    elif not inputs:
         return SOME_FAILED
 
     from nemotron_npu.device import choose_device, device_name
@@ -128,13 +171,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from nemotron_npu.recognizer import load_recognizer
 
     console.say(f"loading {path.name} ...")
-    recognizer = load_recognizer(path, device, args.chunk_ms)
-    reference = None
-    if args.precision_compare:
-        import torch
-
-        console.say("loading the CPU reference ...")
-        reference = load_recognizer(path, torch.device("cpu"), args.chunk_ms)
+    recognizer = load_recognizer(path, device, args.chunk_ms, args.engine, console.say)
+    if live or args.stream:
+        recognizer.stream()  # a checkpoint that cannot is told before any sound is taken
     facts = {
         "model": str(path),
         "parameters": recognizer.parameters,
@@ -143,40 +182,48 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "device_name": device_name(device),
         "chunk_ms": recognizer.chunk_ms,
     }
-    waveforms, comparisons = [], []
-    for first in range(0, len(inputs), args.batch_size):
-        wanted = inputs[first : first + args.batch_size]
-        batch = _read(wanted, console)
-        failures += len(wanted) - len(batch)
-        for name, waveform, transcript in _transcribe(recognizer, batch, console):
-            if transcript is None:
-                failures += 1
-                continue
-            document = {"audio": name, **facts}
-            if not args.audio and (args.model_path or args.output_format == "json"):  # where they are shown
-                document |= _shapes(recognizer, waveform)
-            comparison = None
-            if reference:
-                comparison = _compare(recognizer, reference, name, waveform, console)
-                failures += comparison is None or not comparison.passed
-            if comparison:
-                comparisons.append({"audio": name, **comparison.as_dict()})
-            _print_result(args, document, transcript, comparison)
-            if args.benchmark:
-                waveforms.append(waveform)
+    if live:
+        return _listen(args, console, recognizer, source, facts)
+    if args.stream:
+        failures += _stream_files(args, console, recognizer, inputs, facts)
+        return SOME_FAILED if failures else OK
+    reference = None
+    if args.precision_compare:
+        import torch
+
+        console.say("loading the CPU reference: NeMo ...")
+        reference = load_recognizer(path, torch.device("cpu"), args.chunk_ms, "nemo")
+    done, comparisons = [], []
+    for (name, source), transcript in _transcribe(recognizer, inputs, args.batch_size, console):
+        if transcript is None:
+            failures += 1
+            continue
+        done.append(source)
+        document = {"audio": name, **facts}
+        if not args.audio and (args.model_path or args.output_format == "json"):  # where they are shown
+            document |= _shapes(recognizer, _waveform(source))
+        comparison = None
+        if reference:
+            comparison = _compare(recognizer, reference, name, source, console)
+            failures += comparison is None or not comparison.passed
+        if comparison:
+            comparisons.append({"audio": name, **comparison.as_dict()})
+        _print_result(args, document, transcript, comparison)
     figures = {**facts, "precision_compare": comparisons} if reference else dict(facts)
-    if waveforms:
-        figures["benchmark"] = _benchmark(args, console, recognizer, waveforms)
+    if args.benchmark and done:
+        figures["benchmark"] = _benchmark(args, console, recognizer, [_waveform(source) for source in done])
     if args.report:
         _write_report(args.report, figures)
     return SOME_FAILED if failures else OK
 
 
-def _inputs(args: argparse.Namespace, console: Console) -> tuple[list[tuple[str, str | None]], int]:
-    """(name, path) of every input that looks readable, and how many do not.  The sine has no path."""
+def _inputs(args: argparse.Namespace, console: Console) -> tuple[list, int]:
+    """(name, path or samples) of every input that looks readable, and how many do not."""
     if not args.audio:
         if args.model_path or args.precision_compare:
-            return [("1 s sine of 440 Hz", None)], 0
+            from nemotron_npu.audio import sine
+
+            return [("1 s sine of 440 Hz", sine())], 0
         return [(DEMO_CLIP.name, str(DEMO_CLIP))], 0
     from nemotron_npu.audio import check_audio
     from nemotron_npu.errors import InputError
@@ -192,38 +239,143 @@ def _inputs(args: argparse.Namespace, console: Console) -> tuple[list[tuple[str,
     return inputs, failures
 
 
-def _read(inputs, console: Console) -> list:
-    """(name, waveform) of those inputs that can be decoded; the others are named on stderr."""
-    from nemotron_npu.audio import read_audio, sine
+def _waveform(source):
+    """The samples of an input: itself, or the decoded file."""
+    from nemotron_npu.audio import read_audio
+
+    return read_audio(source) if isinstance(source, str) else source
+
+
+def _transcribe(recognizer, inputs, slots: int, console: Console):
+    """Yield ((name, source), transcript) in the order of ``inputs``; None for what failed, named on stderr."""
     from nemotron_npu.errors import InputError
 
-    batch = []
-    for name, path in inputs:
-        try:
-            batch.append((name, read_audio(path) if path else sine()))
-        except InputError as error:
-            console.error(str(error))
-    return batch
+    held, position = {}, 0
 
+    def release():
+        nonlocal position
+        while position in held:
+            result = held.pop(position)
+            name, source = inputs[position]
+            position += 1
+            if isinstance(result, InputError):
+                console.error(str(result))
+            elif isinstance(result, Exception):
+                console.error(f"{name}: cannot be transcribed: {type(result).__name__}: {result}", result)
+            yield (name, source), None if isinstance(result, Exception) else result
 
-def _transcribe(recognizer, batch, console: Console):
-    """Yield (name, waveform, transcript) in order.
-
-    A batch that fails is tried again file by file; what fails then is named on stderr and yields None.
-    """
-    if not batch:
-        return
     try:
-        transcripts = recognizer.transcribe([waveform for _, waveform in batch])
-    except Exception as error:
-        if len(batch) > 1:
-            for item in batch:
-                yield from _transcribe(recognizer, [item], console)
-            return
-        console.error(f"{batch[0][0]}: cannot be transcribed: {type(error).__name__}: {error}", error)
-        transcripts = [None]
-    for (name, waveform), transcript in zip(batch, transcripts, strict=True):
-        yield name, waveform, transcript
+        for index, result in recognizer.results([source for _, source in inputs], slots):
+            held[index] = result
+            yield from release()
+    except KeyboardInterrupt:
+        for index in sorted(held):  # what is done is not lost for what was to come before it
+            position = index
+            yield from release()
+        raise
+
+
+def _listen(args, console: Console, recognizer, source, facts: dict) -> int:
+    """Recognise stdin as it comes, until it ends or Ctrl-C, and say when the recogniser falls behind real time."""
+    tell = 1.0  # seconds of delay that are worth a line
+
+    def blocks():
+        nonlocal tell
+        fed = 0.0
+        for samples in source:
+            yield samples
+            fed += len(samples) / SAMPLE_RATE
+            delay = source.delay(fed)
+            if delay > tell:
+                console.say(f"{delay:.1f} s behind real time (nothing is lost)")
+                tell = 2 * delay
+            elif delay < 0.5 and tell > 1:
+                console.say("caught up with real time")
+                tell = 1.0
+
+    from nemotron_npu.audio import SAMPLE_RATE
+
+    with _first_interrupt(source.stop) as interrupted:
+        _show_stream(args, recognizer, "stdin", blocks(), facts)
+    return INTERRUPTED if interrupted() else OK
+
+
+def _stream_files(args, console: Console, recognizer, inputs, facts: dict) -> int:
+    """Recognise files one after the other as if they were live, as fast as it goes; return how many failed."""
+    from nemotron_npu.audio import read_blocks
+    from nemotron_npu.errors import InputError
+
+    failures, stopped = 0, False
+
+    def stop():
+        nonlocal stopped
+        stopped = True
+
+    def blocks(path):
+        for block in read_blocks(path):
+            for first in range(0, len(block), recognizer.chunk_samples):
+                if stopped:
+                    return
+                yield block[first : first + recognizer.chunk_samples]
+
+    with _first_interrupt(stop) as interrupted:
+        for name, path in inputs:
+            try:
+                _show_stream(args, recognizer, name, blocks(path), facts)
+            except InputError as error:
+                console.error(str(error))
+                failures += 1
+            if interrupted():
+                raise KeyboardInterrupt
+    return failures
+
+
+def _show_stream(args, recognizer, name: str, blocks, facts: dict) -> None:
+    """Recognise one stream.  On a terminal its words appear as they are recognised, else the result at the end."""
+    from nemotron_npu.writers import to_text
+
+    growing = args.output_format == "text" and sys.stdout.isatty()
+    prefix = f"{name}: " if len(args.audio) > 1 else ""
+    shown = ""
+
+    def grow(text: str) -> None:  # a word that is shown is final, so the text only ever gets longer
+        nonlocal shown
+        if text != shown:
+            print(("" if shown else prefix) + text[len(shown) :], end="", flush=True)
+            shown = text
+
+    with recognizer.stream() as stream:
+        for samples in blocks:
+            stream.feed(samples)
+            if growing:
+                grow(" ".join(stream.text.split()))
+        transcript = stream.finish()
+    if growing:
+        grow(to_text(transcript))
+        print("" if shown else prefix, flush=True)
+    else:
+        _print_result(args, {"audio": name, **facts}, transcript, None)
+
+
+@contextmanager
+def _first_interrupt(stop):
+    """Ctrl-C calls ``stop`` the first time, so that the block at hand is finished; the second time it interrupts.
+
+    Yields a function that tells whether it came.
+    """
+    came = False
+
+    def handle(*_):
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _shapes(recognizer, waveform) -> dict:
@@ -232,12 +384,12 @@ def _shapes(recognizer, waveform) -> dict:
     return {"preprocessed_shape": list(features.shape), "encoder_output_shape": list(encoded.shape)}
 
 
-def _compare(recognizer, reference, name: str, waveform, console: Console):
+def _compare(recognizer, reference, name: str, source, console: Console):
     """The comparison of one file; None, and a line on stderr, if it cannot be made."""
     from nemotron_npu.precision import compare
 
     try:
-        return compare(recognizer, reference, waveform)
+        return compare(recognizer, reference, _waveform(source))
     except Exception as error:
         console.error(f"{name}: cannot be compared: {type(error).__name__}: {error}", error)
         return None
@@ -315,7 +467,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # any file name can be printed
     args = parse_args(argv)
-    from nemotron_npu.errors import SetupError
+    from nemotron_npu.errors import InputError, SetupError
 
     console = Console(args.quiet, args.debug)
     try:
@@ -326,6 +478,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `| head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except InputError as error:  # of a stream: files are caught one by one
+        console.error(str(error), error)
+        return SOME_FAILED
     except SetupError as error:
         console.error(str(error), error)
         return UNUSABLE

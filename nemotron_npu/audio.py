@@ -1,16 +1,35 @@
-"""Sound in: files of any kind that libsndfile reads, and the write-up's sine, as 16 kHz mono float32 in [-1, 1]."""
+"""Sound in: files of any kind that libsndfile reads, live streams, the write-up's sine: 16 kHz mono float32 in [-1, 1]."""
 
 from __future__ import annotations
 
+import io
+import math
 import os
+import queue
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import soundfile
 import soxr
 
-from .errors import InputError
+from .errors import InputError, SetupError
 
 SAMPLE_RATE = 16_000  # Hz, what the model was trained on
+BLOCK_SECONDS = 30  # of a file decoded at a time
+WAV_SUBTYPES = {  # (format tag, bits) of a wav -> libsndfile's name
+    (1, 8): "PCM_U8",
+    (1, 16): "PCM_16",
+    (1, 24): "PCM_24",
+    (1, 32): "PCM_32",
+    (3, 32): "FLOAT",
+    (3, 64): "DOUBLE",
+    (6, 8): "ALAW",
+    (7, 8): "ULAW",
+}
 
 
 def sine() -> np.ndarray:
@@ -26,24 +45,192 @@ def check_audio(path: str) -> None:
 
 
 def read_audio(path: str) -> np.ndarray:
-    """Decode ``path`` to float32 [samples] at 16 kHz; channels are averaged, other rates resampled by soxr (HQ).
+    """The whole of ``read_blocks``: float32 [samples] at 16 kHz."""
+    return np.concatenate(list(read_blocks(path)))
 
+
+def read_blocks(path: str) -> Iterator[np.ndarray]:
+    """Decode ``path`` piece by piece to float32 [samples] at 16 kHz, in memory that does not grow with its length.
+
+    Channels are averaged, other rates resampled by soxr (HQ).
     Raises InputError: missing, unreadable, not audio, broken inside, no samples, or samples that are not finite.
     """
     with _open(path) as file:
-        try:
-            samples = file.read(dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise InputError(f"{path}: broken audio: {_reason(error)}") from error
-        rate = file.samplerate
-    if not len(samples):
-        raise InputError(f"{path}: no samples: the file holds a header but no sound")
-    samples = samples.mean(axis=1)
-    if not np.isfinite(samples).all():
-        raise InputError(f"{path}: samples are not finite (NaN or infinity): export the file again")
-    if rate != SAMPLE_RATE:
-        samples = soxr.resample(samples, rate, SAMPLE_RATE)
-    return np.ascontiguousarray(samples, dtype=np.float32)
+        convert = Converter(file.samplerate)
+        count = 0
+        while True:
+            try:
+                samples = file.read(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
+            except soundfile.SoundFileError as error:
+                raise InputError(f"{path}: broken audio: {_reason(error)}") from error
+            if not len(samples):
+                break
+            if not np.isfinite(samples).all():
+                raise InputError(f"{path}: samples are not finite (NaN or infinity): export the file again")
+            count += len(samples)
+            yield convert(samples)
+        if not count:
+            raise InputError(f"{path}: no samples: the file holds a header but no sound")
+        yield convert.finish()
+
+
+def seconds(path: str) -> float:
+    """Length by the header; 0 where there is none to read."""
+    try:
+        with _open(path) as file:
+            return len(file) / file.samplerate
+    except InputError:
+        return 0.0
+
+
+class Converter:
+    """Samples of any rate and number of channels -> 16 kHz mono, piece by piece."""
+
+    def __init__(self, rate: int):
+        self.resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1) if rate != SAMPLE_RATE else None
+
+    def __call__(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
+        """float32 [samples, channels] -> float32 [samples'] at 16 kHz, as many as can be given yet."""
+        mono = samples.mean(axis=1)
+        if self.resampler:
+            mono = self.resampler.resample_chunk(mono, last=last)
+        return np.ascontiguousarray(mono, dtype=np.float32)
+
+    def finish(self) -> np.ndarray:
+        """What the resampler still holds."""
+        return self(np.zeros((0, 1), np.float32), last=True)
+
+
+@dataclass(frozen=True)
+class StreamFormat:
+    """How the samples of a stream are written."""
+
+    rate: int = SAMPLE_RATE
+    channels: int = 1
+    subtype: str = "PCM_16"
+    """As libsndfile calls it; little-endian."""
+    frame_bytes: int = 2
+    """Bytes of one sample of all channels."""
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Whole samples -> float32 [samples, channels]."""
+        kind = {"format": "RAW", "subtype": self.subtype, "endian": "LITTLE"}
+        return soundfile.read(
+            io.BytesIO(data), samplerate=self.rate, channels=self.channels, dtype="float32", always_2d=True, **kind
+        )[0]
+
+
+class LiveInput:
+    """Sound from a pipe: a wav stream, or raw 16-bit little-endian mono PCM.  Iterate for float32 [samples] at 16 kHz.
+
+    A thread reads whatever comes at once, so that a microphone's program never waits and no sample is lost, however
+    late the recogniser is.
+
+    Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither or has no samples.
+    """
+
+    def __init__(self, file_number: int, rate: int | None = None):
+        if os.isatty(file_number):
+            raise SetupError("-: stdin is a terminal: pipe sound into it, as in arecord -f S16_LE -r 16000 | ...")
+        self.file_number = file_number
+        self.format = StreamFormat(rate or SAMPLE_RATE)
+        self.began: float | None = None
+        """When the first bytes came, by time.monotonic()."""
+        self.received = 0
+        """Bytes so far."""
+        self.pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        while data := os.read(self.file_number, 1 << 16):
+            self.began = self.began or time.monotonic()
+            self.received += len(data)
+            self.pieces.put(data)
+        self.stop()
+
+    def stop(self) -> None:
+        """Take no more: iteration ends with what has come until now."""
+        self.pieces.put(b"")
+
+    def delay(self, taken: float) -> float:
+        """Seconds by which a recogniser that has taken so many seconds of sound is behind a live speaker.
+
+        Sound that comes faster than real time, from a file, is no delay.
+        """
+        if self.began is None:
+            return 0.0
+        received = self.received / (self.format.frame_bytes * self.format.rate)
+        return min(time.monotonic() - self.began, received) - taken
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        pieces = iter(self.pieces.get, b"")
+        data, header = b"", None
+        while header is None and (piece := next(pieces, b"")):
+            data += piece
+            header = _stream_header(data, self.format)
+        if header is None and len(data) >= 12:
+            raise InputError("stdin: a wav stream that ends inside its header")
+        start, size, self.format = header or (0, math.inf, self.format)
+        data = data[start:]
+        convert = Converter(self.format.rate)
+        count = 0
+        while True:
+            whole = int(min(len(data), size - count))
+            whole -= whole % self.format.frame_bytes
+            if whole:
+                samples = self.format.decode(data[:whole])
+                if not np.isfinite(samples).all():
+                    raise InputError("stdin: samples are not finite (NaN or infinity)")
+                yield convert(samples)
+                count += whole
+            data = data[whole:]
+            piece = next(pieces, b"")
+            if not piece:
+                break
+            data += piece
+        if not count:
+            raise InputError("stdin: no samples: nothing was recorded")
+        yield convert.finish()
+
+
+def _stream_header(data: bytes, raw: StreamFormat) -> tuple[int, float, StreamFormat] | None:
+    """(first byte of the sound, bytes of sound, its format) of a stream that begins with ``data``; None: more is needed.
+
+    A wav that is written into a pipe does not know its length: sizes that say so, 0 and from 2 GiB on, mean no end.
+    Raises InputError for what is clearly neither wav nor raw samples.
+    """
+    if len(data) < 12:
+        return None
+    for magic, name in ((b"ID3", "mp3"), (b"fLaC", "flac"), (b"OggS", "ogg"), (b"RIFX", "big-endian wav")):
+        if data.startswith(magic):
+            raise InputError(f"stdin: {name}: pipe it through ffmpeg -i - -f wav - first")
+    if data[:4] not in (b"RIFF", b"RF64") or data[8:12] != b"WAVE":
+        return 0, math.inf, raw
+    at, found = 12, None
+    while at + 8 <= len(data):
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8
+        if name == b"data":
+            if found is None:
+                raise InputError("stdin: a wav stream without a format")
+            return at, size if 0 < size < 0x7FFFF000 else math.inf, found
+        if name == b"fmt " and at + size <= len(data):
+            found = _wav_format(data[at : at + size])
+        at += size + size % 2
+    return None
+
+
+def _wav_format(chunk: bytes) -> StreamFormat:
+    """The ``fmt `` chunk of a wav (Microsoft's WAVEFORMATEX and WAVEFORMATEXTENSIBLE)."""
+    if len(chunk) < 16:
+        raise InputError("stdin: a wav stream with a broken format")
+    tag, channels, rate, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", chunk)
+    if tag == 0xFFFE and len(chunk) >= 26:
+        tag = struct.unpack_from("<H", chunk, 24)[0]
+    subtype = WAV_SUBTYPES.get((tag, bits))
+    if subtype is None or not channels or not 1000 <= rate <= 1_000_000 or frame_bytes != channels * bits // 8:
+        raise InputError(f"stdin: a wav stream of an unknown kind (format {tag}, {bits} bits): pipe 16-bit PCM")
+    return StreamFormat(rate, channels, subtype, frame_bytes)
 
 
 def _open(path: str) -> soundfile.SoundFile:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 
-from .audio import SAMPLE_RATE
-from .checkpoint import frame_seconds
-from .errors import SetupError, first_line
+from .audio import SAMPLE_RATE, read_audio
+from .checkpoint import choose_context, frame_seconds, read_config
+from .errors import InputError, SetupError, first_line
 from .transcript import Token, Transcript
 
 
@@ -19,7 +20,9 @@ class NemoRecognizer:
 
     engine = "nemo"
 
-    def __init__(self, path: Path, config: dict, device: torch.device, chunk_ms: int | None, context: list[int] | None):
+    def __init__(self, path: Path, device: torch.device, chunk_ms: int | None = None):
+        config = read_config(path)
+        chunk_ms, context = choose_context(config, chunk_ms)
         try:
             model = EncDecRNNTBPEModel.restore_from(str(path), map_location="cpu")  # only the CPU can read every file
         except Exception as error:
@@ -47,6 +50,36 @@ class NemoRecognizer:
     def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.inference_mode():
             return self.model.encoder(audio_signal=features, length=lengths)
+
+    def results(self, sources: list, slots: int = 1) -> Iterator[tuple[int, Transcript | Exception]]:
+        """Yield (index, transcript or what went wrong), ``slots`` recordings at a time, in order.
+
+        A batch that fails is tried again file by file, so that one recording costs no other.
+        """
+        for first in range(0, len(sources), slots):
+            batch = {}
+            for index, source in enumerate(sources[first : first + slots], first):
+                try:
+                    batch[index] = source if isinstance(source, np.ndarray) else read_audio(str(source))
+                except InputError as error:
+                    yield index, error
+            yield from self._batch(batch)
+
+    def _batch(self, batch: dict[int, np.ndarray]) -> Iterator[tuple[int, Transcript | Exception]]:
+        if not batch:
+            return
+        try:
+            yield from zip(batch, self.transcribe(list(batch.values())), strict=True)
+        except Exception as error:
+            if len(batch) == 1:
+                yield next(iter(batch)), error
+                return
+            for index, waveform in batch.items():
+                yield from self._batch({index: waveform})
+
+    def stream(self):
+        """NeMo's own streaming differs from its offline pass and is not offered here."""
+        raise SetupError("live streams need the native engine (--engine native)")
 
     def transcribe(self, waveforms: list[np.ndarray]) -> list[Transcript]:
         # shorter than one mel frame: nothing to recognise, and NeMo fails on a batch without any frame

@@ -88,10 +88,10 @@ def compare(candidate: Recognizer, reference: Recognizer, waveform: np.ndarray) 
 
 
 def _run(recognizer: Recognizer, waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [1, mels, T] and encoder output [1, width, frames] of one recording, on the host."""
+    """Features [1, mels, T] and valid encoder output [1, width, frames] of one recording, on the host."""
     features, lengths = recognizer.preprocess([waveform])
-    encoded, _ = recognizer.encode(features, lengths)
-    return features.cpu(), encoded.cpu()
+    encoded, frames = recognizer.encode(features, lengths)
+    return features.cpu(), encoded[:, :, : int(frames[0])].cpu()
 
 
 def to_table(comparison: Comparison, name: str, device: str) -> str:

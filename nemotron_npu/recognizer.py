@@ -1,47 +1,379 @@
-"""What users hold: a recognizer of one checkpoint on one device, whichever engine is behind it."""
+"""What users hold: a recognizer of one checkpoint on one device, for recordings and for live streams."""
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from .checkpoint import choose_context, read_config
-from .transcript import Transcript
+from . import audio
+from .checkpoint import Weights, choose_context, frame_seconds, read_config, read_tokenizer, read_weights
+from .decoder import Decoder, Emission
+from .encoder import Encoder
+from .errors import SetupError, Unsupported
+from .frontend import FeatureStream, Frontend
+from .transcript import Token, Transcript
+
+Source = np.ndarray | str | Path
+"""A recording: float32 [samples], mono, 16 kHz; or the path of a sound file, which is decoded piece by piece."""
+
+BLOCK_FRAMES = 128  # encoder frames of a block of a recording, at most: large products, bounded memory
+LIVE_FRAMES = 16  # the same of a live stream, which only needs more than a chunk to catch up
+SETTLE_TOKENS = 256  # of a live stream, spelled again at each look
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: stored, but no parameters
 
 
-class Recognizer(Protocol):
-    """The calls that every engine answers.  Waveforms are float32 [samples], mono, 16 kHz, each of its own length."""
+class Recognizer:
+    """The native engine.  ``nemo_engine.NemoRecognizer`` answers the same calls but ``stream``.
 
-    device: torch.device
-    engine: str
-    """``"nemo"``."""
-    chunk_ms: int | None
-    """Chunk length in use; None for a checkpoint that does not attend in chunks."""
-    frame_seconds: float
-    """Seconds of sound in one encoder frame."""
-    parameters: int
-    """Number of weights."""
+    Parameters
+    ----------
+    path : a ``.nemo`` file.
+    device : where the encoder runs.  Log-mel and the search run on the CPU: both are many small operators.
+    chunk_ms : chunk length; None takes the checkpoint's first.
+
+    Raises SetupError when the checkpoint cannot be used at all, Unsupported when this engine does not know its kind.
+    """
+
+    engine = "native"
+
+    def __init__(self, path: Path, device: torch.device, chunk_ms: int | None = None):
+        config = read_config(path)
+        self.device = device
+        self.chunk_ms, context = choose_context(config, chunk_ms)
+        """Chunk length in use; None for a checkpoint that does not attend in chunks."""
+        self.frame_seconds = frame_seconds(config)
+        """Seconds of sound in one encoder frame."""
+        if "model_path" not in config.get("tokenizer", {}):
+            raise Unsupported("a tokenizer that is not sentencepiece")
+        self.tokenizer = read_tokenizer(path, config)
+        tensors = read_weights(path)
+        host = Weights(tensors, torch.device("cpu"))
+        try:
+            self.frontend = Frontend(config, host.inside("preprocessor.featurizer."))
+            self.decoder = Decoder(config, host)
+            self.encoder = Encoder(
+                config["encoder"], Weights(tensors, device, "encoder.", host.taken), context, BLOCK_FRAMES
+            )
+        except SetupError as error:
+            raise SetupError(f"{path}: {error}") from error
+        self.parameters = _count(tensors)
+        """Number of weights."""
+        if host.left():
+            raise Unsupported(f"weights of unknown use: {', '.join(host.left()[:3])}")
+
+    @property
+    def chunk_samples(self) -> int:
+        """Samples of a chunk at 16 kHz."""
+        return round(self.encoder.chunk * self.frame_seconds * audio.SAMPLE_RATE)
+
+    # ------------------------------------------------------------------ recordings
+
+    def transcribe(self, sources: list[Source], slots: int = 1) -> list[Transcript]:
+        """Recognise recordings, ``slots`` at a time; results in input order.  Raises what the first failure raised."""
+        results: list = [None] * len(sources)
+        for index, result in self.results(sources, slots):
+            if isinstance(result, Exception):
+                raise result
+            results[index] = result
+        return results
+
+    def results(self, sources: list[Source], slots: int = 1) -> Iterator[tuple[int, Transcript | Exception]]:
+        """Yield (index, transcript or what went wrong) of each recording as soon as it is done.
+
+        With several slots the longest recordings go first, and a slot whose recording ends takes the next one.
+        A failure inside the model is tried again with each recording alone, so that one costs no other.
+        """
+        order = list(range(len(sources)))
+        if slots > 1:
+            order.sort(key=lambda index: -_seconds(sources[index]))
+        waiting = iter(order)
+        running: list[_Slot | None] = [None] * max(1, min(slots, len(sources)))
+        while True:
+            try:
+                yield from self._run(sources, waiting, running)
+                return
+            except Exception as error:
+                failed = [slot.index for slot in running if slot]
+                running = [None] * len(running)
+                if len(failed) == 1:
+                    yield failed[0], error
+                else:
+                    for index in failed:
+                        yield from ((index, result) for _, result in self.results([sources[index]]))
+
+    def _run(self, sources: list[Source], waiting: Iterator[int], running: list) -> Iterator:
+        """Yield (index, result) of the recordings ``waiting``; ``running`` holds those that are in the slots."""
+        encoder, decoder = self.encoder, self.decoder
+        slots = len(running)
+        encoder_state = encoder.new_state(slots, encoder.largest_block)
+        decoder_state = decoder.new_state(slots)
+        while True:
+            for place in range(slots):
+                while True:  # until this slot has frames to encode, or there is nothing left to recognise
+                    slot = running[place]
+                    if slot is None:
+                        index = next(waiting, None)
+                        if index is None:
+                            break
+                        slot = running[place] = _Slot(self, index, sources[index])
+                        encoder_state.restart(place)
+                        decoder.restart(decoder_state, place)
+                    try:
+                        slot.fill()
+                    except Exception as error:  # of this recording alone
+                        running[place] = None
+                        yield slot.index, error
+                        continue
+                    if slot.rows.ready:
+                        break
+                    running[place] = None
+                    yield slot.index, self.transcript(slot.emissions, slot.rows.features.samples)
+            if not any(running):
+                return
+            block = encoder.block_for(max(slot.rows.ready for slot in running if slot))
+            if not encoder.streams:  # whole recordings: nothing is carried from block to block
+                encoder_state = encoder.new_state(slots, block)
+            silence = torch.zeros(block * encoder.factor, self.frontend.mels), None, 0
+            rows, ends, counts = zip(*(slot.rows.take(block) if slot else silence for slot in running), strict=True)
+            encoded = encoder.step(torch.stack(rows).to(self.device), encoder_state, ends)
+            emissions = decoder.step(encoded.to(decoder.device), decoder_state, counts)
+            for slot, emitted in zip(running, emissions, strict=True):
+                if slot:
+                    slot.emissions += emitted
+
+    def stream(self) -> Stream:
+        """A live stream: ``with recognizer.stream() as s: s.feed(samples); s.text``.
+
+        Raises SetupError for a checkpoint that attends to the whole recording.
+        """
+        if not self.encoder.streams:
+            raise SetupError("this checkpoint attends to the whole recording: it cannot recognise a live stream")
+        return Stream(self)
+
+    # ------------------------------------------------------------------ the steps alone, for comparisons
 
     def preprocess(self, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-mel features float32 [B, mels, T] and their valid lengths int64 [B], on the device."""
+        """Log-mel features float32 [B, mels, T] and their valid lengths int64 [B], on the device.
+
+        T is one more than the longest, as NeMo has it; what lies behind a length is 0.
+        """
+        features = []
+        for waveform in waveforms:
+            stream = FeatureStream(self.frontend)
+            features.append(torch.cat([stream.feed(torch.from_numpy(waveform)), stream.finish()]))
+        lengths = torch.tensor([len(f) for f in features])
+        padded = torch.zeros(len(features), int(lengths.max()) + 1, self.frontend.mels)
+        for row, f in zip(padded, features, strict=True):
+            row[: len(f)] = f
+        return padded.transpose(1, 2).to(self.device), lengths.to(self.device)
 
     def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoder output float32 [B, width, frames] and its valid lengths int64 [B], on the device."""
+        encoder = self.encoder
+        valid = lengths.tolist()
+        frames = [encoder.frames(length) for length in valid]
+        block = encoder.block_for(max(frames))
+        total = -(-max(frames) // block) * block
+        rows = F.pad(features.transpose(1, 2), (0, 0, encoder.lead, 0))
+        rows = F.pad(rows, (0, 0, 0, max(0, total * encoder.factor - rows.shape[1])))
+        state = encoder.new_state(len(valid), block)
+        outputs = []
+        for first in range(0, total, block):
+            ends = [
+                length if first <= count <= first + block or count < first else None
+                for length, count in zip(valid, frames, strict=True)
+            ]
+            part = rows[:, first * encoder.factor : (first + block) * encoder.factor]
+            outputs.append(encoder.step(part, state, ends))
+        encoded = torch.cat(outputs, 1)[:, : max(frames)].transpose(1, 2)
+        return encoded, torch.tensor(frames, device=self.device)
 
-    def transcribe(self, waveforms: list[np.ndarray]) -> list[Transcript]:
-        """Recognise the waveforms as one batch; results in input order."""
+    # ------------------------------------------------------------------ results
+
+    def transcript(self, emissions: list[Emission], samples: int) -> Transcript:
+        """The result type of a recording of so many samples."""
+        ids = [emission.id for emission in emissions]
+        tokens = tuple(
+            Token(
+                emission.id,
+                self.tokenizer.id_to_piece(emission.id),
+                emission.frame,
+                round(emission.frame * self.frame_seconds, 3),
+                emission.probability,
+            )
+            for emission in emissions
+        )
+        return Transcript(self.tokenizer.decode(ids), tokens, samples / audio.SAMPLE_RATE)
 
 
-def load_recognizer(path: Path, device: torch.device, chunk_ms: int | None = None) -> Recognizer:
-    """Load the checkpoint ``path`` onto ``device``; ``chunk_ms`` None takes the checkpoint's default chunk.
+class _Rows:
+    """The feature rows of one recording on their way to the encoder, behind the silence in front of its first."""
 
+    def __init__(self, recognizer: Recognizer):
+        self.encoder = recognizer.encoder
+        self.features = FeatureStream(recognizer.frontend)
+        self.waiting = torch.zeros(self.encoder.lead, recognizer.frontend.mels)
+        self.position = 0
+        """Encoder frames taken."""
+        self.ended = False
+
+    def feed(self, samples: np.ndarray) -> None:
+        self.waiting = torch.cat([self.waiting, self.features.feed(torch.from_numpy(samples))])
+
+    def finish(self) -> None:
+        self.waiting = torch.cat([self.waiting, self.features.finish()])
+        self.ended = True
+
+    @property
+    def ready(self) -> int:
+        """Encoder frames that can be encoded: all that are left of a recording that has ended."""
+        if self.ended:
+            return self.encoder.frames(self.features.frames) - self.position if self.features.frames else 0
+        return len(self.waiting) // self.encoder.factor
+
+    def take(self, frames: int) -> tuple[torch.Tensor, int | None, int]:
+        """The next rows float32 [frames * factor, mels], padded with 0; the recording's features if it ends in them;
+        and how many of the frames are its own."""
+        count = min(self.ready, frames)
+        end = self.features.frames if self.ended and self.ready <= frames else None
+        rows = self.waiting[: frames * self.encoder.factor]
+        self.waiting = self.waiting[len(rows) :]
+        self.position += count
+        return F.pad(rows, (0, 0, 0, frames * self.encoder.factor - len(rows))), end, count
+
+
+class _Slot:
+    """A recording that is being recognised, and where its sound comes from."""
+
+    def __init__(self, recognizer: Recognizer, index: int, source: Source):
+        self.index = index
+        self.rows = _Rows(recognizer)
+        self.block = recognizer.encoder.largest_block if recognizer.encoder.streams else math.inf
+        self.blocks = iter([source]) if isinstance(source, np.ndarray) else audio.read_blocks(str(source))
+        self.emissions: list[Emission] = []
+
+    def fill(self) -> None:
+        """Decode sound until the largest block is ready, or the end.  Raises InputError."""
+        while not self.rows.ended and self.rows.ready < self.block:
+            samples = next(self.blocks, None)
+            if samples is None:
+                self.rows.finish()
+            else:
+                self.rows.feed(samples)
+
+
+class Stream:
+    """One live stream; made by ``Recognizer.stream``.  Leaving its ``with`` block finishes it.
+
+    Words are final as soon as they appear: the search never takes one back.
+    """
+
+    def __init__(self, recognizer: Recognizer):
+        self.recognizer = recognizer
+        self.chunk = recognizer.encoder.chunk
+        self.block = max(self.chunk, LIVE_FRAMES // self.chunk * self.chunk)
+        self.rows = _Rows(recognizer)
+        self.encoder_state = recognizer.encoder.new_state(1, self.block)
+        self.decoder_state = recognizer.decoder.new_state(1)
+        self.emissions: list[Emission] = []
+        self.settled = 0  # tokens whose words are in settled_text, so that a long stream is not spelled again and again
+        self.settled_text = ""
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None:
+            self.finish()
+
+    def feed(self, samples: np.ndarray) -> None:
+        """Recognise the next samples, float32 [any number], mono, 16 kHz, as far as they fill whole chunks.
+
+        Raises ValueError for samples of another shape or after the end.
+        """
+        if self.rows.ended:
+            raise ValueError("the stream has ended: begin a new one")
+        samples = np.ascontiguousarray(samples, dtype=np.float32)
+        if samples.ndim != 1:
+            raise ValueError(f"samples have shape {list(samples.shape)}: one channel is wanted, [samples]")
+        self.rows.feed(samples)
+        while self.rows.ready >= self.chunk:
+            self._step(min(self.rows.ready // self.chunk * self.chunk, self.block))
+
+    def finish(self) -> Transcript:
+        """Recognise what is left: the sound has ended.  The final transcript."""
+        if not self.rows.ended:
+            self.rows.finish()
+            if self.rows.ready:
+                self._step(self.chunk)
+        return self.recognizer.transcript(self.emissions, self.rows.features.samples)
+
+    @property
+    def text(self) -> str:
+        """What has been recognised so far."""
+        decode = self.recognizer.tokenizer.decode
+        waiting = self.emissions[self.settled :]
+        if len(waiting) > SETTLE_TOKENS:
+            starts = [i for i, e in enumerate(waiting) if self.recognizer.tokenizer.id_to_piece(e.id).startswith("▁")]
+            if starts and starts[-1]:
+                self.settled_text = self._joined(decode([e.id for e in waiting[: starts[-1]]]))
+                self.settled += starts[-1]
+                waiting = waiting[starts[-1] :]
+        return self._joined(decode([e.id for e in waiting]))
+
+    def _joined(self, text: str) -> str:
+        return f"{self.settled_text} {text}" if self.settled else text
+
+    @property
+    def seconds(self) -> float:
+        """Sound fed so far."""
+        return self.rows.features.samples / audio.SAMPLE_RATE
+
+    def _step(self, block: int) -> None:
+        recognizer = self.recognizer
+        rows, end, count = self.rows.take(block)
+        encoded = recognizer.encoder.step(rows[None].to(recognizer.device), self.encoder_state, [end])
+        encoded = encoded.to(recognizer.decoder.device)
+        self.emissions += recognizer.decoder.step(encoded, self.decoder_state, [count])[0]
+
+
+def load_recognizer(
+    path: Path,
+    device: torch.device,
+    chunk_ms: int | None = None,
+    engine: str = "native",
+    announce: Callable[[str], None] = warnings.warn,
+) -> Recognizer:
+    """Load the checkpoint ``path`` onto ``device`` in ``engine``: ``"native"`` or ``"nemo"``.
+
+    A checkpoint that the native engine does not support runs on stock NeMo, which ``announce`` is told in one line.
     Raises SetupError when the checkpoint cannot be used or does not offer that chunk size.
     """
-    config = read_config(path)
-    chunk_ms, context = choose_context(config, chunk_ms)
+    if engine == "native":
+        try:
+            return Recognizer(path, device, chunk_ms)
+        except Unsupported as reason:
+            announce(f"{path.name}: not supported by the native engine: {reason}: running on NeMo")
     from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
 
-    return NemoRecognizer(path, config, device, chunk_ms, context)
+    return NemoRecognizer(path, device, chunk_ms)
+
+
+def _seconds(source: Source) -> float:
+    return len(source) / audio.SAMPLE_RATE if isinstance(source, np.ndarray) else audio.seconds(str(source))
+
+
+def _count(tensors: dict[str, torch.Tensor]) -> int:
+    """Number of parameters; what two layers share counts once."""
+    parameters = {
+        tensor.data_ptr(): tensor.numel()
+        for name, tensor in tensors.items()
+        if not name.startswith("preprocessor.") and not name.endswith(BUFFERS)
+    }
+    return sum(parameters.values())

@@ -17,6 +17,8 @@ class Token:
     """Encoder frame at which it was emitted, counted from the start of the recording."""
     time: float
     """Seconds from the start of the recording: ``frame`` times the length of an encoder frame."""
+    probability: float | None = None
+    """The model's own, among all tokens and blank; None from the NeMo engine, which does not tell."""
 
 
 @dataclass(frozen=True)

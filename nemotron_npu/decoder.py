@@ -1,0 +1,192 @@
+"""Encoder frames -> tokens: greedy RNN-T decoding of a batch of slots, with state carried from block to block.
+
+The joint network is evaluated for several frames at once with the prediction network's current output: as long as
+they are blank that output stays the same, so a run of blank frames costs one small matrix product and one look at its
+result, and each emitted token one more.  The tokens are those of NeMo's frame by frame search
+(``rnnt_greedy_decoding.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .checkpoint import Weights
+from .errors import Unsupported
+
+ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+LOOKAHEAD = 8  # frames whose joint is evaluated at once: static shapes, few looks, little waste when a token is emitted
+
+
+@dataclass(frozen=True)
+class Emission:
+    """One token as it leaves the search."""
+
+    id: int
+    frame: int
+    """Encoder frame, counted from the start of the recording."""
+    probability: float
+    """Of this token among all, blank included."""
+
+
+class DecoderState:
+    """What the search remembers of the recordings in its slots; made by ``Decoder.new_state``."""
+
+    def __init__(self, hidden: list[torch.Tensor], cell: list[torch.Tensor], predicted: torch.Tensor):
+        self.hidden, self.cell = hidden, cell
+        """LSTM state of each layer, [slots, hidden]."""
+        self.predicted = predicted
+        """Output of the prediction network after the last token, projected for the joint: [slots, joint]."""
+        self.position = [0] * len(predicted)
+        """Encoder frames of each slot's recording so far."""
+
+
+class Decoder:
+    """Prediction network, joint network and greedy search of one checkpoint on one device.
+
+    Parameters
+    ----------
+    config : the checkpoint's whole config; ``decoder``, ``joint`` and ``decoding`` are read.
+    weights : the checkpoint's tensors, for the device.
+
+    Raises Unsupported for a transducer that is not an LSTM with greedy search.
+    """
+
+    def __init__(self, config: dict, weights: Weights):
+        _check(config)
+        prediction = weights.inside("decoder.prediction.")
+        embedding = prediction("embed.weight")
+        self.layers = [
+            [prediction(f"dec_rnn.lstm.{kind}_l{layer}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            for layer in range(config["decoder"]["prednet"]["pred_rnn_layers"])
+        ]
+        joint = weights.inside("joint.")
+        output = 2 if config["joint"]["jointnet"].get("dropout") else 1  # place in joint_net, behind activation, dropout
+        self.encoder_projection = joint("enc.weight"), joint("enc.bias")
+        self.prediction_projection = joint("pred.weight"), joint("pred.bias")
+        self.output = joint(f"joint_net.{output}.weight").t(), joint(f"joint_net.{output}.bias")
+        self.activation = ACTIVATIONS[config["joint"]["jointnet"]["activation"].lower()]
+        self.blank = self.output[1].shape[0] - 1
+        if len(embedding) == self.blank:  # no blank_as_pad: the start symbol is a zero vector
+            embedding = torch.cat([embedding, embedding.new_zeros(1, embedding.shape[1])])
+        self.embedding = embedding
+        greedy = (config.get("decoding") or {}).get("greedy") or {}
+        self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step")
+        """Tokens that one frame may emit; None is no limit."""
+        self.device = weights.device
+
+    @torch.inference_mode()
+    def new_state(self, slots: int) -> DecoderState:
+        """Slots at the start of their recordings: the prediction network has seen the start symbol (blank)."""
+        zeros = [self.embedding.new_zeros(slots, weight_hh.shape[1]) for _, weight_hh, _, _ in self.layers]
+        state = DecoderState(zeros, list(zeros), self.embedding.new_zeros(slots, self.output[0].shape[0]))
+        self._advance(state, torch.full((slots,), self.blank, dtype=torch.long, device=self.device))
+        return state
+
+    @torch.inference_mode()
+    def restart(self, state: DecoderState, slot: int) -> None:
+        """Begin a new recording in ``slot``."""
+        fresh = self.new_state(1)
+        for layer in range(len(self.layers)):
+            state.hidden[layer][slot] = fresh.hidden[layer][0]
+            state.cell[layer][slot] = fresh.cell[layer][0]
+        state.predicted[slot] = fresh.predicted[0]
+        state.position[slot] = 0
+
+    @torch.inference_mode()
+    def step(self, frames: torch.Tensor, state: DecoderState, counts: list[int]) -> list[list[Emission]]:
+        """Search the next frames of every slot.
+
+        Parameters
+        ----------
+        frames : float32 [slots, n, width], encoder output on the decoder's device.
+        state : is moved on.
+        counts : how many of the n frames belong to each slot's recording; 0 for an idle slot.
+
+        Returns
+        -------
+        The tokens that each slot emitted, in order.
+        """
+        slots, most, _ = frames.shape
+        projected = F.linear(frames, *self.encoder_projection)
+        projected = F.pad(projected, (0, 0, 0, LOOKAHEAD))
+        window = torch.arange(LOOKAHEAD, device=self.device)
+        slot_index = torch.arange(slots, device=self.device)[:, None]
+        emitted: list[list[Emission]] = [[] for _ in range(slots)]
+        now, symbols = [0] * slots, [0] * slots  # frame in this block, tokens that it has emitted
+        while any(frame < count for frame, count in zip(now, counts, strict=True)):
+            if slots == 1:
+                ahead = projected[0, now[0] : now[0] + LOOKAHEAD]
+            else:
+                at = torch.tensor(now, device=self.device)[:, None] + window
+                ahead = projected[slot_index, at].view(slots * LOOKAHEAD, -1)
+            predicted = state.predicted.repeat_interleave(LOOKAHEAD, 0) if slots > 1 else state.predicted
+            logits = torch.addmm(self.output[1], self.activation(ahead + predicted), self.output[0])
+            logits = logits.view(slots, LOOKAHEAD, -1)
+            best, tokens = logits.max(-1)
+            # one look at the result for all slots: the tokens, and how probable each is
+            probabilities = (best - logits.logsumexp(-1)).exp()
+            found = torch.stack([tokens.to(probabilities.dtype), probabilities]).tolist()
+            chosen = [self.blank] * slots
+            for slot in range(slots):
+                left = counts[slot] - now[slot]
+                if left <= 0:
+                    continue
+                reach = min(left, LOOKAHEAD)
+                offset = next((i for i in range(reach) if int(found[0][slot][i]) != self.blank), reach)
+                if offset:
+                    now[slot] += offset
+                    symbols[slot] = 0
+                if offset == reach:
+                    continue
+                chosen[slot] = int(found[0][slot][offset])
+                frame = state.position[slot] + now[slot]
+                emitted[slot].append(Emission(chosen[slot], frame, found[1][slot][offset]))
+                symbols[slot] += 1
+                if symbols[slot] == self.max_symbols:
+                    now[slot] += 1
+                    symbols[slot] = 0
+            if any(token != self.blank for token in chosen):
+                self._advance(state, torch.tensor(chosen, device=self.device), chosen)
+        for slot, count in enumerate(counts):
+            state.position[slot] += count
+        return emitted
+
+    def _advance(self, state: DecoderState, tokens: torch.Tensor, chosen: list[int] | None = None) -> None:
+        """Show the prediction network the ``tokens``, int64 [slots].  Slots that have ``chosen`` blank stay as they are."""
+        stay = None
+        if chosen and self.blank in chosen:
+            stay = (tokens == self.blank)[:, None]
+        x = self.embedding[tokens]
+        for layer, weights in enumerate(self.layers):
+            hidden, cell = torch.lstm_cell(x, (state.hidden[layer], state.cell[layer]), *weights)
+            x = hidden
+            if stay is not None:
+                hidden = torch.where(stay, state.hidden[layer], hidden)
+                cell = torch.where(stay, state.cell[layer], cell)
+            state.hidden[layer], state.cell[layer] = hidden, cell
+        predicted = F.linear(x, *self.prediction_projection)
+        state.predicted = predicted if stay is None else torch.where(stay, state.predicted, predicted)
+
+
+def _check(config: dict) -> None:
+    """Raise Unsupported, naming the first part that this decoder does not know."""
+    decoder, joint, decoding = config["decoder"], config["joint"], config.get("decoding") or {}
+    for part, kind in ((decoder, "RNNTDecoder"), (joint, "RNNTJoint")):
+        target = str(part.get("_target_", kind)).rsplit(".", 1)[-1]
+        if target != kind:
+            raise Unsupported(f"a {target}")
+    if decoder.get("normalization_mode"):
+        raise Unsupported(f"decoder.normalization_mode: {decoder['normalization_mode']}")
+    if decoder["prednet"].get("rnn_hidden_size", -1) > 0:
+        raise Unsupported("an LSTM with projections (decoder.prednet.rnn_hidden_size)")
+    if joint.get("num_extra_outputs"):
+        raise Unsupported("a joint network with extra outputs (TDT durations)")
+    activation = str(joint["jointnet"]["activation"]).lower()
+    if activation not in ACTIVATIONS:
+        raise Unsupported(f"joint.jointnet.activation: {activation}")
+    strategy = decoding.get("strategy", "greedy_batch")
+    if strategy not in ("greedy", "greedy_batch"):
+        raise Unsupported(f"decoding.strategy: {strategy}")

@@ -1,0 +1,544 @@
+"""Log-mel -> encoder frames: the cache-aware FastConformer, block by block, equal to NeMo's offline pass.
+
+A block is any number of whole attention chunks, so that one path serves live streams (one chunk), long recordings
+(many chunks) and batches (a recording in each slot, in lock-step).  What a block needs of the past is kept: one row
+before each subsampling stage, and for every layer the projected queries, keys and values of the left context and the
+inputs of the causal convolution.
+
+Tensors are time-major inside, [frames, slots, ...]: appending to the past is then a matrix product that writes its
+result in place, for any number of slots.  Names of weights and formulas follow NeMo's ``conformer_encoder.py``,
+``conformer_modules.py``, ``multi_head_attention.py`` and ``subsampling.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .checkpoint import Weights
+from .errors import Unsupported
+
+MASKED = -10000.0  # added to the score of a key that is not to be seen: NeMo's INF_VAL; exp() of it is 0
+
+DEFAULTS = {  # ConformerEncoder's own, NeMo 2.7.3
+    "subsampling": "striding",
+    "subsampling_factor": 4,
+    "subsampling_conv_channels": -1,
+    "causal_downsampling": False,
+    "reduction": None,
+    "feat_out": -1,
+    "n_heads": 4,
+    "self_attention_model": "rel_pos",
+    "att_context_size": None,
+    "att_context_style": "regular",
+    "xscaling": True,
+    "conv_kernel_size": 31,
+    "conv_norm_type": "batch_norm",
+    "conv_context_size": None,
+}
+
+
+class Linear:
+    """``x @ weight.T + bias`` for x [rows, in], weight [out, in], bias [out] or None."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        self.weight, self.bias = weight.t(), bias
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        if self.bias is None:
+            return torch.mm(x, self.weight, out=out)
+        return torch.addmm(self.bias, x, self.weight, out=out)
+
+    def add(self, residual: torch.Tensor, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        """``residual + scale * (x @ weight.T + bias)`` in one operator, two with a bias."""
+        if self.bias is not None:
+            residual = torch.add(residual, self.bias, alpha=scale)
+        return torch.addmm(residual, x, self.weight, alpha=scale)
+
+
+@dataclass
+class Layer:
+    """The weights of one ConformerLayer; a norm is its (weight, bias)."""
+
+    norm_ff1: tuple
+    ff1_in: Linear
+    ff1_out: Linear
+    norm_attention: tuple
+    qkv: Linear
+    """Columns in the order [head, (q, k, v), d_k], so that slots and heads are one dimension of any slice."""
+    bias_uv: torch.Tensor
+    """[2, 1, 1, heads, d_k]: pos_bias_u and pos_bias_v."""
+    position: torch.Tensor
+    """linear_pos.weight, [d_model, d_model]."""
+    attention_out: Linear
+    norm_conv: tuple
+    pointwise1: Linear
+    depthwise: torch.Tensor
+    """[kernel, 1, d_model], time first."""
+    depthwise_bias: torch.Tensor | None
+    conv_norm: tuple | None
+    """None where a batch norm was folded into ``depthwise`` and its bias."""
+    pointwise2: Linear
+    norm_ff2: tuple
+    ff2_in: Linear
+    ff2_out: Linear
+    norm_out: tuple
+
+
+class History:
+    """For each layer the last ``keep`` rows, and room behind them for the next ones: [frames, slots, width].
+
+    The window slides along a longer buffer and is moved back to its front only when that is full.
+    """
+
+    def __init__(self, layers: int, keep: int, room: int, slots: int, width: int, like: torch.Tensor):
+        self.rows = like.new_zeros(layers, 2 * keep + room, slots, width)
+        self.keep = self.end = keep
+
+    def reserve(self, count: int) -> None:
+        """Make room for ``count`` new rows."""
+        if self.end + count > self.rows.shape[1]:
+            self.rows[:, : self.keep] = self.rows[:, self.end - self.keep : self.end]
+            self.end = self.keep
+
+    def window(self, layer: int, count: int) -> torch.Tensor:
+        """The kept rows of a layer and ``count`` new ones behind them."""
+        return self.rows[layer, self.end - self.keep : self.end + count]
+
+    def clear(self, slot: int) -> None:
+        self.rows[:, self.end - self.keep : self.end, slot].zero_()
+
+
+class EncoderState:
+    """What the encoder remembers of the recordings in its slots; made by ``Encoder.new_state``."""
+
+    def __init__(self, stages: list[torch.Tensor], attention: History, convolution: History, slots: int):
+        self.stages = stages
+        """The input row before each subsampling stage, [slots, channels, 1, features]."""
+        self.attention = attention
+        self.convolution = convolution
+        self.position = [0] * slots
+        """Encoder frames of each slot's recording so far."""
+
+    @torch.inference_mode()
+    def restart(self, slot: int) -> None:
+        """Begin a new recording in ``slot``."""
+        for row in self.stages:
+            row[slot].zero_()
+        self.attention.clear(slot)
+        self.convolution.clear(slot)
+        self.position[slot] = 0
+
+
+class Encoder:
+    """The encoder of one checkpoint on one device.
+
+    Parameters
+    ----------
+    config : the checkpoint's ``encoder`` part.
+    weights : the checkpoint's tensors whose names begin with ``encoder.``, for the device.
+    context : [left, right] attention context in frames, one of the checkpoint's; None takes its first.
+    block : frames of the largest block that will be asked for.
+
+    Raises Unsupported for an encoder that is not a cache-aware FastConformer.
+    """
+
+    def __init__(
+        self,
+        config: dict,
+        weights: Weights,
+        context: list[int] | None,
+        block: int,
+    ):
+        config = {**DEFAULTS, **config}
+        _check(config)
+        self.width = config["d_model"]
+        self.heads = config["n_heads"]
+        self.head_width = self.width // self.heads
+        self.scale = 1 / math.sqrt(self.head_width)
+        self.factor = config["subsampling_factor"]
+        self.causal = config["causal_downsampling"]
+        self.x_scale = math.sqrt(self.width) if config["xscaling"] else None
+        self.chunked = config["att_context_style"] == "chunked_limited"
+        self.left, self.right = context or first_context(config)
+        self.conv_left, self.conv_right = _conv_context(config)
+        self.streams = self.left >= 0 and self.conv_right == 0 and (self.right == 0 or self.chunked and self.right > 0)
+        """Whether blocks can be encoded as they come; if not, a recording is one block, as in NeMo's offline pass."""
+        self.chunk = self.right + 1 if self.streams else 1
+        """Frames of a chunk: blocks are multiples of it."""
+        self.keep = self.left if self.streams else 0  # frames of keys and values kept
+        self.device = weights.device
+        self.mels = config["feat_in"]
+        self.stages = _subsampling(weights.inside("pre_encode.conv."), config)
+        self.subsampling_out = _linear(weights, "pre_encode.out")
+        self.layers = [self._layer(weights.inside(f"layers.{i}."), config) for i in range(config["n_layers"])]
+        self.out = _linear(weights, "out_proj") if weights.has("out_proj.weight") else None
+        self.output_width = self.width if self.out is None else self.out.weight.shape[1]
+        self.block = max(block, self.chunk) if self.streams else 0
+        self.positions = [self._project(layer, self.block) for layer in self.layers] if self.streams else None
+        self.masks = {}  # of the attention context alone, by (frames, slots)
+
+    # ------------------------------------------------------------------ lengths
+
+    @property
+    def lead(self) -> int:
+        """Rows of silence before a recording's first feature frame.
+
+        A causal encoder frame looks at features up to its own first one, f * i; with f - 1 rows in front, each
+        encoder frame is completed by exactly f rows.
+        """
+        return self.factor - 1 if self.causal else 0
+
+    def frames(self, features: int) -> int:
+        """Encoder frames of a recording of so many feature frames (subsampling.calc_length)."""
+        for _ in self.stages:
+            features = self._stage_length(features)
+        return features
+
+    def _stage_length(self, length: int) -> int:
+        """Kernel 3, stride 2, padding 2 + 1 if causal, else 1 + 1."""
+        return length // 2 + 1 if self.causal else (length - 1) // 2 + 1
+
+    def new_state(self, slots: int, block: int) -> EncoderState:
+        """Empty slots for blocks of at most ``block`` frames."""
+        like = self.subsampling_out.weight
+        rows, features, channels = [], self.mels, 1
+        for stage in self.stages:
+            rows.append(like.new_zeros(slots, channels, 1, features))
+            features, channels = self._stage_length(features), stage.channels
+        attention = History(len(self.layers), self.keep, block, slots, 3 * self.width, like)
+        convolution = History(len(self.layers), self.conv_left, block + self.conv_right, slots, self.width, like)
+        return EncoderState(rows, attention, convolution, slots)
+
+    @property
+    def largest_block(self) -> int:
+        """Frames of the largest block; without streams there is no such limit."""
+        return self.chunk << (self.block // self.chunk).bit_length() - 1 if self.streams else 0
+
+    def block_for(self, frames: int) -> int:
+        """The block that encodes so many frames, or the largest.  Few different sizes: shapes are static."""
+        if not self.streams:
+            return frames
+        chunks = -(-frames // self.chunk)
+        return min(self.chunk << (chunks - 1).bit_length(), self.largest_block)
+
+    # ------------------------------------------------------------------ one block
+
+    @torch.inference_mode()
+    def step(self, features: torch.Tensor, state: EncoderState, ends: list[int | None]) -> torch.Tensor:
+        """Encode the next block of every slot.
+
+        Parameters
+        ----------
+        features : float32 [slots, n * factor, mels] on the device: the next rows of each recording, whose first block
+            begins with ``lead`` rows of silence; what lies behind a recording's end must be 0.
+        state : is moved on by n frames.
+        ends : for each slot the number of feature frames of its recording if that ends in this block, else None.
+
+        Returns
+        -------
+        float32 [slots, n, width]; frames behind a recording's end mean nothing.
+        """
+        slots, rows, _ = features.shape
+        count = rows // self.factor
+        x = self._subsample(features, state, ends)
+        x = x.transpose(0, 1).contiguous().view(count * slots, self.width)
+        if self.x_scale:
+            x = x * self.x_scale
+        mask = self._mask(count, state, ends)
+        state.attention.reserve(count)
+        state.convolution.reserve(count + self.conv_right)
+        for index, layer in enumerate(self.layers):
+            x = self._layer_step(index, layer, x, mask, count, slots, state, ends)
+        state.attention.end += count
+        state.convolution.end += count
+        state.position = [position + count for position in state.position]
+        if self.out is not None:
+            x = self.out(x)
+        return x.view(count, slots, -1).transpose(0, 1)
+
+    def _subsample(self, features: torch.Tensor, state: EncoderState, ends: list[int | None]) -> torch.Tensor:
+        """[slots, n * factor, mels] -> [slots, n, width]."""
+        x = features.unsqueeze(1)
+        lengths, rate = list(ends), self.factor
+        pad = (2, 1) if self.causal else (1, 1)
+        for index, stage in enumerate(self.stages):
+            x = torch.cat([state.stages[index], x], 2)
+            state.stages[index] = x[:, :, -1:]
+            x = stage(F.pad(x, pad))
+            # NeMo's padding and masks are zeros at every stage, not what the stage makes of zeros
+            rate //= 2
+            lengths = [None if length is None else self._stage_length(length) for length in lengths]
+            for slot, length in enumerate(lengths):
+                first = state.position[slot] * rate - (rate - 1 if self.causal else 0)
+                if first < 0:
+                    x[slot, :, :-first].zero_()
+                if length is not None:
+                    x[slot, :, max(0, length - first) :].zero_()
+        slots, _, count, _ = x.shape
+        x = x.transpose(1, 2).contiguous().view(slots * count, -1)
+        return self.subsampling_out(x).view(slots, count, -1)
+
+    def _layer_step(self, index, layer: Layer, x, mask, count: int, slots: int, state: EncoderState, ends):
+        """ConformerLayer.forward: x [n * slots, width] -> the same."""
+        width = (self.width,)
+        x = layer.ff1_out.add(x, F.silu(layer.ff1_in(F.layer_norm(x, width, *layer.norm_ff1))), 0.5)
+
+        window = state.attention.window(index, count)
+        layer.qkv(F.layer_norm(x, width, *layer.norm_attention), out=window[self.keep :].view(count * slots, -1))
+        x = layer.attention_out.add(x, self._attention(index, layer, window, mask, count, slots))
+
+        window = state.convolution.window(index, count + self.conv_right)
+        y = layer.pointwise1(F.layer_norm(x, width, *layer.norm_conv))
+        new = window[self.conv_left : self.conv_left + count]
+        torch.ops.aten.glu.out(y, -1, out=new.view(count * slots, -1))
+        if self.conv_right:
+            for slot, end in enumerate(ends):
+                new[self.frames(end) - state.position[slot] :, slot].zero_()
+        y = self._depthwise(layer, window, count)
+        if layer.conv_norm:
+            y = F.layer_norm(y, width, *layer.conv_norm)
+        x = layer.pointwise2.add(x, F.silu(y).view(count * slots, -1))
+
+        x = layer.ff2_out.add(x, F.silu(layer.ff2_in(F.layer_norm(x, width, *layer.norm_ff2))), 0.5)
+        return F.layer_norm(x, width, *layer.norm_out)
+
+    def _depthwise(self, layer: Layer, window: torch.Tensor, count: int) -> torch.Tensor:
+        """[kernel - 1 + n, slots, width] -> [n, slots, width].
+
+        A product and a sum over a view of overlapping windows: for the few rows of a block less work than conv1d's
+        own transpositions.
+        """
+        step = window.stride(0)
+        kernel = layer.depthwise.shape[0]
+        windows = window.as_strided((count, kernel, *window.shape[1:]), (step, step, *window.stride()[1:]))
+        y = (windows * layer.depthwise).sum(1)
+        return y if layer.depthwise_bias is None else y + layer.depthwise_bias
+
+    def _attention(self, index: int, layer: Layer, window: torch.Tensor, mask, count: int, slots: int) -> torch.Tensor:
+        """RelPositionMultiHeadAttention: queries of the block over the kept and the new keys -> [n * slots, width].
+
+        scores = ((q + u) k^T + rel_shift((q + v) p^T)) / sqrt(d_k), Transformer-XL (arXiv 1901.02860), section 3.3.
+        """
+        heads, d_k, keys = self.heads, self.head_width, self.keep + count
+        window = window.view(keys, slots * heads, 3, d_k)
+        query = window[self.keep :, :, 0].view(count, slots, heads, d_k)
+        with_u, with_v = (query + layer.bias_uv).unbind(0)
+
+        # the position score of query i for the key at distance d lies in column count - 1 - i + key: NeMo's rel_shift
+        # is a view that steps one column less per row
+        position = self._position(index, layer, count)  # [heads, d_k, columns]
+        columns = position.shape[2]
+        with_v = with_v.view(count * slots, heads, d_k).transpose(0, 1)
+        if mask is None:
+            by_position = torch.bmm(with_v, position)
+        else:
+            by_position = torch.baddbmm(mask, with_v, position)
+        by_position = by_position.as_strided(
+            (slots, heads, count, keys),
+            (columns, count * slots * columns, slots * columns - 1, 1),
+            by_position.storage_offset() + count - 1,
+        ).reshape(slots * heads, count, keys)
+
+        with_u = with_u.reshape(count, slots * heads, d_k).transpose(0, 1)
+        key = window[:, :, 1].permute(1, 2, 0)
+        value = window[:, :, 2].transpose(0, 1)
+        scores = torch.baddbmm(by_position, with_u, key, alpha=self.scale)
+        attended = torch.bmm(torch.softmax(scores, -1), value)  # [slots * heads, n, d_k]
+        return attended.transpose(0, 1).contiguous().view(count * slots, self.width)
+
+    # ------------------------------------------------------------------ positions and masks
+
+    def _position(self, index: int, layer: Layer, count: int) -> torch.Tensor:
+        if self.positions is None:
+            return self._project(layer, count)
+        spare = self.block - count
+        return self.positions[index][:, :, spare : spare + self.keep + 2 * count - 1]
+
+    def _project(self, layer: Layer, count: int) -> torch.Tensor:
+        """linear_pos of the sinusoids for distances keep + n - 1 down to -(n - 1), over sqrt(d_k).
+
+        RelPositionalEncoding: sin and cos of distance * 10000^(-2 i / d_model).  [heads, d_k, keep + 2 n - 1].
+        """
+        distances = torch.arange(self.keep + count - 1, -count, -1, dtype=torch.float32, device=self.device)
+        rates = torch.exp(
+            torch.arange(0, self.width, 2, dtype=torch.float32, device=self.device) * -(math.log(10000.0) / self.width)
+        )
+        angles = distances[:, None] * rates
+        sinusoids = torch.stack([angles.sin(), angles.cos()], -1).view(len(distances), self.width)
+        projected = torch.mm(sinusoids, layer.position.t()) * self.scale
+        return projected.view(-1, self.heads, self.head_width).permute(1, 2, 0).contiguous()
+
+    def _mask(self, count: int, state: EncoderState, ends: list[int | None]) -> torch.Tensor | None:
+        """What may not be seen, to be added to the position scores before their shift: [1, n * slots, columns] or None.
+
+        None where each query sees every key: one chunk, the whole left context, no end.
+        """
+        slots = len(ends)
+        begins = [max(0, self.keep - position) for position in state.position]
+        if not any(begins) and all(end is None for end in ends):
+            key = (count, slots)
+            if key not in self.masks:
+                self.masks[key] = self._band(count, slots)
+            return self.masks[key]
+        mask = self._band(count, slots)
+        if mask is None:
+            mask = self._nothing_hidden(count, slots)
+        shifted = self._shifted(mask, count, slots)
+        for slot, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            if begin:
+                shifted[:, slot, :begin].fill_(MASKED)
+            if end is not None:
+                shifted[:, slot, self.keep + self.frames(end) - state.position[slot] :].fill_(MASKED)
+        return mask
+
+    def _nothing_hidden(self, count: int, slots: int) -> torch.Tensor:
+        return self.subsampling_out.weight.new_zeros(1, count * slots, self.keep + 2 * count - 1)
+
+    def _shifted(self, mask: torch.Tensor, count: int, slots: int) -> torch.Tensor:
+        """The view [n, slots, keys] of a mask that is laid out as the position scores are before their shift."""
+        columns = mask.shape[2]
+        return mask.as_strided((count, slots, self.keep + count), (slots * columns - 1, columns, 1), count - 1)
+
+    def _band(self, count: int, slots: int) -> torch.Tensor | None:
+        """ConformerEncoder._create_masks: the attention context alone; None if it hides nothing."""
+        if self.streams and count == self.chunk:
+            return None
+        query = torch.arange(self.keep, self.keep + count, device=self.device)[:, None]
+        key = torch.arange(self.keep + count, device=self.device)
+        left, right = self.left, self.right
+        hidden = torch.zeros_like(query - key, dtype=torch.bool)
+        if self.chunked and right >= 0:
+            chunks = query // (right + 1) - key // (right + 1)
+            hidden |= chunks < 0
+            if left >= 0:
+                hidden |= chunks > left // (right + 1)
+        else:
+            if left >= 0:
+                hidden |= key < query - left
+            if right >= 0:
+                hidden |= key > query + right
+        mask = self._nothing_hidden(count, slots)
+        self._shifted(mask, count, slots).masked_fill_(hidden[:, None], MASKED)
+        return mask
+
+    # ------------------------------------------------------------------ weights
+
+    def _layer(self, weights: Weights, config: dict) -> Layer:
+        heads, d_k = self.heads, self.head_width
+
+        def fused(kind: str) -> torch.Tensor | None:
+            if not weights.has(f"self_attn.linear_q.{kind}"):
+                return None
+            parts = [weights(f"self_attn.linear_{part}.{kind}").view(heads, d_k, -1) for part in "qkv"]
+            stacked = torch.stack(parts, 1).view(3 * self.width, -1)
+            return stacked[:, 0] if kind == "bias" else stacked
+
+        depthwise, depthwise_bias = _weight_and_bias(weights, "conv.depthwise_conv")
+        depthwise = depthwise[:, 0]  # [width, kernel]
+        conv_norm = _weight_and_bias(weights, "conv.batch_norm")
+        if config["conv_norm_type"] != "layer_norm":  # a batch norm is a scale and a shift of each channel
+            scale, shift = conv_norm
+            if config["conv_norm_type"] == "batch_norm":
+                scale = scale / torch.sqrt(weights("conv.batch_norm.running_var") + 1e-5)
+                shift = shift - weights("conv.batch_norm.running_mean") * scale
+                weights.has("conv.batch_norm.num_batches_tracked")
+            depthwise = depthwise * scale[:, None]
+            depthwise_bias = shift if depthwise_bias is None else shift + depthwise_bias * scale
+            conv_norm = None
+        uv = torch.stack([weights("self_attn.pos_bias_u"), weights("self_attn.pos_bias_v")])
+        return Layer(
+            norm_ff1=_weight_and_bias(weights, "norm_feed_forward1"),
+            ff1_in=_linear(weights, "feed_forward1.linear1"),
+            ff1_out=_linear(weights, "feed_forward1.linear2"),
+            norm_attention=_weight_and_bias(weights, "norm_self_att"),
+            qkv=Linear(fused("weight"), fused("bias")),
+            bias_uv=uv.view(2, 1, 1, heads, d_k),
+            position=weights("self_attn.linear_pos.weight"),
+            attention_out=_linear(weights, "self_attn.linear_out"),
+            norm_conv=_weight_and_bias(weights, "norm_conv"),
+            pointwise1=_linear(weights, "conv.pointwise_conv1"),
+            depthwise=depthwise.t().contiguous()[:, None],
+            depthwise_bias=depthwise_bias,
+            conv_norm=conv_norm,
+            pointwise2=_linear(weights, "conv.pointwise_conv2"),
+            norm_ff2=_weight_and_bias(weights, "norm_feed_forward2"),
+            ff2_in=_linear(weights, "feed_forward2.linear1"),
+            ff2_out=_linear(weights, "feed_forward2.linear2"),
+            norm_out=_weight_and_bias(weights, "norm_out"),
+        )
+
+
+@dataclass
+class Stage:
+    """One halving of the time axis: a 3 x 3 convolution of stride 2, in dw_striding behind the first followed by a 1 x 1."""
+
+    convolution: tuple
+    pointwise: tuple | None
+
+    @property
+    def channels(self) -> int:
+        return self.convolution[0].shape[0]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[slots, channels, 2 n + 1, features], padded -> [slots, channels, n, features / 2]."""
+        x = F.conv2d(x, *self.convolution, stride=2, groups=self.channels if self.pointwise else 1)
+        if self.pointwise:
+            x = F.conv2d(x, *self.pointwise)
+        return x.relu_()
+
+
+def _subsampling(weights: Weights, config: dict) -> list[Stage]:
+    """The stages of ConvSubsampling, whose modules are numbered with their activations."""
+    stages, number = [], 0
+    for index in range(int(math.log2(config["subsampling_factor"]))):
+        convolution = _weight_and_bias(weights, str(number))
+        pointwise = None
+        if index and config["subsampling"] == "dw_striding":
+            number += 1
+            pointwise = _weight_and_bias(weights, str(number))
+        stages.append(Stage(convolution, pointwise))
+        number += 2
+    return stages
+
+
+def _weight_and_bias(weights: Weights, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return weights(f"{name}.weight"), weights(f"{name}.bias") if weights.has(f"{name}.bias") else None
+
+
+def _linear(weights: Weights, name: str) -> Linear:
+    weight, bias = _weight_and_bias(weights, name)
+    return Linear(weight.view(weight.shape[0], -1), bias)  # a pointwise convolution is a linear layer
+
+
+def first_context(config: dict) -> list[int]:
+    """The first [left, right] of ``att_context_size``; -1 is no limit."""
+    sizes = config.get("att_context_size") or [-1, -1]
+    return list(sizes[0]) if isinstance(sizes[0], list) else list(sizes)
+
+
+def _conv_context(config: dict) -> list[int]:
+    """[left, right] padding of the depthwise convolution (ConformerEncoder._calc_context_sizes)."""
+    size, kernel = config["conv_context_size"], config["conv_kernel_size"]
+    if size == "causal":
+        return [kernel - 1, 0]
+    return list(size) if size else [(kernel - 1) // 2] * 2
+
+
+def _check(config: dict) -> None:
+    """Raise Unsupported, naming the first part that this encoder does not know."""
+    factor = config["subsampling_factor"]
+    for name, known in (
+        ("subsampling", ("striding", "dw_striding")),
+        ("self_attention_model", ("rel_pos",)),
+        ("att_context_style", ("chunked_limited", "regular")),
+        ("conv_norm_type", ("layer_norm", "batch_norm", "fused_batch_norm")),
+        ("reduction", (None, "")),
+    ):
+        if config[name] not in known:
+            raise Unsupported(f"encoder.{name}: {config[name]}")
+    if factor < 2 or factor & (factor - 1):
+        raise Unsupported(f"encoder.subsampling_factor: {factor}")
