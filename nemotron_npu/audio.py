@@ -1,4 +1,4 @@
-"""Sound in: files of any kind that libsndfile reads, live streams, the write-up's sine: 16 kHz mono float32 in [-1, 1]."""
+"""Sound in: files that libsndfile reads, live streams, the write-up's sine, as 16 kHz mono float32 in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class LiveInput:
 
 
 def _stream_header(data: bytes, raw: StreamFormat) -> tuple[int, float, StreamFormat] | None:
-    """(first byte of the sound, bytes of sound, its format) of a stream that begins with ``data``; None: more is needed.
+    """(first byte of the sound, bytes of it, its format) of a stream that begins with ``data``; None: more is needed.
 
     A wav that is written into a pipe does not know its length: sizes that say so, 0 and from 2 GiB on, mean no end.
     Raises InputError for what is clearly neither wav nor raw samples.

@@ -132,7 +132,9 @@ def read_weights(path: Path) -> dict:
                     buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants it writable
                 zipped, start = archive.extractfile(member), member.offset_data
             with zipfile.ZipFile(zipped) as records:
-                offsets = {_record(info.filename): start + _data_offset(buffer, start, info) for info in _stored(records)}
+                offsets = {
+                    _record(info.filename): start + _data_offset(buffer, start, info) for info in _stored(records)
+                }
                 pickled = next(info for info in records.infolist() if _record(info.filename) == "data.pkl")
                 with records.open(pickled) as file:
                     weights = _Unpickler(file, buffer, offsets).load()
@@ -155,7 +157,7 @@ class _Memory(mmap.mmap):
 
 
 class Weights:
-    """The tensors of a checkpoint on their way to their place: by name, float32, on ``device``; who took what is kept."""
+    """The tensors of a checkpoint on their way to their place: by name, as float32 on ``device``."""
 
     def __init__(self, tensors: dict, device, prefix: str = "", taken: set | None = None):
         self.tensors, self.device, self.prefix = tensors, device, prefix

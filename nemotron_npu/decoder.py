@@ -63,7 +63,7 @@ class Decoder:
             for layer in range(config["decoder"]["prednet"]["pred_rnn_layers"])
         ]
         joint = weights.inside("joint.")
-        output = 2 if config["joint"]["jointnet"].get("dropout") else 1  # place in joint_net, behind activation, dropout
+        output = 2 if config["joint"]["jointnet"].get("dropout") else 1  # behind activation and dropout
         self.encoder_projection = joint("enc.weight"), joint("enc.bias")
         self.prediction_projection = joint("pred.weight"), joint("pred.bias")
         self.output = joint(f"joint_net.{output}.weight").t(), joint(f"joint_net.{output}.bias")
@@ -155,7 +155,7 @@ class Decoder:
         return emitted
 
     def _advance(self, state: DecoderState, tokens: torch.Tensor, chosen: list[int] | None = None) -> None:
-        """Show the prediction network the ``tokens``, int64 [slots].  Slots that have ``chosen`` blank stay as they are."""
+        """Show the prediction network the ``tokens``, int64 [slots].  Slots that chose blank stay as they are."""
         stay = None
         if chosen and self.blank in chosen:
             stay = (tokens == self.blank)[:, None]

@@ -333,10 +333,7 @@ class Encoder:
         position = self._position(index, layer, count)  # [heads, d_k, columns]
         columns = position.shape[2]
         with_v = with_v.view(count * slots, heads, d_k).transpose(0, 1)
-        if mask is None:
-            by_position = torch.bmm(with_v, position)
-        else:
-            by_position = torch.baddbmm(mask, with_v, position)
+        by_position = torch.bmm(with_v, position) if mask is None else torch.baddbmm(mask, with_v, position)
         by_position = by_position.as_strided(
             (slots, heads, count, keys),
             (columns, count * slots * columns, slots * columns - 1, 1),
@@ -474,7 +471,7 @@ class Encoder:
 
 @dataclass
 class Stage:
-    """One halving of the time axis: a 3 x 3 convolution of stride 2, in dw_striding behind the first followed by a 1 x 1."""
+    """One halving of the time axis: a 3 x 3 convolution of stride 2; a depthwise one is followed by a 1 x 1."""
 
     convolution: tuple
     pointwise: tuple | None

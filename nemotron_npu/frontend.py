@@ -1,4 +1,4 @@
-"""Samples -> log-mel features as NeMo's AudioToMelSpectrogramPreprocessor computes them, over a signal that may grow."""
+"""Samples -> log-mel features as NeMo's AudioToMelSpectrogramPreprocessor has them, of a signal that may grow."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Frontend:
         self.guard = settings["log_zero_guard_value"]
         if isinstance(self.guard, str):
             self.guard = getattr(torch.finfo(torch.float32), self.guard)
-        window = weights("window") if weights.has("window") else torch.ones(window_length)
+        window = weights("window")
         lead = (self.n_fft - len(window)) // 2  # torch.stft centres a shorter window
         self.window = F.pad(window, (lead, self.n_fft - len(window) - lead))
         self.reach = int(self.window.nonzero().max()) + 1 if self.window.any() else self.n_fft

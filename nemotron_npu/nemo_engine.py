@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.collections.asr.parts.mixins.transcription import TranscribeConfig
 
 from .audio import SAMPLE_RATE, read_audio
 from .checkpoint import choose_context, frame_seconds, read_config
@@ -86,9 +87,11 @@ class NemoRecognizer:
         audible = [i for i, waveform in enumerate(waveforms) if len(waveform) >= self.stride]
         transcripts = [Transcript("", (), len(waveform) / SAMPLE_RATE) for waveform in waveforms]
         if audible:
-            hypotheses = self.model.transcribe(
-                [waveforms[i] for i in audible], batch_size=len(audible), return_hypotheses=True, verbose=False
+            options = TranscribeConfig(batch_size=len(audible), return_hypotheses=True, verbose=False)
+            options.pad_min_duration = (
+                0.0  # else NeMo centres short recordings in 1 s of silence, which moves all times
             )
+            hypotheses = self.model.transcribe([waveforms[i] for i in audible], override_config=options)
             self.model.eval()  # transcribe() leaves its parts in training mode, with dropout
             for i, hypothesis in zip(audible, hypotheses, strict=True):
                 transcripts[i] = self._transcript(hypothesis, waveforms[i])

@@ -127,25 +127,33 @@ def train_tokenizer(lines: list[str], pieces: int, directory: str | Path) -> Non
     )
 
 
-def build_model(tokenizer_dir: str | Path, *, seed: int = 0, **size):
+def build_model(tokenizer_dir: str | Path, *, seed: int = 0, parts: dict | None = None, **size):
     """An ``EncDecRNNTBPEModel`` with random weights in the given size (see FULL_SIZE)."""
     import torch
     from nemo.collections.asr.models import EncDecRNNTBPEModel
     from omegaconf import OmegaConf
 
     torch.manual_seed(seed)
-    return EncDecRNNTBPEModel(cfg=OmegaConf.create(nemotron_config(str(tokenizer_dir), **size)))
+    config = nemotron_config(str(tokenizer_dir), **size)
+    for part, changes in (parts or {}).items():
+        config[part].update(changes)
+    if config["encoder"]["d_model"] != size["width"]:
+        config["model_defaults"]["enc_hidden"] = config["encoder"]["d_model"]
+    return EncDecRNNTBPEModel(cfg=OmegaConf.create(config))
 
 
-def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0) -> int:
-    """Write a random checkpoint of ``size`` to ``path``; return its number of parameters."""
+def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0, **parts: dict) -> int:
+    """Write a random checkpoint of ``size`` to ``path``; return its number of parameters.
+
+    ``parts`` change the config: ``encoder={"use_bias": True}``.
+    """
     from pydoc_data.topics import topics  # English text that every Python has
 
     text = [line for topic in sorted(topics) for line in topics[topic].lower().splitlines()]
     lines = [" ".join(word for word in line.split() if word.isascii() and word.isalpha()) for line in text]
     with tempfile.TemporaryDirectory() as directory:
         train_tokenizer([line for line in lines if line], size["pieces"], directory)
-        model = build_model(directory, seed=seed, **size).eval()
+        model = build_model(directory, seed=seed, parts=parts, **size).eval()
         _speak(model)
         model.save_to(str(path))
     return sum(p.numel() for p in model.parameters())

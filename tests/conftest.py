@@ -15,7 +15,7 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a torch_npu without CANN mu
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from checkpoints import TINY_SIZE, make_random_checkpoint
-from support import CLIP
+from support import CLIP, PARITY
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +56,16 @@ def cli(capsys):
         return code, *capsys.readouterr()
 
     return call
+
+
+def pytest_configure(config):
+    config.stash[PARITY] = {}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The largest differences between the native engine and NeMo that the parity tests saw."""
+    seen = config.stash[PARITY]
+    if seen:
+        terminalreporter.section("largest difference from NeMo")
+        for kind, difference in sorted(seen.items()):
+            terminalreporter.write_line(f"{kind:<24} {difference:.2e}")
