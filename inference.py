@@ -419,17 +419,18 @@ def _print_result(args, document: dict, transcript, comparison) -> None:
 def _benchmark(args, console: Console, recognizer, waveforms) -> dict:
     from dataclasses import asdict
 
-    from nemotron_npu.benchmark import benchmark_forward, benchmark_transcribe, to_table
+    from nemotron_npu.benchmark import benchmark_forward, benchmark_transcribe, count_operators, to_table
 
     console.say("timing ...")
     forward = benchmark_forward(recognizer)
+    operators = count_operators(recognizer)
     throughput = benchmark_transcribe(recognizer, waveforms, args.batch_size)
-    table = to_table(forward, throughput, str(recognizer.device))
+    table = to_table(forward, operators, throughput, str(recognizer.device))
     if args.output_format == "json":  # there stdout is for one document a file
         console.say(table)
     else:
         print(table, flush=True)
-    return {"forward": asdict(forward), "transcribe": asdict(throughput)}
+    return {"forward": asdict(forward), "operators": asdict(operators), "transcribe": asdict(throughput)}
 
 
 def _check_report(name: str | None) -> None:

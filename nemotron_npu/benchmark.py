@@ -1,4 +1,4 @@
-"""``--benchmark``: the write-up's timing of preprocessor + encoder on its sine, then whole transcriptions."""
+"""``--benchmark``: the write-up's timing of preprocessor + encoder on its sine, operators, whole transcriptions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import writers
 from .audio import SAMPLE_RATE, sine
@@ -51,27 +53,73 @@ def benchmark_forward(recognizer: Recognizer) -> Forward:
     return Forward(statistics.fmean(runs), statistics.median(runs), float(np.percentile(runs, 95)), runs)
 
 
+@dataclass(frozen=True)
+class Operators:
+    """Dispatched operators that are not views: what decides the speed of a device that the host has to feed."""
+
+    forward: int
+    """Of preprocessor + encoder over 1 s of sound."""
+    step: int | None
+    """Of one encoder step of a live stream whose left context is full; None without streams."""
+
+
+class _Count(TorchDispatchMode):
+    """Count what reaches the kernels: composite operators by their parts, views not at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        with self:
+            result = function.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        self.operators += not (function.is_view or function is torch.ops.aten._unsafe_view.default)
+        return function(*args, **kwargs)
+
+
+def count_operators(recognizer: Recognizer) -> Operators:
+    """Count the operators of the forward pass of the sine, and of a steady step in the native engine."""
+    with _Count() as forward:
+        recognizer.encode(*recognizer.preprocess([sine()]))
+    encoder = getattr(recognizer, "encoder", None)
+    if encoder is None or not encoder.streams:
+        return Operators(forward.operators, None)
+    state = encoder.new_state(1, encoder.chunk)
+    features = torch.zeros(1, encoder.chunk * encoder.factor, encoder.mels, device=recognizer.device)
+    while state.position[0] < encoder.keep:
+        encoder.step(features, state, [None])
+    with _Count() as step:
+        encoder.step(features, state, [None])
+    return Operators(forward.operators, step.operators)
+
+
 def benchmark_transcribe(recognizer: Recognizer, waveforms: list[np.ndarray], batch_size: int) -> Throughput:
-    """Time ``transcribe`` over all ``waveforms`` in batches of ``batch_size``, after a warm-up on the first."""
+    """Time the transcription of all ``waveforms``, ``batch_size`` at a time, after a warm-up on the first."""
     recognizer.transcribe(waveforms[:1])
     reset_peak_memory(recognizer.device)
     synchronize(recognizer.device)
     began = time.perf_counter()
-    for first in range(0, len(waveforms), batch_size):
-        recognizer.transcribe(waveforms[first : first + batch_size])
+    for _, result in recognizer.results(waveforms, batch_size):
+        if isinstance(result, Exception):
+            raise result
     synchronize(recognizer.device)
     seconds = time.perf_counter() - began
     audio_seconds = sum(len(w) for w in waveforms) / SAMPLE_RATE
     return Throughput(seconds, audio_seconds, audio_seconds / seconds, peak_memory(recognizer.device))
 
 
-def to_table(forward: Forward, throughput: Throughput, device: str) -> str:
-    """Both for a terminal."""
+def to_table(forward: Forward, operators: Operators, throughput: Throughput, device: str) -> str:
+    """All of them for a terminal."""
     peaks = ", ".join(f"{where} {bytes_ / 2**20:,.0f} MiB" for where, bytes_ in throughput.peak_bytes.items())
     rows = [
         ("Forward of 1 s, mean", f"{forward.mean_ms:.2f} ms (preprocessor + encoder, {RUNS} runs)"),
         ("Forward of 1 s, median", f"{forward.median_ms:.2f} ms"),
         ("Forward of 1 s, p95", f"{forward.p95_ms:.2f} ms"),
+        ("Operators, forward of 1 s", f"{operators.forward:,}"),
+        ("Operators, live step", f"{operators.step:,}" if operators.step else "-"),
         ("Transcription", f"{throughput.seconds:.3f} s for {throughput.audio_seconds:.2f} s of sound"),
         ("RTFx", f"{throughput.rtfx:.2f}"),
         ("Peak memory", peaks),

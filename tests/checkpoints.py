@@ -142,10 +142,10 @@ def build_model(tokenizer_dir: str | Path, *, seed: int = 0, parts: dict | None 
     return EncDecRNNTBPEModel(cfg=OmegaConf.create(config))
 
 
-def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0, **parts: dict) -> int:
+def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0, speak: bool = True, **parts: dict) -> int:
     """Write a random checkpoint of ``size`` to ``path``; return its number of parameters.
 
-    ``parts`` change the config: ``encoder={"use_bias": True}``.
+    ``parts`` change the config: ``encoder={"use_bias": True}``.  ``speak`` makes it emit some tokens a second.
     """
     from pydoc_data.topics import topics  # English text that every Python has
 
@@ -154,7 +154,8 @@ def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0, **parts:
     with tempfile.TemporaryDirectory() as directory:
         train_tokenizer([line for line in lines if line], size["pieces"], directory)
         model = build_model(directory, seed=seed, parts=parts, **size).eval()
-        _speak(model)
+        if speak:
+            _speak(model)
         model.save_to(str(path))
     return sum(p.numel() for p in model.parameters())
 

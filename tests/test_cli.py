@@ -54,7 +54,7 @@ def test_quiet_leaves_stderr_empty():
 
 
 def test_debug_shows_the_log_of_nemo():
-    result = run_process(INFERENCE, "--debug", "--device", "cpu", CLIP)
+    result = run_process(INFERENCE, "--debug", "--engine", "nemo", "--device", "cpu", CLIP)
     assert result.returncode == 0 and result.stdout.strip().endswith(CLIP_WORDS)
     assert "NeMo" in result.stderr
 
@@ -106,11 +106,24 @@ def test_json_is_one_document_for_each_file_and_nothing_else(cli, stereo_mp3):
     assert code == 0 and [d["audio"] for d in documents] == [str(stereo_mp3), str(CLIP)]
     for document in documents:
         assert document["text"] == CLIP_WORDS
-        assert document["device"] == "cpu" and document["engine"] == "nemo" and document["chunk_ms"] == 1120
+        assert document["device"] == "cpu" and document["engine"] == "native" and document["chunk_ms"] == 1120
         assert document["duration"] == pytest.approx(6.83, abs=0.2)
         assert "".join(t["piece"] for t in document["tokens"]).replace("▁", " ").strip() == CLIP_WORDS
         times = [token["time"] for token in document["tokens"]]
         assert times == sorted(times) and times[0] > 0 and times[-1] <= document["duration"]
+        assert all(0 < token["probability"] <= 1 for token in document["tokens"])
+
+
+def test_nemo_gives_the_same_tokens_without_their_probabilities(cli):
+    documents = []
+    for engine in ("native", "nemo"):
+        code, out, _ = cli(CLIP, "--engine", engine, "--device", "cpu", "--output_format", "json")
+        assert code == 0
+        documents.append(json.loads(out))
+    native, nemo = documents
+    assert (nemo["engine"], nemo["text"], nemo["parameters"]) == ("nemo", CLIP_WORDS, native["parameters"])
+    assert {token["probability"] for token in nemo["tokens"]} == {None}
+    assert [{**token, "probability": None} for token in native["tokens"]] == nemo["tokens"]
 
 
 @pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1120])
@@ -155,24 +168,81 @@ def test_a_recording_of_a_few_samples_gives_an_empty_text(cli, tmp_path, samples
     assert (code, out, err) == (0, "\n", "")
 
 
-def test_a_file_that_fails_inside_the_model_does_not_cost_its_batch(cli, tmp_path, monkeypatch):
+POISON, POISON_FEATURES, POISON_FRAMES = 12345, 77, 11  # of a recording: samples, feature and encoder frames
+
+
+@pytest.fixture
+def poison(tmp_path):
+    path = tmp_path / "poison.wav"
+    soundfile.write(path, np.zeros(POISON), 16000)
+    return path
+
+
+def poison_the_encoder(monkeypatch):
+    from nemotron_npu.encoder import Encoder
+
+    step = Encoder.step
+
+    def failing(self, rows, state, ends):
+        if POISON_FEATURES in ends:
+            raise RuntimeError("the device said no\nat some length")
+        return step(self, rows, state, ends)
+
+    monkeypatch.setattr(Encoder, "step", failing)
+
+
+def poison_the_decoder(monkeypatch):
+    from nemotron_npu.decoder import Decoder
+
+    step = Decoder.step
+
+    def failing(self, frames, state, counts):
+        if POISON_FRAMES in counts:
+            raise RuntimeError("the device said no\nat some length")
+        return step(self, frames, state, counts)
+
+    monkeypatch.setattr(Decoder, "step", failing)
+
+
+def poison_nemo(monkeypatch):
     from nemotron_npu.nemo_engine import NemoRecognizer
 
-    poison = tmp_path / "poison.wav"
-    soundfile.write(poison, np.zeros(12345), 16000)
     transcribe = NemoRecognizer.transcribe
 
     def failing(self, waveforms):
-        if any(len(w) == 12345 for w in waveforms):
+        if any(len(w) == POISON for w in waveforms):
             raise RuntimeError("the device said no\nat some length")
         return transcribe(self, waveforms)
 
     monkeypatch.setattr(NemoRecognizer, "transcribe", failing)
-    code, out, err = cli(CLIP, poison, CLIP, "--batch_size", 3, "--quiet", "--device", "cpu")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize(
+    "engine, make_fail",
+    [("native", poison_the_encoder), ("native", poison_the_decoder), ("nemo", poison_nemo)],
+    ids=["encoder", "decoder", "nemo"],
+)
+def test_a_file_that_fails_inside_the_model_does_not_cost_its_batch(
+    cli, poison, monkeypatch, engine, make_fail, batch_size
+):
+    make_fail(monkeypatch)
+    options = ["--engine", engine, "--batch_size", batch_size, "--quiet", "--device", "cpu"]
+    code, out, err = cli(CLIP, poison, CLIP, *options)
     assert code == 1 and out.splitlines() == [f"{CLIP}: {CLIP_WORDS}"] * 2
     assert err.splitlines() == [
         f"inference.py: {poison}: cannot be transcribed: RuntimeError: the device said no at some length"
     ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_file_that_breaks_off_in_its_middle_does_not_cost_its_batch(cli, tmp_path, batch_size):
+    broken = tmp_path / "broken.flac"
+    soundfile.write(broken, np.random.default_rng(0).uniform(-1, 1, 40000), 16000)
+    broken.write_bytes(broken.read_bytes()[:9000])
+    code, out, err = cli(CLIP, broken, CLIP, "--batch_size", batch_size, "--quiet", "--device", "cpu")
+    assert code == 1 and out.splitlines() == [f"{CLIP}: {CLIP_WORDS}"] * 2
+    assert len(err.splitlines()) == 1 and f"{broken}: broken audio" in err
 
 
 def test_a_name_with_spaces_newlines_and_bytes_that_are_no_text_can_be_used(tmp_path):
@@ -235,9 +305,19 @@ def test_the_precision_of_speech_is_compared_file_by_file_and_reported(cli, tmp_
     figures = json.loads(report.read_text())
     assert [c["audio"] for c in figures["precision_compare"]] == [str(CLIP), str(stereo_mp3)]
     for comparison in figures["precision_compare"]:
-        assert comparison["verdict"] == "PASSED" and comparison["encoder"]["max_error"] == 0
+        assert comparison["verdict"] == "PASSED" and comparison["encoder"]["max_error"] < 1e-4
         assert comparison["cpu_against_cpu"] == {"mse": 0, "mae": 0, "max_error": 0, "relative_error_percent": 0}
     assert figures["environment"]["command"] and figures["parameters"] > 1e6
+
+
+def test_nemo_compared_with_nemo_on_the_cpu_is_equal_to_the_last_bit(cli, tiny, tmp_path):
+    report = tmp_path / "report.json"
+    options = ["--engine", "nemo", "--device", "cpu", "--precision_compare", "--report", report]
+    assert cli("--model_path", tiny, *options)[0] == 0
+    figures = json.loads(report.read_text())
+    comparison = figures["precision_compare"][0]
+    assert figures["engine"] == "nemo"
+    assert comparison["encoder"]["max_error"] == comparison["preprocessor"]["max_error"] == 0
 
 
 def test_without_audio_the_comparison_takes_the_sine(cli):
@@ -246,36 +326,31 @@ def test_without_audio_the_comparison_takes_the_sine(cli):
 
 
 def test_a_comparison_that_fails_says_so_and_ends_with_1(cli, tiny, monkeypatch, tmp_path):
-    from nemotron_npu.nemo_engine import NemoRecognizer
+    from nemotron_npu.recognizer import Recognizer
 
-    loaded = []
-    encode = NemoRecognizer.encode
+    encode = Recognizer.encode
 
     def spoiled(self, features, lengths):
-        loaded.append(self)
         encoded, frames = encode(self, features, lengths)
-        return (encoded * 1.05 if self is loaded[0] else encoded), frames
+        return encoded * 1.05, frames
 
-    monkeypatch.setattr(NemoRecognizer, "encode", spoiled)
+    monkeypatch.setattr(Recognizer, "encode", spoiled)
     report = tmp_path / "report.json"
     arguments = ["--model_path", tiny, "--device", "cpu", "--precision_compare", "--report", report]
     code, out, _ = cli(*arguments)
     assert code == 1 and "FAILED: relative error 5.0" in out
     assert json.loads(report.read_text())["precision_compare"][0]["verdict"] == "FAILED"
-    loaded.clear()
     code, out, _ = cli(*arguments, "--output_format", "json")
     assert code == 1 and json.loads(out)["precision_compare"]["verdict"] == "FAILED"
 
 
-def test_a_file_that_cannot_be_compared_does_not_cost_the_others(cli, tiny, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_compared_does_not_cost_the_others(cli, tiny, poison, monkeypatch):
     from nemotron_npu import precision
 
-    poison = tmp_path / "poison.wav"
-    soundfile.write(poison, np.zeros(12345), 16000)
     compare = precision.compare
 
     def failing(candidate, reference, waveform):
-        if len(waveform) == 12345:
+        if len(waveform) == POISON:
             raise RuntimeError("the device said no")
         return compare(candidate, reference, waveform)
 
@@ -334,17 +409,39 @@ def test_a_device_that_is_not_usable_is_one_line_and_never_replaced(cli, no_torc
     assert len(err.splitlines()) == 1 and "npu:0 is not usable: torch_npu is not installed" in err
 
 
-def test_ctrl_c_ends_with_130_and_keeps_what_was_printed(cli, monkeypatch):
+@pytest.mark.parametrize("engine", ["native", "nemo"])
+def test_ctrl_c_ends_with_130_and_keeps_what_was_printed(cli, monkeypatch, engine):
     from nemotron_npu.nemo_engine import NemoRecognizer
+    from nemotron_npu.recognizer import Recognizer
 
-    transcribe, calls = NemoRecognizer.transcribe, []
+    kind = {"native": Recognizer, "nemo": NemoRecognizer}[engine]
+    results = kind.results
 
-    def interrupted(self, waveforms):
-        calls.append(waveforms)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return transcribe(self, waveforms)
+    def interrupted(self, sources, slots):
+        yield next(results(self, sources, slots))
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(NemoRecognizer, "transcribe", interrupted)
-    code, out, err = cli(CLIP, CLIP, "--device", "cpu", "--quiet")
+    monkeypatch.setattr(kind, "results", interrupted)
+    code, out, err = cli(CLIP, CLIP, "--engine", engine, "--device", "cpu", "--quiet")
     assert (code, out, err) == (inference.INTERRUPTED, f"{CLIP}: {CLIP_WORDS}\n", "inference.py: interrupted\n")
+
+
+def test_ctrl_c_keeps_what_was_done_before_its_turn(cli, monkeypatch, tmp_path, digits):
+    from nemotron_npu.encoder import Encoder
+
+    audio, rate = digits
+    short = tmp_path / "short.wav"
+    soundfile.write(short, audio[:rate], rate)
+    step, calls = Encoder.step, []
+
+    def interrupted(self, rows, state, ends):
+        calls.append(ends)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, rows, state, ends)
+
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.zeros(40 * 16000), 16000)
+    monkeypatch.setattr(Encoder, "step", interrupted)
+    code, out, _ = cli(long, short, short, "--batch_size", 2, "--device", "cpu", "--quiet")
+    assert (code, out) == (inference.INTERRUPTED, f"{short}: three\n" * 2)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from support import CLIP
 
-from nemotron_npu.audio import sine
+from nemotron_npu.audio import read_audio, sine
 from nemotron_npu.precision import compare, difference, to_table
 from nemotron_npu.recognizer import load_recognizer
 
@@ -28,6 +29,11 @@ def recognizer(tiny):
     return load_recognizer(tiny, CPU)
 
 
+@pytest.fixture(scope="module")
+def nemo(tiny):
+    return load_recognizer(tiny, CPU, engine="nemo")
+
+
 def test_the_figures_are_those_of_their_formulas():
     a, b = torch.tensor([1.0, 2.0, -3.0, 4.0]), torch.tensor([1.0, 2.5, -3.0, 3.0])
     d = difference(a, b)
@@ -46,8 +52,9 @@ def test_outputs_of_different_shape_are_refused():
         difference(torch.zeros(2, 3), torch.zeros(2, 4))
 
 
-def test_independent_instances_on_the_cpu_agree_to_the_last_bit(tiny, recognizer):
-    comparison = compare(load_recognizer(tiny, CPU), recognizer, sine())
+@pytest.mark.parametrize("engine", ["native", "nemo"])
+def test_independent_instances_on_the_cpu_agree_to_the_last_bit(tiny, engine):
+    comparison = compare(load_recognizer(tiny, CPU, engine=engine), load_recognizer(tiny, CPU, engine=engine), sine())
     assert comparison.passed
     assert comparison.encoder.max_error == comparison.preprocessor.max_error == 0
     assert comparison.features_shape == [1, 128, 101]
@@ -55,10 +62,20 @@ def test_independent_instances_on_the_cpu_agree_to_the_last_bit(tiny, recognizer
     assert comparison.device_range == comparison.cpu_range
 
 
-def test_they_still_agree_after_nemo_has_transcribed(tiny, recognizer):
-    used = load_recognizer(tiny, CPU)
+@pytest.mark.parametrize("engine", ["native", "nemo"])
+def test_they_still_agree_after_one_has_transcribed(tiny, recognizer, nemo, engine):
+    used = load_recognizer(tiny, CPU, engine=engine)
     used.transcribe([sine()])  # NeMo's transcribe() leaves its modules in training mode
-    assert compare(used, recognizer, sine()).encoder.max_error == 0
+    assert compare(used, {"native": recognizer, "nemo": nemo}[engine], sine()).encoder.max_error == 0
+
+
+@pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1120])
+def test_the_native_engine_passes_against_nemo(tiny, chunk_ms):
+    native, nemo = (load_recognizer(tiny, CPU, chunk_ms, engine) for engine in ("native", "nemo"))
+    for waveform in (sine(), read_audio(str(CLIP))):
+        comparison = compare(native, nemo, waveform)
+        assert comparison.passed and comparison.encoder.max_error < 1e-4 and comparison.preprocessor.max_error < 1e-3
+        assert comparison.cpu_against_cpu.max_error == 0
 
 
 def test_an_error_of_two_percent_fails_and_one_of_half_a_percent_passes(recognizer):

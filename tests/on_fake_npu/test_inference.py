@@ -1,51 +1,184 @@
-"""The command line on ``npu:0``: the same results, and everything really happens on the device."""
+"""The command line on ``npu:0``: the same results, and what belongs on the device happens there."""
 
 import json
 
 import fake_npu
+import numpy as np
 import pytest
 import torch
 from support import CLIP
 
 from nemotron_npu.audio import read_audio, sine
 from nemotron_npu.device import choose_device
+from nemotron_npu.encoder import Encoder
 from nemotron_npu.errors import SetupError
 from nemotron_npu.precision import compare
 from nemotron_npu.recognizer import load_recognizer
 
 fake_npu.install()
 
+NPU, CPU = torch.device("npu:0"), torch.device("cpu")
+
+
+def load(path, device, engine="native", chunk_ms=None):
+    device, _ = choose_device(str(device))
+    return load_recognizer(path, device, chunk_ms, engine)
+
 
 @pytest.fixture(scope="module")
-def both(tiny):
-    npu, _ = choose_device("npu:0")
-    return load_recognizer(tiny, npu), load_recognizer(tiny, torch.device("cpu"))
+def native(tiny):
+    return load(tiny, NPU), load(tiny, CPU)
+
+
+@pytest.fixture(scope="module")
+def nemo(tiny):
+    return load(tiny, NPU, "nemo"), load(tiny, CPU, "nemo")
+
+
+@pytest.fixture(params=["native", "nemo"])
+def both(request):
+    """The same engine on the NPU and on the CPU."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Where the features and the output of each encoder step were."""
+    calls, step = [], Encoder.step
+
+    def counted(self, features, state, ends):
+        encoded = step(self, features, state, ends)
+        calls.append((features.device, encoded.device))
+        return encoded
+
+    monkeypatch.setattr(Encoder, "step", counted)
+    return calls
+
+
+@pytest.fixture
+def waveforms():
+    clip = read_audio(str(CLIP))
+    return [clip, sine(), clip[:30000], np.tile(clip, 3), clip[8000:]]
+
+
+def tokens(transcripts):
+    return [[(token.id, token.frame) for token in transcript.tokens] for transcript in transcripts]
+
+
+def stream_through(recognizer, waveform, samples=1600):
+    with recognizer.stream() as stream:
+        for first in range(0, len(waveform), samples):
+            stream.feed(waveform[first : first + samples])
+    return stream.finish()
+
+
+def tensors_of(thing) -> list[torch.Tensor]:
+    """Every tensor that an object holds, also inside its parts."""
+    if isinstance(thing, torch.Tensor):
+        return [thing]
+    if isinstance(thing, dict):
+        thing = list(thing.values())
+    if isinstance(thing, list | tuple):
+        return [tensor for part in thing for tensor in tensors_of(part)]
+    return tensors_of(list(vars(thing).values())) if hasattr(thing, "__dict__") else []
 
 
 def test_the_whole_path_gives_the_tokens_of_the_cpu(both):
-    waveforms = [read_audio(str(CLIP)), sine(), read_audio(str(CLIP))[:30000]]
+    clip = read_audio(str(CLIP))
+    waveforms = [clip, sine(), clip[:30000]]
     on_npu, on_cpu = (recognizer.transcribe(waveforms) for recognizer in both)
     assert on_npu == on_cpu
     assert len(on_cpu[0].tokens) > 10
 
 
+@pytest.mark.parametrize("slots", [1, 3])
+def test_several_recordings_at_a_time_give_the_tokens_of_the_cpu(native, waveforms, slots):
+    on_npu, on_cpu = native
+    assert tokens(on_npu.transcribe(waveforms, slots)) == tokens(on_cpu.transcribe(waveforms))
+
+
+@pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1120])
+def test_a_live_stream_gives_the_tokens_of_the_cpus_offline_pass(tiny, chunk_ms):
+    clip = read_audio(str(CLIP))
+    on_npu, on_cpu = (load(tiny, device, chunk_ms=chunk_ms) for device in (NPU, CPU))
+    live = stream_through(on_npu, clip)
+    assert tokens([live]) == tokens(on_cpu.transcribe([clip])) and len(live.tokens) > 10
+
+
+def test_each_encoder_step_costs_one_transfer_each_way(native, waveforms, steps):
+    recognizer = native[0]
+    for slots in (1, 3):
+        steps.clear()
+        fake_npu.COPIES.clear()
+        recognizer.transcribe(waveforms, slots)
+        ways = [way for way, _ in fake_npu.COPIES]
+        assert steps and ways == ["h2d", "d2h"] * len(steps)
+
+
+@pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1120])
+def test_each_encoder_step_of_a_live_stream_costs_one_transfer_each_way(tiny, steps, chunk_ms):
+    recognizer = load(tiny, NPU, chunk_ms=chunk_ms)
+    clip = read_audio(str(CLIP))
+    fake_npu.COPIES.clear()
+    stream_through(recognizer, clip, samples=320)
+    frames = recognizer.encoder.frames(len(clip) // 160)
+    assert len(steps) == -(-frames // (chunk_ms // 80))
+    assert [way for way, _ in fake_npu.COPIES] == ["h2d", "d2h"] * len(steps)
+
+
+def test_the_weights_of_the_encoder_are_on_the_device_and_those_of_mel_and_search_on_the_host(native):
+    recognizer = native[0]
+    encoder = tensors_of(recognizer.encoder)
+    assert {tensor.device for tensor in encoder} == {NPU}
+    assert sum(tensor.numel() for tensor in encoder) > 0.5 * recognizer.parameters
+    assert {tensor.device for tensor in tensors_of([recognizer.frontend, recognizer.decoder])} == {CPU}
+
+
+def test_the_encoder_is_computed_on_the_device_mel_and_search_on_the_host(native, steps):
+    fake_npu.OPS.clear()
+    fake_npu.COPIES.clear()
+    native[0].transcribe([sine()])
+    ran = set(fake_npu.OPS)
+    assert set(steps) == {(NPU, NPU)}
+    assert {"aten.native_layer_norm", "aten.bmm", "aten._softmax"} <= ran, sorted(ran)
+    assert ran & {"aten.convolution", "aten._conv_depthwise2d"} and ran & {"aten.addmm", "aten.mm"}, sorted(ran)
+    assert not ran & {"aten._fft_r2c", "aten.log", "aten.embedding", "aten.lstm", "aten.lstm_cell", "aten.max"}
+    block = native[0].encoder.block_for(14)
+    assert fake_npu.COPIES == [("h2d", block * 8 * 128 * 4), ("d2h", block * 64 * 4)]
+
+
+def test_a_live_stream_whose_left_context_is_full_repeats_the_same_operators(native):
+    with native[0].stream() as stream:
+        counts = []
+        for chunk in np.zeros((9, native[0].chunk_samples), np.float32):
+            fake_npu.OPS.clear()
+            stream.feed(chunk)
+            counts.append(dict(fake_npu.OPS))
+    assert counts[-2] == counts[-1] and sum(counts[-1].values()) < sum(counts[1].values())
+
+
 def test_features_and_encoder_output_stay_on_the_device_and_equal_those_of_the_cpu(both):
     features, lengths = both[0].preprocess([sine()])
     encoded, frames = both[0].encode(features, lengths)
-    assert all(tensor.device == torch.device("npu:0") for tensor in (features, lengths, encoded, frames))
+    assert all(tensor.device == NPU for tensor in (features, lengths, encoded, frames))
     comparison = compare(*both, sine())
     assert comparison.passed and comparison.encoder.max_error < 1e-5
 
 
-def test_all_weights_are_on_the_device(both):
-    model = both[0].model
-    assert {p.device for p in [*model.parameters(), *model.preprocessor.buffers()]} == {torch.device("npu:0")}
+def test_the_native_engine_on_the_device_passes_against_nemo_on_the_cpu(native, nemo):
+    comparison = compare(native[0], nemo[1], sine())
+    assert comparison.passed and comparison.encoder.max_error < 1e-4
 
 
-def test_the_samples_are_moved_and_every_stage_is_computed_on_the_device(both):
+def test_all_weights_of_nemo_are_on_the_device(nemo):
+    model = nemo[0].model
+    assert {p.device for p in [*model.parameters(), *model.preprocessor.buffers()]} == {NPU}
+
+
+def test_nemo_moves_the_samples_and_computes_every_stage_on_the_device(nemo):
     fake_npu.OPS.clear()
     fake_npu.COPIES.clear()
-    both[0].transcribe([sine()])
+    nemo[0].transcribe([sine()])
     assert sum(size for way, size in fake_npu.COPIES if way == "h2d") >= 16000 * 4
     ran = set(fake_npu.OPS)
     for stage in ("aten._fft_r2c", "aten.log", "aten.convolution", "aten.native_layer_norm", "aten.embedding"):
@@ -63,24 +196,38 @@ def test_no_float64_ever_reaches_the_device(both):
     assert not fake_npu.DTYPES & {torch.float64, torch.complex128}
 
 
-def test_an_operator_that_the_device_lacks_is_one_line_for_that_file(cli, tiny):
-    fake_npu.DENY.add("aten._fft_r2c")
+def test_loading_and_streaming_bring_no_float64_to_the_device(tiny):
+    fake_npu.DTYPES.clear()
+    stream_through(load(tiny, NPU, chunk_ms=80), sine())
+    assert torch.float32 in fake_npu.DTYPES
+    assert not fake_npu.DTYPES & {torch.float64, torch.complex128}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("engine, operator", [("native", "aten._softmax"), ("nemo", "aten._fft_r2c")])
+def test_an_operator_that_the_device_lacks_is_one_line_for_each_file(cli, tiny, tmp_path, engine, operator, batch_size):
+    other = tmp_path / "other.wav"
+    other.write_bytes(CLIP.read_bytes())
+    fake_npu.DENY.add(operator)
     try:
-        code, out, err = cli("--model_path", tiny, "--device", "npu:0", "--quiet", CLIP)
+        options = ["--engine", engine, "--device", "npu:0", "--batch_size", batch_size, "--quiet"]
+        code, out, err = cli("--model_path", tiny, *options, CLIP, other)
     finally:
         fake_npu.DENY.clear()
     assert code == 1 and out == ""
-    assert len(err.splitlines()) == 1 and str(CLIP) in err and "not implemented" in err
+    first, second = err.splitlines()
+    assert str(CLIP) in first and str(other) in second
+    assert "not implemented" in first and "not implemented" in second
 
 
 def test_the_benchmark_synchronises_the_device_around_every_run(cli, tiny, tmp_path):
     fake_npu.CALLS.clear()
     report = tmp_path / "report.json"
-    code, out, _ = cli("--model_path", tiny, "--device", "npu:0", "--benchmark", "--report", report)
-    assert code == 0 and "Forward of 1 s, mean" in out
+    code, out, err = cli("--model_path", tiny, "--device", "npu:0", "--benchmark", "--report", report)
+    assert code == 0 and "Forward of 1 s, mean" in out, err
     assert sum(call.startswith("synchronize") for call in fake_npu.CALLS) >= 26
     figures = json.loads(report.read_text())
-    assert figures["device"] == "npu:0" and "fake" in figures["device_name"]
+    assert figures["device"] == "npu:0" and "fake" in figures["device_name"] and figures["engine"] == "native"
     assert figures["environment"]["torch_npu"].endswith("+fake")
     assert len(figures["benchmark"]["forward"]["runs_ms"]) == 10
     assert figures["benchmark"]["transcribe"]["peak_bytes"]["device"] > 0
