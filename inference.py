@@ -61,6 +61,19 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         help="native: this project's own; nemo: stock NeMo, slow to load, the reference (default: native)",
     )
     model.add_argument("--batch_size", type=_positive, default=1, metavar="N", help="files at a time (default: 1)")
+    model.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "int8"],
+        default="float32",
+        help="of the encoder's matrix products: int8 on a CPU only, float16 on devices only (default: float32)",
+    )
+    model.add_argument(
+        "--decoder_device",
+        type=_device,
+        metavar="D",
+        help="where the search for the tokens runs (default: cpu: it is many small operators, each waited for)",
+    )
+    model.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: one for each core)")
     live = parser.add_argument_group("live")
     live.add_argument(
         "--stream", action="store_true", help="feed files chunk by chunk and show their words as they are recognised"
@@ -166,12 +179,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     from nemotron_npu.device import choose_device, device_name
 
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
     device, reason = choose_device(args.device)
     console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
     from nemotron_npu.recognizer import load_recognizer
 
     console.say(f"loading {path.name} ...")
-    recognizer = load_recognizer(path, device, args.chunk_ms, args.engine, console.say)
+    recognizer = load_recognizer(
+        path, device, args.chunk_ms, args.engine, args.dtype, _decoder_device(args), announce=console.say
+    )
     if live or args.stream:
         recognizer.stream()  # a checkpoint that cannot is told before any sound is taken
     facts = {
@@ -180,6 +199,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "engine": recognizer.engine,
         "device": str(device),
         "device_name": device_name(device),
+        "dtype": args.dtype,
         "chunk_ms": recognizer.chunk_ms,
     }
     if live:
@@ -215,6 +235,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.report:
         _write_report(args.report, figures)
     return SOME_FAILED if failures else OK
+
+
+def _decoder_device(args):
+    from nemotron_npu.device import choose_device
+
+    return choose_device(args.decoder_device)[0] if args.decoder_device else None
 
 
 def _inputs(args: argparse.Namespace, console: Console) -> tuple[list, int]:

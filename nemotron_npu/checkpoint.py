@@ -111,7 +111,18 @@ def read_tokenizer(path: Path, config: dict):
         raise SetupError(f"{path}: {name} inside is not a sentencepiece model: download it again") from error
 
 
-def read_weights(path: Path) -> dict:
+class Tensors(dict):
+    """Tensors by name, and the file mapping that they lie in; None if it is memory of their own."""
+
+    mapping: mmap.mmap | None = None
+
+    def release(self) -> None:
+        """Give the mapping's resident pages back; they are read again when they are needed again."""
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def read_weights(path: Path) -> Tensors:
     """Every tensor of ``model_weights.ckpt`` by its name, on the CPU, in the dtype that it was saved in.
 
     A plain tar is mapped: torch's zip inside stores each tensor uncompressed and aligned, so that the tensors lie in
@@ -146,6 +157,8 @@ def read_weights(path: Path) -> dict:
 
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise SetupError(f"{path}: {name} inside holds something else than named tensors")
+    weights = Tensors(weights)
+    weights.mapping = None if isinstance(buffer, _Memory) else buffer
     return weights
 
 
@@ -157,15 +170,15 @@ class _Memory(mmap.mmap):
 
 
 class Weights:
-    """The tensors of a checkpoint on their way to their place: by name, as float32 on ``device``."""
+    """The tensors of a checkpoint on their way to their place: by name, in ``dtype`` on ``device``."""
 
-    def __init__(self, tensors: dict, device, prefix: str = "", taken: set | None = None):
-        self.tensors, self.device, self.prefix = tensors, device, prefix
+    def __init__(self, tensors: Tensors, device, dtype, prefix: str = "", taken: set | None = None):
+        self.tensors, self.device, self.dtype, self.prefix = tensors, device, dtype, prefix
         self.taken = set() if taken is None else taken
 
     def inside(self, prefix: str) -> Weights:
         """Those whose names begin with ``prefix``, without it."""
-        return Weights(self.tensors, self.device, self.prefix + prefix, self.taken)
+        return Weights(self.tensors, self.device, self.dtype, self.prefix + prefix, self.taken)
 
     def has(self, name: str) -> bool:
         """Whether there is such a tensor; asked for is as good as taken."""
@@ -174,11 +187,13 @@ class Weights:
 
     def __call__(self, name: str):
         """Raises SetupError when it is missing."""
-        import torch
-
         if not self.has(name):
             raise SetupError(f"the weights lack {self.prefix + name}: download the checkpoint again")
-        return self.tensors[self.prefix + name].to(self.device, torch.float32)
+        return self.tensors[self.prefix + name].to(self.device, self.dtype)
+
+    def release(self) -> None:
+        """Let the kernel take back the pages that were read: what was copied from them is not held twice."""
+        self.tensors.release()
 
     def left(self) -> list[str]:
         """The names that nobody asked for."""

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from .checkpoint import Weights
 from .errors import Unsupported
+from .linear import Linear, make_linear
 
 MASKED = -10000.0  # added to the score of a key that is not to be seen: NeMo's INF_VAL; exp() of it is 0
 
@@ -39,24 +40,6 @@ DEFAULTS = {  # ConformerEncoder's own, NeMo 2.7.3
     "conv_norm_type": "batch_norm",
     "conv_context_size": None,
 }
-
-
-class Linear:
-    """``x @ weight.T + bias`` for x [rows, in], weight [out, in], bias [out] or None."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        self.weight, self.bias = weight.t(), bias
-
-    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        if self.bias is None:
-            return torch.mm(x, self.weight, out=out)
-        return torch.addmm(self.bias, x, self.weight, out=out)
-
-    def add(self, residual: torch.Tensor, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        """``residual + scale * (x @ weight.T + bias)`` in one operator, two with a bias."""
-        if self.bias is not None:
-            residual = torch.add(residual, self.bias, alpha=scale)
-        return torch.addmm(residual, x, self.weight, alpha=scale)
 
 
 @dataclass
@@ -94,8 +77,8 @@ class History:
     The window slides along a longer buffer and is moved back to its front only when that is full.
     """
 
-    def __init__(self, layers: int, keep: int, room: int, slots: int, width: int, like: torch.Tensor):
-        self.rows = like.new_zeros(layers, 2 * keep + room, slots, width)
+    def __init__(self, layers: int, keep: int, room: int, slots: int, width: int, **kind):
+        self.rows = torch.zeros(layers, 2 * keep + room, slots, width, **kind)
         self.keep = self.end = keep
 
     def reserve(self, count: int) -> None:
@@ -142,6 +125,7 @@ class Encoder:
     weights : the checkpoint's tensors whose names begin with ``encoder.``, for the device.
     context : [left, right] attention context in frames, one of the checkpoint's; None takes its first.
     block : frames of the largest block that will be asked for.
+    dtype : of the matrix products, see ``linear.make_linear``.
 
     Raises Unsupported for an encoder that is not a cache-aware FastConformer.
     """
@@ -152,6 +136,7 @@ class Encoder:
         weights: Weights,
         context: list[int] | None,
         block: int,
+        dtype: str = "float32",
     ):
         config = {**DEFAULTS, **config}
         _check(config)
@@ -171,14 +156,16 @@ class Encoder:
         """Frames of a chunk: blocks are multiples of it."""
         self.keep = self.left if self.streams else 0  # frames of keys and values kept
         self.device = weights.device
+        self.kind = {"dtype": weights.dtype, "device": weights.device}  # of everything but the products
+        self.dtype = dtype
         self.mels = config["feat_in"]
         self.stages = _subsampling(weights.inside("pre_encode.conv."), config)
-        self.subsampling_out = _linear(weights, "pre_encode.out")
+        self.subsampling_out = _linear(weights, "pre_encode.out", dtype)
         self.layers = [self._layer(weights.inside(f"layers.{i}."), config) for i in range(config["n_layers"])]
-        self.out = _linear(weights, "out_proj") if weights.has("out_proj.weight") else None
-        self.output_width = self.width if self.out is None else self.out.weight.shape[1]
+        self.out = _linear(weights, "out_proj", dtype) if weights.has("out_proj.weight") else None
         self.block = max(block, self.chunk) if self.streams else 0
         self.positions = [self._project(layer, self.block) for layer in self.layers] if self.streams else None
+        weights.release()
         self.masks = {}  # of the attention context alone, by (frames, slots)
 
     # ------------------------------------------------------------------ lengths
@@ -204,13 +191,12 @@ class Encoder:
 
     def new_state(self, slots: int, block: int) -> EncoderState:
         """Empty slots for blocks of at most ``block`` frames."""
-        like = self.subsampling_out.weight
         rows, features, channels = [], self.mels, 1
         for stage in self.stages:
-            rows.append(like.new_zeros(slots, channels, 1, features))
+            rows.append(torch.zeros(slots, channels, 1, features, **self.kind))
             features, channels = self._stage_length(features), stage.channels
-        attention = History(len(self.layers), self.keep, block, slots, 3 * self.width, like)
-        convolution = History(len(self.layers), self.conv_left, block + self.conv_right, slots, self.width, like)
+        attention = History(len(self.layers), self.keep, block, slots, 3 * self.width, **self.kind)
+        convolution = History(len(self.layers), self.conv_left, block + self.conv_right, slots, self.width, **self.kind)
         return EncoderState(rows, attention, convolution, slots)
 
     @property
@@ -242,6 +228,7 @@ class Encoder:
         -------
         float32 [slots, n, width]; frames behind a recording's end mean nothing.
         """
+        features = features.to(self.kind["dtype"])
         slots, rows, _ = features.shape
         count = rows // self.factor
         x = self._subsample(features, state, ends)
@@ -258,7 +245,7 @@ class Encoder:
         state.position = [position + count for position in state.position]
         if self.out is not None:
             x = self.out(x)
-        return x.view(count, slots, -1).transpose(0, 1)
+        return x.view(count, slots, -1).transpose(0, 1).float()
 
     def _subsample(self, features: torch.Tensor, state: EncoderState, ends: list[int | None]) -> torch.Tensor:
         """[slots, n * factor, mels] -> [slots, n, width]."""
@@ -285,7 +272,7 @@ class Encoder:
     def _layer_step(self, index, layer: Layer, x, mask, count: int, slots: int, state: EncoderState, ends):
         """ConformerLayer.forward: x [n * slots, width] -> the same."""
         width = (self.width,)
-        x = layer.ff1_out.add(x, F.silu(layer.ff1_in(F.layer_norm(x, width, *layer.norm_ff1))), 0.5)
+        x = layer.ff1_out.add(x, layer.ff1_in.silu(F.layer_norm(x, width, *layer.norm_ff1)))
 
         window = state.attention.window(index, count)
         layer.qkv(F.layer_norm(x, width, *layer.norm_attention), out=window[self.keep :].view(count * slots, -1))
@@ -303,7 +290,7 @@ class Encoder:
             y = F.layer_norm(y, width, *layer.conv_norm)
         x = layer.pointwise2.add(x, F.silu(y).view(count * slots, -1))
 
-        x = layer.ff2_out.add(x, F.silu(layer.ff2_in(F.layer_norm(x, width, *layer.norm_ff2))), 0.5)
+        x = layer.ff2_out.add(x, layer.ff2_in.silu(F.layer_norm(x, width, *layer.norm_ff2)))
         return F.layer_norm(x, width, *layer.norm_out)
 
     def _depthwise(self, layer: Layer, window: torch.Tensor, count: int) -> torch.Tensor:
@@ -366,7 +353,7 @@ class Encoder:
         )
         angles = distances[:, None] * rates
         sinusoids = torch.stack([angles.sin(), angles.cos()], -1).view(len(distances), self.width)
-        projected = torch.mm(sinusoids, layer.position.t()) * self.scale
+        projected = torch.mm(sinusoids.to(layer.position.dtype), layer.position.t()) * self.scale
         return projected.view(-1, self.heads, self.head_width).permute(1, 2, 0).contiguous()
 
     def _mask(self, count: int, state: EncoderState, ends: list[int | None]) -> torch.Tensor | None:
@@ -393,7 +380,7 @@ class Encoder:
         return mask
 
     def _nothing_hidden(self, count: int, slots: int) -> torch.Tensor:
-        return self.subsampling_out.weight.new_zeros(1, count * slots, self.keep + 2 * count - 1)
+        return torch.zeros(1, count * slots, self.keep + 2 * count - 1, **self.kind)
 
     def _shifted(self, mask: torch.Tensor, count: int, slots: int) -> torch.Tensor:
         """The view [n, slots, keys] of a mask that is laid out as the position scores are before their shift."""
@@ -449,22 +436,22 @@ class Encoder:
         uv = torch.stack([weights("self_attn.pos_bias_u"), weights("self_attn.pos_bias_v")])
         return Layer(
             norm_ff1=_weight_and_bias(weights, "norm_feed_forward1"),
-            ff1_in=_linear(weights, "feed_forward1.linear1"),
-            ff1_out=_linear(weights, "feed_forward1.linear2"),
+            ff1_in=_linear(weights, "feed_forward1.linear1", self.dtype),
+            ff1_out=_linear(weights, "feed_forward1.linear2", self.dtype, 0.5),  # half a step each: fc_factor
             norm_attention=_weight_and_bias(weights, "norm_self_att"),
-            qkv=Linear(fused("weight"), fused("bias")),
+            qkv=make_linear(fused("weight"), fused("bias"), self.dtype),
             bias_uv=uv.view(2, 1, 1, heads, d_k),
             position=weights("self_attn.linear_pos.weight"),
-            attention_out=_linear(weights, "self_attn.linear_out"),
+            attention_out=_linear(weights, "self_attn.linear_out", self.dtype),
             norm_conv=_weight_and_bias(weights, "norm_conv"),
-            pointwise1=_linear(weights, "conv.pointwise_conv1"),
+            pointwise1=_linear(weights, "conv.pointwise_conv1", self.dtype),
             depthwise=depthwise.t().contiguous()[:, None],
             depthwise_bias=depthwise_bias,
             conv_norm=conv_norm,
-            pointwise2=_linear(weights, "conv.pointwise_conv2"),
+            pointwise2=_linear(weights, "conv.pointwise_conv2", self.dtype),
             norm_ff2=_weight_and_bias(weights, "norm_feed_forward2"),
-            ff2_in=_linear(weights, "feed_forward2.linear1"),
-            ff2_out=_linear(weights, "feed_forward2.linear2"),
+            ff2_in=_linear(weights, "feed_forward2.linear1", self.dtype),
+            ff2_out=_linear(weights, "feed_forward2.linear2", self.dtype, 0.5),
             norm_out=_weight_and_bias(weights, "norm_out"),
         )
 
@@ -506,9 +493,11 @@ def _weight_and_bias(weights: Weights, name: str) -> tuple[torch.Tensor, torch.T
     return weights(f"{name}.weight"), weights(f"{name}.bias") if weights.has(f"{name}.bias") else None
 
 
-def _linear(weights: Weights, name: str) -> Linear:
+def _linear(weights: Weights, name: str, dtype: str, scale: float = 1.0) -> Linear:
     weight, bias = _weight_and_bias(weights, name)
-    return Linear(weight.view(weight.shape[0], -1), bias)  # a pointwise convolution is a linear layer
+    layer = make_linear(weight.view(weight.shape[0], -1), bias, dtype, scale)  # so is a pointwise convolution
+    weights.release()
+    return layer
 
 
 def first_context(config: dict) -> list[int]:

@@ -34,15 +34,27 @@ class Recognizer:
     Parameters
     ----------
     path : a ``.nemo`` file.
-    device : where the encoder runs.  Log-mel and the search run on the CPU: both are many small operators.
+    device : where the encoder runs.  Log-mel is computed on the CPU.
     chunk_ms : chunk length; None takes the checkpoint's first.
+    dtype : of the encoder: ``"float32"``, ``"bfloat16"``, on a CPU also ``"int8"``, elsewhere ``"float16"``.  On a CPU
+        it is that of the matrix products alone.
+    decoder_device : where the search runs; None is the CPU, since it is many small operators, each waited for.
 
     Raises SetupError when the checkpoint cannot be used at all, Unsupported when this engine does not know its kind.
     """
 
     engine = "native"
 
-    def __init__(self, path: Path, device: torch.device, chunk_ms: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        chunk_ms: int | None = None,
+        dtype: str = "float32",
+        decoder_device: torch.device | None = None,
+    ):
+        if (dtype == "float16" and device.type == "cpu") or (dtype == "int8" and device.type != "cpu"):
+            raise SetupError(f"--dtype {dtype} does not run on {device.type}: take bfloat16")
         config = read_config(path)
         self.device = device
         self.chunk_ms, context = choose_context(config, chunk_ms)
@@ -53,13 +65,16 @@ class Recognizer:
             raise Unsupported("a tokenizer that is not sentencepiece")
         self.tokenizer = read_tokenizer(path, config)
         tensors = read_weights(path)
-        host = Weights(tensors, torch.device("cpu"))
+        self.dtype = dtype
+        taken: set[str] = set()
+        host = Weights(tensors, torch.device("cpu"), torch.float32, taken=taken)
+        search = Weights(tensors, decoder_device or torch.device("cpu"), torch.float32, taken=taken)
+        kind = torch.float32 if device.type == "cpu" else getattr(torch, dtype)
+        encoder = Weights(tensors, device, kind, "encoder.", taken)
         try:
             self.frontend = Frontend(config, host.inside("preprocessor.featurizer."))
-            self.decoder = Decoder(config, host)
-            self.encoder = Encoder(
-                config["encoder"], Weights(tensors, device, "encoder.", host.taken), context, BLOCK_FRAMES
-            )
+            self.decoder = Decoder(config, search)
+            self.encoder = Encoder(config["encoder"], encoder, context, BLOCK_FRAMES, dtype)
         except SetupError as error:
             raise SetupError(f"{path}: {error}") from error
         self.parameters = _count(tensors)
@@ -348,6 +363,8 @@ def load_recognizer(
     device: torch.device,
     chunk_ms: int | None = None,
     engine: str = "native",
+    dtype: str = "float32",
+    decoder_device: torch.device | None = None,
     announce: Callable[[str], None] = warnings.warn,
 ) -> Recognizer:
     """Load the checkpoint ``path`` onto ``device`` in ``engine``: ``"native"`` or ``"nemo"``.
@@ -357,9 +374,11 @@ def load_recognizer(
     """
     if engine == "native":
         try:
-            return Recognizer(path, device, chunk_ms)
+            return Recognizer(path, device, chunk_ms, dtype, decoder_device)
         except Unsupported as reason:
             announce(f"{path.name}: not supported by the native engine: {reason}: running on NeMo")
+    if dtype != "float32":
+        raise SetupError(f"--dtype {dtype} needs the native engine: NeMo runs in float32 here")
     from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
 
     return NemoRecognizer(path, device, chunk_ms)

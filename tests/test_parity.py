@@ -195,7 +195,7 @@ def test_parity_of_log_mel_for_every_setting_and_any_split(settings, speech, lar
 
     config = dict(window_size=0.025, features=80, normalize="NA", dither=0.0, pad_to=0) | settings
     nemo = AudioToMelSpectrogramPreprocessor(**config).eval()
-    frontend = Frontend({"preprocessor": config}, Weights(nemo.featurizer.state_dict(), CPU))
+    frontend = Frontend({"preprocessor": config}, Weights(nemo.featurizer.state_dict(), CPU, torch.float32))
     for samples in (40000, 161, 160, 800):
         waveform = torch.from_numpy(speech[5000 : 5000 + samples])
         expected, length = nemo(input_signal=waveform[None], length=torch.tensor([samples]))
