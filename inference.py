@@ -320,9 +320,14 @@ def _listen(args, console: Console, recognizer, source, facts: dict) -> int:
                 tell = 1.0
 
     from nemotron_npu.audio import SAMPLE_RATE
+    from nemotron_npu.errors import InputError
 
     with _first_interrupt(source.stop) as interrupted:
-        _show_stream(args, recognizer, "stdin", blocks(), facts)
+        try:
+            _show_stream(args, recognizer, "stdin", blocks(), facts)
+        except InputError:
+            if not interrupted():
+                raise
     return INTERRUPTED if interrupted() else OK
 
 
@@ -351,6 +356,9 @@ def _stream_files(args, console: Console, recognizer, inputs, facts: dict) -> in
             except InputError as error:
                 console.error(str(error))
                 failures += 1
+            except Exception as error:
+                console.error(f"{name}: cannot be transcribed: {type(error).__name__}: {error}", error)
+                failures += 1
             if interrupted():
                 raise KeyboardInterrupt
     return failures
@@ -370,12 +378,17 @@ def _show_stream(args, recognizer, name: str, blocks, facts: dict) -> None:
             print(("" if shown else prefix) + text[len(shown) :], end="", flush=True)
             shown = text
 
-    with recognizer.stream() as stream:
-        for samples in blocks:
-            stream.feed(samples)
-            if growing:
-                grow(" ".join(stream.text.split()))
-        transcript = stream.finish()
+    try:
+        with recognizer.stream() as stream:
+            for samples in blocks:
+                stream.feed(samples)
+                if growing:
+                    grow(" ".join(stream.text.split()))
+            transcript = stream.finish()
+    except BaseException:
+        if shown:
+            print(flush=True)  # what is said about it begins a line of its own
+        raise
     if growing:
         grow(to_text(transcript))
         print("" if shown else prefix, flush=True)

@@ -19,7 +19,19 @@ import soxr
 from .errors import InputError, SetupError
 
 SAMPLE_RATE = 16_000  # Hz, what the model was trained on
+HEADER_BYTES = 1 << 24  # of a wav stream, at most
 BLOCK_SECONDS = 30  # of a file decoded at a time
+OTHER_KINDS = {  # of streams, by their first bytes
+    b"ID3": "mp3",
+    b"fLaC": "flac",
+    b"OggS": "ogg",
+    b"RIFX": "big-endian wav",
+    b"FORM": "aiff",
+    b".snd": "au",
+    b"caff": "caf",
+    b"riff": "w64",
+    b"\x1aE\xdf\xa3": "matroska or webm",
+}
 WAV_SUBTYPES = {  # (format tag, bits) of a wav -> libsndfile's name
     (1, 8): "PCM_U8",
     (1, 16): "PCM_16",
@@ -168,6 +180,8 @@ class LiveInput:
         while header is None and (piece := next(pieces, b"")):
             data += piece
             header = _stream_header(data, self.format)
+            if header is None and len(data) > HEADER_BYTES:
+                raise InputError("stdin: a wav stream whose header does not end")
         if header is None and len(data) >= 12:
             raise InputError("stdin: a wav stream that ends inside its header")
         start, size, self.format = header or (0, math.inf, self.format)
@@ -201,9 +215,13 @@ def _stream_header(data: bytes, raw: StreamFormat) -> tuple[int, float, StreamFo
     """
     if len(data) < 12:
         return None
-    for magic, name in ((b"ID3", "mp3"), (b"fLaC", "flac"), (b"OggS", "ogg"), (b"RIFX", "big-endian wav")):
-        if data.startswith(magic):
-            raise InputError(f"stdin: {name}: pipe it through ffmpeg -i - -f wav - first")
+    name = next((name for magic, name in OTHER_KINDS.items() if data.startswith(magic)), None)
+    if data[4:8] == b"ftyp":
+        name = "mp4"
+    elif data[0] == 0xFF and data[1] & 0xE6 == 0xE2 and (b"Xing" in data[4:64] or b"Info" in data[4:64]):
+        name = "mp3"  # without a tag in front
+    if name:
+        raise InputError(f"stdin: {name}: pipe it through ffmpeg -i - -f wav - first")
     if data[:4] not in (b"RIFF", b"RF64") or data[8:12] != b"WAVE":
         return 0, math.inf, raw
     at, found = 12, None

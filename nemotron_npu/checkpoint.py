@@ -106,7 +106,9 @@ def read_tokenizer(path: Path, config: dict):
 
     name = str(config["tokenizer"]["model_path"]).removeprefix("nemo:")
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=_read_member(path, name))
+        tokenizer = sentencepiece.SentencePieceProcessor()
+        tokenizer.LoadFromSerializedProto(_read_member(path, name))
+        return tokenizer
     except RuntimeError as error:
         raise SetupError(f"{path}: {name} inside is not a sentencepiece model: download it again") from error
 
@@ -130,6 +132,8 @@ def read_weights(path: Path) -> Tensors:
     unpacked into memory once.  Nothing is written to disk.  Only tensors can come out: see ``_Unpickler``.
     Raises SetupError when the weights are missing or broken, or hold anything but tensors.
     """
+    import torch  # here: what its import raises is not the checkpoint's fault
+
     name = "model_weights.ckpt"
     with _opened(path) as archive:
         member = _find(path, archive, name)
@@ -153,8 +157,6 @@ def read_weights(path: Path) -> Tensors:
             raise SetupError(f"{path}: {name} inside {error}") from error
         except BROKEN as error:
             raise SetupError(f"{path}: {name} inside is broken ({first_line(error)}): download it again") from error
-    import torch
-
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise SetupError(f"{path}: {name} inside holds something else than named tensors")
     weights = Tensors(weights)

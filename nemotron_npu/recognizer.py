@@ -207,7 +207,7 @@ class Recognizer:
             part = rows[:, first * encoder.factor : (first + block) * encoder.factor]
             outputs.append(encoder.step(part, state, ends))
         encoded = torch.cat(outputs, 1)[:, : max(frames)].transpose(1, 2)
-        return encoded, torch.tensor(frames, device=self.device)
+        return encoded, torch.tensor(frames).to(self.device)
 
     # ------------------------------------------------------------------ results
 

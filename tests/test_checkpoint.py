@@ -1,17 +1,28 @@
 """A .nemo file, or a Hugging Face id, and what its config says."""
 
+import builtins
 import http.server
 import io
 import os
+import random
 import tarfile
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from support import ROOT, run_process
 
-from nemotron_npu.checkpoint import attention_contexts, choose_context, find_checkpoint, frame_seconds, read_config
+from nemotron_npu.checkpoint import (
+    attention_contexts,
+    choose_context,
+    find_checkpoint,
+    frame_seconds,
+    read_config,
+    read_tokenizer,
+    read_weights,
+)
 from nemotron_npu.errors import SetupError
 
 CONFIG = {
@@ -112,6 +123,203 @@ def test_what_is_no_checkpoint_is_named_in_one_line(tmp_path, kind, words):
     with pytest.raises(SetupError, match=words) as caught:
         read_config(find_checkpoint(str(path)))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- weights and tokenizer
+
+
+def repack(source, path, mode="w", without=(), replaced=None) -> Path:
+    """The checkpoint ``source`` again, without some members and with others replaced, both by the end of their name."""
+    with tarfile.open(source) as whole, tarfile.open(path, mode) as part:
+        for member in whole:
+            if not member.isfile() or member.name.endswith(tuple(without)):
+                continue
+            data = whole.extractfile(member).read()
+            data = next((new for end, new in (replaced or {}).items() if member.name.endswith(end)), data)
+            member.size = len(data)
+            part.addfile(member, io.BytesIO(data))
+    return path
+
+
+def saved(thing, **options) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(thing, buffer, **options)
+    return buffer.getvalue()
+
+
+def weights_by_torch(path) -> dict:
+    with tarfile.open(path) as archive:
+        member = next(m for m in archive if m.name.endswith("model_weights.ckpt"))
+        return torch.load(io.BytesIO(archive.extractfile(member).read()), map_location="cpu", weights_only=True)
+
+
+def assert_same(read: dict, expected: dict) -> None:
+    assert list(read) == list(expected)
+    for name, tensor in expected.items():
+        found = read[name]
+        assert (found.dtype, found.shape, found.stride()) == (tensor.dtype, tensor.shape, tensor.stride()), name
+        assert found.device.type == "cpu" and torch.equal(found, tensor), name
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_the_weights_are_those_that_torch_reads(tiny, tmp_path, mode):
+    path = repack(tiny, tmp_path / "m.nemo", mode)
+    expected = weights_by_torch(path)
+    assert len(expected) > 50
+    assert_same(read_weights(path), expected)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_every_kind_of_tensor_is_read_as_it_was_saved(tiny, tmp_path, mode):
+    noise = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)) * 10
+    dtypes = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    tensors = {dtype: noise.to(getattr(torch, dtype)) for dtype in dtypes}
+    tensors |= {"turned": noise.t(), "cut": noise[2:, ::3], "scalar": torch.tensor(7), "empty": torch.zeros(0, 4)}
+    tensors |= {"parameter": torch.nn.Parameter(noise), "shared": noise, "one element": noise[5, 9]}
+    path = repack(tiny, tmp_path / "m.nemo", mode, replaced={"model_weights.ckpt": saved(tensors)})
+    weights = read_weights(path)
+    assert_same(weights, tensors)
+    assert weights["shared"].data_ptr() == weights["parameter"].data_ptr(), "stored once, held once"
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_nothing_is_written_to_disk(tiny, tmp_path, mode):
+    """In a process that the kernel does not let write to any file."""
+    path = repack(tiny, tmp_path / "m.nemo", mode)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    code = (
+        "import resource, sys, torch; from pathlib import Path\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "from nemotron_npu.checkpoint import read_config, read_tokenizer, read_weights\n"
+        "path = Path(sys.argv[1])\n"
+        "print(len(read_tokenizer(path, read_config(path))), len(read_weights(path)))"
+    )
+    result = run_process("-B", "-c", code, path, cwd=ROOT, env={**os.environ, "TMPDIR": str(scratch)})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["64", str(len(weights_by_torch(tiny)))]
+    assert os.listdir(scratch) == []
+
+
+def test_a_change_of_the_weights_in_memory_does_not_reach_the_file(tiny):
+    before = tiny.read_bytes()
+    for tensor in read_weights(tiny).values():
+        tensor.zero_()
+    assert tiny.read_bytes() == before
+
+
+class Call:
+    """What is unpickled by calling ``function``."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    "function, name", [(os.system, "system"), (builtins.eval, "eval"), (builtins.getattr, "getattr")]
+)
+def test_weights_that_would_run_something_are_refused_and_run_nothing(tiny, tmp_path, function, name, protocol):
+    harmless = {"encoder.weight": torch.zeros(2), "x": Call(function, f"touch {tmp_path}/executed")}
+    content = saved(harmless, pickle_protocol=protocol)
+    path = repack(tiny, tmp_path / "m.nemo", replaced={"model_weights.ckpt": content})
+    with pytest.raises(SetupError, match=rf"names \w+\.{name}.*not safe") as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_on_the_command_line_too_they_are_one_line(cli, tiny, tmp_path):
+    content = saved({"x": Call(os.system, f"touch {tmp_path}/executed")})
+    path = repack(tiny, tmp_path / "m.nemo", replaced={"model_weights.ckpt": content})
+    code, out, err = cli("--model_path", path, "--device", "cpu", "--quiet")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert str(path) in err and "not safe" in err and not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "broken"),
+        (b"no zip at all" * 100, "broken"),
+        (saved({"x": torch.zeros(3)})[:-40], "broken"),
+        (saved({"x": torch.zeros(3)}, _use_new_zipfile_serialization=False), "broken"),
+        (saved([torch.zeros(3)]), "named tensors"),
+        (saved({"x": 3}), "named tensors"),
+    ],
+    ids=["empty", "no zip", "cut", "legacy", "list", "number"],
+)
+def test_weights_that_make_no_sense_are_named_in_one_line(tiny, tmp_path, content, words):
+    path = repack(tiny, tmp_path / "m.nemo", replaced={"model_weights.ckpt": content})
+    with pytest.raises(SetupError, match=words) as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_file_that_is_cut_short_anywhere_is_a_setup_error_or_has_all_its_weights(tiny, tmp_path, mode):
+    whole = repack(tiny, tmp_path / "whole.nemo", mode)
+    expected, data = weights_by_torch(whole), whole.read_bytes()
+    path = tmp_path / "cut.nemo"
+    random.seed(0)
+    refused = 0
+    for size in [0, 1, 511, 512, 1000, *random.sample(range(len(data)), 40), len(data) - 1]:
+        path.write_bytes(data[:size])
+        try:
+            weights = read_weights(path)
+        except SetupError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error), size
+        else:
+            assert_same(weights, expected)
+    assert refused > 20
+
+
+def test_a_flipped_bit_in_the_headers_is_a_setup_error_or_does_no_harm(tiny, tmp_path):
+    data = bytearray(saved({"x": torch.arange(5.0), "y": torch.arange(3)}))
+    random.seed(1)
+    for place in random.sample(range(len(data)), 200):
+        changed = bytearray(data)
+        changed[place] ^= 1 << random.randrange(8)
+        path = repack(tiny, tmp_path / "m.nemo", replaced={"model_weights.ckpt": bytes(changed)})
+        try:
+            read_weights(path)
+        except SetupError as error:
+            assert str(path) in str(error) and "\n" not in str(error), place
+
+
+@pytest.mark.parametrize("missing", ["model_weights.ckpt", "tokenizer.model"])
+def test_a_missing_part_is_named(cli, tiny, tmp_path, missing):
+    path = repack(tiny, tmp_path / "m.nemo", without=[missing])
+    with pytest.raises(SetupError, match=f"no .*{missing}") as caught:
+        read_weights(path)
+        read_tokenizer(path, read_config(path))
+    assert str(path) in str(caught.value)
+    code, out, err = cli("--model_path", path, "--device", "cpu", "--quiet")
+    assert (code, out, len(err.splitlines())) == (2, "", 1) and str(path) in err and missing in err
+
+
+def test_a_weight_that_is_missing_is_named(cli, tiny, tmp_path):
+    weights = dict(weights_by_torch(tiny))
+    del weights["encoder.layers.1.norm_out.weight"]
+    path = repack(tiny, tmp_path / "m.nemo", replaced={"model_weights.ckpt": saved(weights)})
+    code, out, err = cli("--model_path", path, "--device", "cpu", "--quiet")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert str(path) in err and "encoder.layers.1.norm_out.weight" in err
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"not a tokenizer" * 10])
+def test_a_tokenizer_that_makes_no_sense_is_named_in_one_line(cli, tiny, tmp_path, content):
+    path = repack(tiny, tmp_path / "m.nemo", replaced={"tokenizer.model": content})
+    with pytest.raises(SetupError, match="tokenizer.model") as caught:
+        read_tokenizer(path, read_config(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- Hugging Face
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
