@@ -7,9 +7,10 @@ weight alone takes about 800):
     plain float32    679    737   2440   3827   5846
     packed float32   772    824   1119   1550   5261
     packed bfloat16  354    354    360    373    678
-    int8             185    188    224    305   1631
+    int8             254    254    263    280    676
 
-int8 is FBGEMM's.  oneDNN's takes 212, 248, 256, 267 and 549, but keeps every weight twice.
+FBGEMM's int8 (torch.ops.quantized.linear_dynamic) takes 185, 187, 217, 301 and 1879, but in the full-size encoder only
+a single row was faster with it: a step took 63, 100 and 120 ms at 80, 560 and 1120 ms, with oneDNN's 70, 80 and 91.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ import warnings
 
 import torch
 import torch.nn.functional as F
+
+from .errors import SetupError
+
+# torch announces another API for it, which the oldest torch supported here lacks
+warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
 
 
 class Linear:
@@ -72,26 +78,40 @@ class PackedLinear:
 
 
 class QuantizedLinear:
-    """The same on a CPU with int8 weights, one scale per output, and activations quantized as they come.
+    """The same on an x86 CPU by oneDNN with int8 weights, one scale per output, and activations quantized as they come.
 
-    The activations of a block share one scale, so results depend a little on what is in the block.
+    Input and output are float32.  The activations of a block share one scale, so that results depend a little on what
+    else is in the block.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
         weight = weight * scale
-        scales = (weight.abs().amax(1) / 127).clamp(min=1e-12)
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        with warnings.catch_warnings():  # torch announces another API, which the oldest torch supported here lacks
-            warnings.simplefilter("ignore")
-            quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        self.weight = torch.ops.quantized.linear_prepack(quantized, None if bias is None else bias * scale)
+        self.scales = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+        self.zeros = torch.zeros(len(self.scales), dtype=torch.long)
+        self.weight = torch.ops.onednn.qlinear_prepack((weight / self.scales[:, None]).round_().to(torch.int8), None)
+        self.bias = None if bias is None else bias * scale
 
-    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        y = torch.ops.quantized.linear_dynamic(x, self.weight, False)
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None, activation: str = "none") -> torch.Tensor:
+        quantized = torch.quantize_per_tensor_dynamic(x, torch.quint8, False)
+        y = torch.ops.onednn.qlinear_pointwise(
+            quantized.int_repr(),
+            quantized.q_scale(),
+            quantized.q_zero_point(),
+            self.weight,
+            self.scales,
+            self.zeros,
+            self.bias,
+            1.0,
+            0,
+            torch.float32,
+            activation,
+            [],
+            "",
+        )
         return y if out is None else out.copy_(y)
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
-        return F.silu(self(x))
+        return self(x, activation="swish")
 
     def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return residual + self(x)
@@ -101,12 +121,15 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: str, sca
     """The linear layer for a weight where it lies and the dtype that is wanted: ``Linear`` or one of its likes.
 
     ``dtype`` is ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``; on an NPU or GPU the weight has it already.
+    Raises SetupError for one that this CPU cannot do.
     """
     if weight.device.type != "cpu":
         return Linear(weight, bias, scale)
-    if dtype == "int8":
-        return QuantizedLinear(weight, bias, scale)
+    packs = platform.machine() == "x86_64" and torch.backends.mkldnn.is_available()
+    if dtype == "float32":
+        return PackedLinear(weight, bias, scale) if packs else Linear(weight, bias, scale)
+    if not packs:
+        raise SetupError(f"--dtype {dtype} on a CPU needs x86 and a torch with oneDNN: take float32")
     if dtype == "bfloat16":
         return PackedLinear(weight, bias, scale, torch.bfloat16)
-    packs = platform.machine() == "x86_64" and torch.backends.mkldnn.is_available()
-    return PackedLinear(weight, bias, scale) if packs else Linear(weight, bias, scale)
+    return QuantizedLinear(weight, bias, scale)
