@@ -7,8 +7,8 @@ import os
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 # How long threads spin before they sleep.  Spinning for long takes the core of whoever shares it, sleeping at once
-# costs a wake-up for each operator.  An int8 step of 80 ms at full size on 2 threads, median ms, alone and beside a busy
-# process: sleeping at once 88 and 76, this 54 and 110, spinning for long 44 and 264.  Read by OpenMP when torch is
-# loaded; the user's own setting wins.
+# costs a wake-up for each operator.  An int8 step of 80 ms at full size on 2 threads, median ms, alone and beside a
+# busy process: sleeping at once 88 and 76, this 54 and 110, spinning for long 44 and 264.  Read by OpenMP when torch
+# is loaded; the user's own setting wins.
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
