@@ -507,7 +507,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # any file name can be printed
     args = parse_args(argv)
-    from nemotron_npu.errors import InputError, SetupError
+    from nemotron_npu.errors import InputError, SetupError, first_line
 
     console = Console(args.quiet, args.debug)
     try:
@@ -528,7 +528,8 @@ def main(argv: list[str] | None = None) -> int:
         console.error(f"{error}: source setup_env.sh first", error)
         return UNUSABLE
     except Exception as error:  # none may escape: torch_npu adds noise of its own to uncaught ones
-        console.error(f"{type(error).__name__}: {error}" + ("" if args.debug else " (--debug shows where)"), error)
+        where = "" if args.debug else " (--debug shows where)"
+        console.error(f"{type(error).__name__}: {first_line(error)}{where}", error)
         return SOME_FAILED
 
 

@@ -59,7 +59,7 @@ class Decoder:
         prediction = weights.inside("decoder.prediction.")
         embedding = prediction("embed.weight")
         self.layers = [
-            [prediction(f"dec_rnn.lstm.{kind}_l{layer}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            _lstm_weights(prediction.inside("dec_rnn.lstm."), layer)
             for layer in range(config["decoder"]["prednet"]["pred_rnn_layers"])
         ]
         joint = weights.inside("joint.")
@@ -80,7 +80,7 @@ class Decoder:
     @torch.inference_mode()
     def new_state(self, slots: int) -> DecoderState:
         """Slots at the start of their recordings: the prediction network has seen the start symbol (blank)."""
-        zeros = [self.embedding.new_zeros(slots, weight_hh.shape[1]) for _, weight_hh, _, _ in self.layers]
+        zeros = [self.embedding.new_zeros(slots, recurrent.shape[0]) for _, recurrent, _ in self.layers]
         state = DecoderState(zeros, list(zeros), self.embedding.new_zeros(slots, self.output[0].shape[0]))
         self._advance(state, torch.full((slots,), self.blank, dtype=torch.long, device=self.device))
         return state
@@ -161,7 +161,7 @@ class Decoder:
             stay = (tokens == self.blank)[:, None]
         x = self.embedding[tokens]
         for layer, weights in enumerate(self.layers):
-            hidden, cell = torch.lstm_cell(x, (state.hidden[layer], state.cell[layer]), *weights)
+            hidden, cell = _lstm(x, state.hidden[layer], state.cell[layer], *weights)
             x = hidden
             if stay is not None:
                 hidden = torch.where(stay, state.hidden[layer], hidden)
@@ -169,6 +169,20 @@ class Decoder:
             state.hidden[layer], state.cell[layer] = hidden, cell
         predicted = F.linear(x, *self.prediction_projection)
         state.predicted = predicted if stay is None else torch.where(stay, state.predicted, predicted)
+
+
+def _lstm_weights(weights: Weights, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(of the input [in, 4 * hidden], of the hidden state [hidden, 4 * hidden], both biases [4 * hidden])."""
+    bias = weights(f"bias_ih_l{layer}") + weights(f"bias_hh_l{layer}")
+    return weights(f"weight_ih_l{layer}").t(), weights(f"weight_hh_l{layer}").t(), bias
+
+
+def _lstm(x, hidden, cell, from_input, recurrent, bias) -> tuple[torch.Tensor, torch.Tensor]:
+    """torch.nn.LSTM's step, of operators that every device has: (hidden, cell), each [slots, hidden]."""
+    gates = torch.addmm(torch.addmm(bias, x, from_input), hidden, recurrent)
+    admit, forget, new, show = gates.chunk(4, 1)
+    cell = forget.sigmoid() * cell + admit.sigmoid() * new.tanh()
+    return show.sigmoid() * cell.tanh(), cell
 
 
 def _check(config: dict) -> None:

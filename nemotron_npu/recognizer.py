@@ -116,6 +116,8 @@ class Recognizer:
             except Exception as error:
                 failed = [slot.index for slot in running if slot]
                 running = [None] * len(running)
+                if not failed:
+                    raise  # of no recording: the next would fail in the same way
                 if len(failed) == 1:
                     yield failed[0], error
                 else:

@@ -243,3 +243,23 @@ def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
         choose_device("npu:0")
     device, reason = choose_device(None)
     assert device.type == "cpu" and "finds no NPU" in reason
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_the_search_on_the_device_gives_the_same_tokens(tiny, native, slots):
+    on_npu = load_recognizer(tiny, NPU, decoder_device=NPU)
+    waveforms = [read_audio(str(CLIP)), sine(), read_audio(str(CLIP))[:30000]]
+    expected = [[(t.id, t.frame) for t in transcript.tokens] for transcript in native[1].transcribe(waveforms)]
+    ours = [[(t.id, t.frame) for t in transcript.tokens] for transcript in on_npu.transcribe(waveforms, slots)]
+    assert ours == expected and len(expected[0]) > 10
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype):
+    recognizer = load_recognizer(tiny, NPU, dtype=dtype)
+    assert {layer.ff1_in.weight.dtype for layer in recognizer.encoder.layers} == {getattr(torch, dtype)}
+    encoded, _ = recognizer.encode(*recognizer.preprocess([sine()]))
+    expected, _ = native[1].encode(*native[1].preprocess([sine()]))
+    assert encoded.dtype == torch.float32
+    error = (encoded.cpu() - expected).abs().mean() / expected.abs().mean()
+    assert 0 < float(error) < 0.02
