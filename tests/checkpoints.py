@@ -194,7 +194,7 @@ def _speak(model) -> None:
                 low = float(bias[-1])
             else:
                 high = float(bias[-1])
-        bias[-1] = high
+        bias[-1] = high + 0.05  # at ``high`` itself some frame is undecided between blank and a token
     featurizer.dither = dither
 
 
