@@ -14,6 +14,8 @@ HERE = Path(__file__).resolve().parent
 DEMO_MODEL = HERE / "demo" / "demo.nemo"
 DEMO_CLIP = HERE / "demo" / "digits.wav"
 
+CATCH_UP_SECONDS = 5  # of sound, in which a stream may make up for the time that loading took
+
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 EXAMPLES = """\
@@ -303,24 +305,24 @@ def _transcribe(recognizer, inputs, slots: int, console: Console):
 
 def _listen(args, console: Console, recognizer, source, facts: dict) -> int:
     """Recognise stdin as it comes, until it ends or Ctrl-C, and say when the recogniser falls behind real time."""
-    tell = 1.0  # seconds of delay that are worth a line
+    from nemotron_npu.audio import SAMPLE_RATE
+    from nemotron_npu.errors import InputError
+
+    new_line = "\n" if sys.stdout.isatty() else ""  # the growing text has not ended its line
 
     def blocks():
-        nonlocal tell
-        fed = 0.0
+        fed, worst = 0.0, 1.0  # seconds of sound taken; of delay that are worth a line
+        waited = source.delay(0)  # while the model was loaded: only worth a line if it is not made up for soon
         for samples in source:
             yield samples
             fed += len(samples) / SAMPLE_RATE
             delay = source.delay(fed)
-            if delay > tell:
-                console.say(f"{delay:.1f} s behind real time (nothing is lost)")
-                tell = 2 * delay
-            elif delay < 0.5 and tell > 1:
-                console.say("caught up with real time")
-                tell = 1.0
-
-    from nemotron_npu.audio import SAMPLE_RATE
-    from nemotron_npu.errors import InputError
+            if delay > worst + (waited if fed < CATCH_UP_SECONDS else 0):
+                console.say(f"{new_line}{delay:.1f} s behind real time (nothing is lost)")
+                worst = 2 * delay
+            elif delay < 0.5 and worst > 1:
+                console.say(f"{new_line}caught up with real time")
+                worst = 1.0
 
     with _first_interrupt(source.stop) as interrupted:
         try:
