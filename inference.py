@@ -276,8 +276,6 @@ def _waveform(source):
 
 def _transcribe(recognizer, inputs, slots: int, console: Console):
     """Yield ((name, source), transcript) in the order of ``inputs``; None for what failed, named on stderr."""
-    from nemotron_npu.errors import InputError
-
     held, position = {}, 0
 
     def release():
@@ -286,11 +284,10 @@ def _transcribe(recognizer, inputs, slots: int, console: Console):
             result = held.pop(position)
             name, source = inputs[position]
             position += 1
-            if isinstance(result, InputError):
-                console.error(str(result))
-            elif isinstance(result, Exception):
-                console.error(f"{name}: cannot be transcribed: {type(result).__name__}: {result}", result)
-            yield (name, source), None if isinstance(result, Exception) else result
+            if isinstance(result, Exception):
+                _say_failed(console, name, result)
+                result = None
+            yield (name, source), result
 
     try:
         for index, result in recognizer.results([source for _, source in inputs], slots):
@@ -301,6 +298,16 @@ def _transcribe(recognizer, inputs, slots: int, console: Console):
             position = index
             yield from release()
         raise
+
+
+def _say_failed(console: Console, name: str, error: Exception) -> None:
+    """One line for a file that gave no transcript; an InputError names it itself."""
+    from nemotron_npu.errors import InputError
+
+    if isinstance(error, InputError):
+        console.error(str(error))
+    else:
+        console.error(f"{name}: cannot be transcribed: {type(error).__name__}: {error}", error)
 
 
 def _listen(args, console: Console, recognizer, source, facts: dict) -> int:
@@ -336,7 +343,6 @@ def _listen(args, console: Console, recognizer, source, facts: dict) -> int:
 def _stream_files(args, console: Console, recognizer, inputs, facts: dict) -> int:
     """Recognise files one after the other as if they were live, as fast as it goes; return how many failed."""
     from nemotron_npu.audio import read_blocks
-    from nemotron_npu.errors import InputError
 
     failures, stopped = 0, False
 
@@ -355,11 +361,8 @@ def _stream_files(args, console: Console, recognizer, inputs, facts: dict) -> in
         for name, path in inputs:
             try:
                 _show_stream(args, recognizer, name, blocks(path), facts)
-            except InputError as error:
-                console.error(str(error))
-                failures += 1
             except Exception as error:
-                console.error(f"{name}: cannot be transcribed: {type(error).__name__}: {error}", error)
+                _say_failed(console, name, error)
                 failures += 1
             if interrupted():
                 raise KeyboardInterrupt

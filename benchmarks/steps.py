@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from nemotron_npu.audio import SAMPLE_RATE
+from nemotron_npu.benchmark import steady_step
 from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")
@@ -38,18 +39,8 @@ def timed(call) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def native_step(recognizer: Recognizer):
-    """A call that encodes the next chunk of a stream whose left context is full."""
-    encoder = recognizer.encoder
-    state = encoder.new_state(1, encoder.chunk)
-    features = torch.randn(1, encoder.chunk * encoder.factor, encoder.mels)
-    while state.position[0] < encoder.keep:
-        encoder.step(features, state, [None])
-    return lambda: encoder.step(features, state, [None])
-
-
 def nemo_step(path: Path, chunk_ms: int):
-    """The same by NeMo's ``cache_aware_stream_step``."""
+    """What ``steady_step`` is, by NeMo's ``cache_aware_stream_step``."""
     from nemotron_npu.nemo_engine import NemoRecognizer
 
     encoder = NemoRecognizer(path, CPU, chunk_ms).model.encoder
@@ -104,7 +95,7 @@ def main() -> None:
     sound = np.random.default_rng(0).normal(0, 0.05, 60 * SAMPLE_RATE).astype(np.float32)
     for chunk_ms in args.chunk_ms:
         recognizers = {dtype: Recognizer(args.model, CPU, chunk_ms, dtype) for dtype in args.dtype}
-        calls = {dtype: native_step(recognizer) for dtype, recognizer in recognizers.items()}
+        calls = {dtype: steady_step(recognizer) for dtype, recognizer in recognizers.items()}
         if not args.no_nemo:
             calls = {"NeMo": nemo_step(args.model, chunk_ms), **calls}
         times = {name: [] for name in calls}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,16 @@ class _Count(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+def steady_step(recognizer: Recognizer) -> Callable[[], torch.Tensor]:
+    """A call that encodes the next chunk of a native live stream whose left context is full."""
+    encoder = recognizer.encoder
+    state = encoder.new_state(1, encoder.chunk)
+    features = torch.randn(1, encoder.chunk * encoder.factor, encoder.mels).to(recognizer.device)
+    while state.position[0] < encoder.keep:
+        encoder.step(features, state, [None])
+    return lambda: encoder.step(features, state, [None])
+
+
 def count_operators(recognizer: Recognizer) -> Operators:
     """Count the operators of the forward pass of the sine, and of a steady step in the native engine."""
     with _Count() as forward:
@@ -87,12 +98,9 @@ def count_operators(recognizer: Recognizer) -> Operators:
     encoder = getattr(recognizer, "encoder", None)
     if encoder is None or not encoder.streams:
         return Operators(forward.operators, None)
-    state = encoder.new_state(1, encoder.chunk)
-    features = torch.zeros(1, encoder.chunk * encoder.factor, encoder.mels, device=recognizer.device)
-    while state.position[0] < encoder.keep:
-        encoder.step(features, state, [None])
+    encode_chunk = steady_step(recognizer)
     with _Count() as step:
-        encoder.step(features, state, [None])
+        encode_chunk()
     return Operators(forward.operators, step.operators)
 
 

@@ -291,6 +291,12 @@ def frame_seconds(config: dict) -> float:
     return float(config["preprocessor"]["window_stride"]) * int(config["encoder"]["subsampling_factor"])
 
 
+def context_sizes(sizes: list | None) -> list[list[int]]:
+    """``att_context_size``, one [left, right] or several, as several; -1, and none at all, is no limit."""
+    sizes = sizes or [-1, -1]
+    return sizes if isinstance(sizes[0], list) else [sizes]
+
+
 def attention_contexts(config: dict) -> dict[int, list[int]]:
     """Chunk length in ms -> [left, right] attention context in encoder frames, in the checkpoint's order.
 
@@ -300,8 +306,7 @@ def attention_contexts(config: dict) -> dict[int, list[int]]:
     encoder = config["encoder"]
     if encoder.get("att_context_style") != "chunked_limited":
         return {}
-    sizes = encoder["att_context_size"]
-    sizes = sizes if isinstance(sizes[0], list) else [sizes]
+    sizes = context_sizes(encoder["att_context_size"])
     return {round((right + 1) * frame_seconds(config) * 1000): [left, right] for left, right in sizes}
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .checkpoint import Weights
+from .checkpoint import Weights, context_sizes
 from .errors import Unsupported
 from .linear import Linear, make_linear
 
@@ -148,7 +148,7 @@ class Encoder:
         self.causal = config["causal_downsampling"]
         self.x_scale = math.sqrt(self.width) if config["xscaling"] else None
         self.chunked = config["att_context_style"] == "chunked_limited"
-        self.left, self.right = context or first_context(config)
+        self.left, self.right = context or context_sizes(config["att_context_size"])[0]
         self.conv_left, self.conv_right = _conv_context(config)
         self.streams = self.left >= 0 and self.conv_right == 0 and (self.right == 0 or self.chunked and self.right > 0)
         """Whether blocks can be encoded as they come; if not, a recording is one block, as in NeMo's offline pass."""
@@ -498,12 +498,6 @@ def _linear(weights: Weights, name: str, dtype: str, scale: float = 1.0) -> Line
     layer = make_linear(weight.view(weight.shape[0], -1), bias, dtype, scale)  # so is a pointwise convolution
     weights.release()
     return layer
-
-
-def first_context(config: dict) -> list[int]:
-    """The first [left, right] of ``att_context_size``; -1 is no limit."""
-    sizes = config.get("att_context_size") or [-1, -1]
-    return list(sizes[0]) if isinstance(sizes[0], list) else list(sizes)
 
 
 def _conv_context(config: dict) -> list[int]:

@@ -202,10 +202,7 @@ class Recognizer:
         state = encoder.new_state(len(valid), block)
         outputs = []
         for first in range(0, total, block):
-            ends = [
-                length if first <= count <= first + block or count < first else None
-                for length, count in zip(valid, frames, strict=True)
-            ]
+            ends = [length if count <= first + block else None for length, count in zip(valid, frames, strict=True)]
             part = rows[:, first * encoder.factor : (first + block) * encoder.factor]
             outputs.append(encoder.step(part, state, ends))
         encoded = torch.cat(outputs, 1)[:, : max(frames)].transpose(1, 2)

@@ -178,43 +178,34 @@ def poison(tmp_path):
     return path
 
 
+def fail_where(monkeypatch, owner, method, poisoned):
+    """Make ``owner.method`` fail for arguments that are ``poisoned``."""
+    real = getattr(owner, method)
+
+    def failing(self, *args):
+        if poisoned(*args):
+            raise RuntimeError("the device said no\nat some length")
+        return real(self, *args)
+
+    monkeypatch.setattr(owner, method, failing)
+
+
 def poison_the_encoder(monkeypatch):
     from nemotron_npu.encoder import Encoder
 
-    step = Encoder.step
-
-    def failing(self, rows, state, ends):
-        if POISON_FEATURES in ends:
-            raise RuntimeError("the device said no\nat some length")
-        return step(self, rows, state, ends)
-
-    monkeypatch.setattr(Encoder, "step", failing)
+    fail_where(monkeypatch, Encoder, "step", lambda rows, state, ends: POISON_FEATURES in ends)
 
 
 def poison_the_decoder(monkeypatch):
     from nemotron_npu.decoder import Decoder
 
-    step = Decoder.step
-
-    def failing(self, frames, state, counts):
-        if POISON_FRAMES in counts:
-            raise RuntimeError("the device said no\nat some length")
-        return step(self, frames, state, counts)
-
-    monkeypatch.setattr(Decoder, "step", failing)
+    fail_where(monkeypatch, Decoder, "step", lambda frames, state, counts: POISON_FRAMES in counts)
 
 
 def poison_nemo(monkeypatch):
     from nemotron_npu.nemo_engine import NemoRecognizer
 
-    transcribe = NemoRecognizer.transcribe
-
-    def failing(self, waveforms):
-        if any(len(w) == POISON for w in waveforms):
-            raise RuntimeError("the device said no\nat some length")
-        return transcribe(self, waveforms)
-
-    monkeypatch.setattr(NemoRecognizer, "transcribe", failing)
+    fail_where(monkeypatch, NemoRecognizer, "transcribe", lambda waves: any(len(w) == POISON for w in waves))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
