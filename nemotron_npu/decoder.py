@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from .checkpoint import Weights
 from .errors import Unsupported
+from .linear import Linear, make_linear
 
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 LOOKAHEAD = 8  # frames whose joint is evaluated at once: static shapes, few looks, little waste when a token is emitted
@@ -50,28 +51,31 @@ class Decoder:
     ----------
     config : the checkpoint's whole config; ``decoder``, ``joint`` and ``decoding`` are read.
     weights : the checkpoint's tensors, for the device.
+    dtype : of the matrix products, see ``linear.make_linear``; the logits are always float32.
 
     Raises Unsupported for a transducer that is not an LSTM with greedy search.
     """
 
-    def __init__(self, config: dict, weights: Weights):
+    def __init__(self, config: dict, weights: Weights, dtype: str = "float32"):
         _check(config)
         prediction = weights.inside("decoder.prediction.")
         embedding = prediction("embed.weight")
         self.layers = [
-            _lstm_weights(prediction.inside("dec_rnn.lstm."), layer)
+            _lstm_layer(prediction.inside("dec_rnn.lstm."), layer, dtype)
             for layer in range(config["decoder"]["prednet"]["pred_rnn_layers"])
         ]
         joint = weights.inside("joint.")
         output = 2 if config["joint"]["jointnet"].get("dropout") else 1  # behind activation and dropout
-        self.encoder_projection = joint("enc.weight"), joint("enc.bias")
-        self.prediction_projection = joint("pred.weight"), joint("pred.bias")
+        self.encoder_projection = make_linear(joint("enc.weight"), joint("enc.bias"), dtype)
+        self.prediction_projection = make_linear(joint("pred.weight"), joint("pred.bias"), dtype)
         self.output = joint(f"joint_net.{output}.weight").t(), joint(f"joint_net.{output}.bias")
         self.activation = ACTIVATIONS[config["joint"]["jointnet"]["activation"].lower()]
         self.blank = self.output[1].shape[0] - 1
         if len(embedding) == self.blank:  # no blank_as_pad: the start symbol is a zero vector
             embedding = torch.cat([embedding, embedding.new_zeros(1, embedding.shape[1])])
-        self.embedding = embedding
+        # what the first layer makes of each symbol is known beforehand: one row is read instead of a matrix
+        self.width = config["decoder"]["prednet"]["pred_hidden"]
+        self.symbols = self.layers[0][0](embedding)
         greedy = (config.get("decoding") or {}).get("greedy") or {}
         self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step")
         """Tokens that one frame may emit; None is no limit."""
@@ -80,8 +84,8 @@ class Decoder:
     @torch.inference_mode()
     def new_state(self, slots: int) -> DecoderState:
         """Slots at the start of their recordings: the prediction network has seen the start symbol (blank)."""
-        zeros = [self.embedding.new_zeros(slots, recurrent.shape[0]) for _, recurrent, _ in self.layers]
-        state = DecoderState(zeros, list(zeros), self.embedding.new_zeros(slots, self.output[0].shape[0]))
+        zeros = [self.symbols.new_zeros(slots, self.width) for _ in self.layers]
+        state = DecoderState(zeros, list(zeros), self.symbols.new_zeros(slots, self.output[0].shape[0]))
         self._advance(state, torch.full((slots,), self.blank, dtype=torch.long, device=self.device))
         return state
 
@@ -110,7 +114,7 @@ class Decoder:
         The tokens that each slot emitted, in order.
         """
         slots, most, _ = frames.shape
-        projected = F.linear(frames, *self.encoder_projection)
+        projected = self.encoder_projection(frames.reshape(slots * most, -1)).view(slots, most, -1)
         projected = F.pad(projected, (0, 0, 0, LOOKAHEAD))
         window = torch.arange(LOOKAHEAD, device=self.device)
         slot_index = torch.arange(slots, device=self.device)[:, None]
@@ -159,27 +163,29 @@ class Decoder:
         stay = None
         if chosen and self.blank in chosen:
             stay = (tokens == self.blank)[:, None]
-        x = self.embedding[tokens]
-        for layer, weights in enumerate(self.layers):
-            hidden, cell = _lstm(x, state.hidden[layer], state.cell[layer], *weights)
-            x = hidden
+        gates = self.symbols[tokens]
+        for layer, (from_input, recurrent) in enumerate(self.layers):
+            if layer:
+                gates = from_input(x)
+            x, cell = _lstm(recurrent.add(gates, state.hidden[layer]), state.cell[layer])
+            hidden = x
             if stay is not None:
                 hidden = torch.where(stay, state.hidden[layer], hidden)
                 cell = torch.where(stay, state.cell[layer], cell)
             state.hidden[layer], state.cell[layer] = hidden, cell
-        predicted = F.linear(x, *self.prediction_projection)
+        predicted = self.prediction_projection(x)
         state.predicted = predicted if stay is None else torch.where(stay, state.predicted, predicted)
 
 
-def _lstm_weights(weights: Weights, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(of the input [in, 4 * hidden], of the hidden state [hidden, 4 * hidden], both biases [4 * hidden])."""
+def _lstm_layer(weights: Weights, layer: int, dtype: str) -> tuple[Linear, Linear]:
+    """The products of the input, with both biases, and of the hidden state: [slots, in] -> gates [slots, 4 * hidden]."""
     bias = weights(f"bias_ih_l{layer}") + weights(f"bias_hh_l{layer}")
-    return weights(f"weight_ih_l{layer}").t(), weights(f"weight_hh_l{layer}").t(), bias
+    from_input = make_linear(weights(f"weight_ih_l{layer}"), bias, dtype if layer else "float32")
+    return from_input, make_linear(weights(f"weight_hh_l{layer}"), None, dtype)
 
 
-def _lstm(x, hidden, cell, from_input, recurrent, bias) -> tuple[torch.Tensor, torch.Tensor]:
+def _lstm(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """torch.nn.LSTM's step, of operators that every device has: (hidden, cell), each [slots, hidden]."""
-    gates = torch.addmm(torch.addmm(bias, x, from_input), hidden, recurrent)
     admit, forget, new, show = gates.chunk(4, 1)
     cell = forget.sigmoid() * cell + admit.sigmoid() * new.tanh()
     return show.sigmoid() * cell.tanh(), cell

@@ -24,6 +24,8 @@ from .linear import Linear, make_linear
 
 MASKED = -10000.0  # added to the score of a key that is not to be seen: NeMo's INF_VAL; exp() of it is 0
 
+CPU_PIECE = 16  # encoder frames that are subsampled at once on a CPU: its 256 channels of features stay in the cache
+
 DEFAULTS = {  # ConformerEncoder's own, NeMo 2.7.3
     "subsampling": "striding",
     "subsampling_factor": 4,
@@ -78,7 +80,8 @@ class History:
     """
 
     def __init__(self, layers: int, keep: int, room: int, slots: int, width: int, **kind):
-        self.rows = torch.zeros(layers, 2 * keep + room, slots, width, **kind)
+        self.rows = torch.empty(layers, 2 * keep + room, slots, width, **kind)  # touched as it is needed
+        self.rows[:, :keep].zero_()
         self.keep = self.end = keep
 
     def reserve(self, count: int) -> None:
@@ -100,7 +103,8 @@ class EncoderState:
 
     def __init__(self, stages: list[torch.Tensor], attention: History, convolution: History, slots: int):
         self.stages = stages
-        """The input row before each subsampling stage, [slots, channels, 1, features]."""
+        """Input of each subsampling stage, [slots, channels, 1 + rows, features]: the row before the next ones, room
+        for these, and at the sides columns that stay 0, the padding of its convolution."""
         self.attention = attention
         self.convolution = convolution
         self.position = [0] * slots
@@ -109,8 +113,8 @@ class EncoderState:
     @torch.inference_mode()
     def restart(self, slot: int) -> None:
         """Begin a new recording in ``slot``."""
-        for row in self.stages:
-            row[slot].zero_()
+        for rows in self.stages:
+            rows[slot, :, 0].zero_()
         self.attention.clear(slot)
         self.convolution.clear(slot)
         self.position[slot] = 0
@@ -156,6 +160,7 @@ class Encoder:
         """Frames of a chunk: blocks are multiples of it."""
         self.keep = self.left if self.streams else 0  # frames of keys and values kept
         self.device = weights.device
+        self.piece = CPU_PIECE if self.device.type == "cpu" else block
         self.kind = {"dtype": weights.dtype, "device": weights.device}  # of everything but the products
         self.dtype = dtype
         self.mels = config["feat_in"]
@@ -166,7 +171,7 @@ class Encoder:
         self.block = max(block, self.chunk) if self.streams else 0
         self.positions = [self._project(layer, self.block) for layer in self.layers] if self.streams else None
         weights.release()
-        self.masks = {}  # of the attention context alone, by (frames, slots)
+        self.bands = {}  # masks of the attention context alone, by (frames, slots)
 
     # ------------------------------------------------------------------ lengths
 
@@ -191,13 +196,15 @@ class Encoder:
 
     def new_state(self, slots: int, block: int) -> EncoderState:
         """Empty slots for blocks of at most ``block`` frames."""
-        rows, features, channels = [], self.mels, 1
+        stages, features, channels = [], self.mels, 1
+        rows = min(block, self.piece) * self.factor
+        sides = 3 if self.causal else 2
         for stage in self.stages:
-            rows.append(torch.zeros(slots, channels, 1, features, **self.kind))
-            features, channels = self._stage_length(features), stage.channels
+            stages.append(torch.zeros(slots, channels, 1 + rows, features + sides, **self.kind))
+            rows, features, channels = rows // 2, self._stage_length(features), stage.channels
         attention = History(len(self.layers), self.keep, block, slots, 3 * self.width, **self.kind)
         convolution = History(len(self.layers), self.conv_left, block + self.conv_right, slots, self.width, **self.kind)
-        return EncoderState(rows, attention, convolution, slots)
+        return EncoderState(stages, attention, convolution, slots)
 
     @property
     def largest_block(self) -> int:
@@ -249,25 +256,46 @@ class Encoder:
 
     def _subsample(self, features: torch.Tensor, state: EncoderState, ends: list[int | None]) -> torch.Tensor:
         """[slots, n * factor, mels] -> [slots, n, width]."""
-        x = features.unsqueeze(1)
+        parts, position = [], list(state.position)
+        for part in features.split(self.piece * self.factor, 1):
+            parts.append(self._subsample_piece(part, state, position, ends))
+            position = [first + parts[-1].shape[1] for first in position]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _subsample_piece(self, features, state: EncoderState, position: list[int], ends) -> torch.Tensor:
+        """The same of a piece that begins at the encoder frames ``position`` of its recordings.
+
+        Each stage writes what it makes into the interior of the next one's input.
+        """
+        slots, rows, _ = features.shape
         lengths, rate = list(ends), self.factor
-        pad = (2, 1) if self.causal else (1, 1)
+        inputs = state.stages
+        self._new_rows(inputs[0], rows).copy_(features.unsqueeze(1))
         for index, stage in enumerate(self.stages):
-            x = torch.cat([state.stages[index], x], 2)
-            state.stages[index] = x[:, :, -1:]
-            x = stage(F.pad(x, pad))
+            source = inputs[index]
+            y = stage(source[:, :, : 1 + rows])
+            source[:, :, 0].copy_(source[:, :, rows])
+            rows //= 2
+            if index + 1 < len(self.stages):
+                x = self._new_rows(inputs[index + 1], rows)
+                torch.clamp(y, min=0, out=x)
+            else:
+                x = y.relu_()
             # NeMo's padding and masks are zeros at every stage, not what the stage makes of zeros
             rate //= 2
             lengths = [None if length is None else self._stage_length(length) for length in lengths]
             for slot, length in enumerate(lengths):
-                first = state.position[slot] * rate - (rate - 1 if self.causal else 0)
+                first = position[slot] * rate - (rate - 1 if self.causal else 0)
                 if first < 0:
                     x[slot, :, :-first].zero_()
                 if length is not None:
                     x[slot, :, max(0, length - first) :].zero_()
-        slots, _, count, _ = x.shape
-        x = x.transpose(1, 2).contiguous().view(slots * count, -1)
-        return self.subsampling_out(x).view(slots, count, -1)
+        x = x.transpose(1, 2).contiguous().view(slots * rows, -1)
+        return self.subsampling_out(x).view(slots, rows, -1)
+
+    def _new_rows(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """Where the next ``count`` rows of a stage's input go: behind the kept one, between the zeros at the sides."""
+        return rows[:, :, 1 : 1 + count, 2 if self.causal else 1 : -1]
 
     def _layer_step(self, index, layer: Layer, x, mask, count: int, slots: int, state: EncoderState, ends):
         """ConformerLayer.forward: x [n * slots, width] -> the same."""
@@ -280,8 +308,8 @@ class Encoder:
 
         window = state.convolution.window(index, count + self.conv_right)
         y = layer.pointwise1(F.layer_norm(x, width, *layer.norm_conv))
-        new = window[self.conv_left : self.conv_left + count]
-        torch.ops.aten.glu.out(y, -1, out=new.view(count * slots, -1))
+        new = window[self.conv_left :]
+        torch.ops.aten.glu.out(y, -1, out=new[:count].view(count * slots, -1))
         if self.conv_right:
             for slot, end in enumerate(ends):
                 new[self.frames(end) - state.position[slot] :, slot].zero_()
@@ -363,14 +391,10 @@ class Encoder:
         """
         slots = len(ends)
         begins = [max(0, self.keep - position) for position in state.position]
+        band = self._band(count, slots)
         if not any(begins) and all(end is None for end in ends):
-            key = (count, slots)
-            if key not in self.masks:
-                self.masks[key] = self._band(count, slots)
-            return self.masks[key]
-        mask = self._band(count, slots)
-        if mask is None:
-            mask = self._nothing_hidden(count, slots)
+            return band
+        mask = self._nothing_hidden(count, slots) if band is None else band.clone()
         shifted = self._shifted(mask, count, slots)
         for slot, (begin, end) in enumerate(zip(begins, ends, strict=True)):
             if begin:
@@ -391,6 +415,8 @@ class Encoder:
         """ConformerEncoder._create_masks: the attention context alone; None if it hides nothing."""
         if self.streams and count == self.chunk:
             return None
+        if (count, slots) in self.bands:
+            return self.bands[count, slots]
         query = torch.arange(self.keep, self.keep + count, device=self.device)[:, None]
         key = torch.arange(self.keep + count, device=self.device)
         left, right = self.left, self.right
@@ -407,6 +433,8 @@ class Encoder:
                 hidden |= key > query + right
         mask = self._nothing_hidden(count, slots)
         self._shifted(mask, count, slots).masked_fill_(hidden[:, None], MASKED)
+        if self.streams:  # else it is as large as the recording, and the next one is of another size
+            self.bands[count, slots] = mask
         return mask
 
     # ------------------------------------------------------------------ weights
@@ -458,7 +486,10 @@ class Encoder:
 
 @dataclass
 class Stage:
-    """One halving of the time axis: a 3 x 3 convolution of stride 2; a depthwise one is followed by a 1 x 1."""
+    """One halving of the time axis: a 3 x 3 convolution of stride 2; a depthwise one is followed by a 1 x 1.
+
+    Its rectifier is the caller's, who knows where the result is wanted.
+    """
 
     convolution: tuple
     pointwise: tuple | None
@@ -470,9 +501,7 @@ class Stage:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[slots, channels, 2 n + 1, features], padded -> [slots, channels, n, features / 2]."""
         x = F.conv2d(x, *self.convolution, stride=2, groups=self.channels if self.pointwise else 1)
-        if self.pointwise:
-            x = F.conv2d(x, *self.pointwise)
-        return x.relu_()
+        return F.conv2d(x, *self.pointwise) if self.pointwise else x
 
 
 def _subsampling(weights: Weights, config: dict) -> list[Stage]:

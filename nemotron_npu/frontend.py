@@ -69,7 +69,7 @@ class Frontend:
     def log_mel(self, signal: torch.Tensor) -> torch.Tensor:
         """Features float32 [frames, mels] of every whole window in a pre-emphasised and padded float32 [samples]."""
         spectrum = torch.fft.rfft(signal.unfold(0, self.n_fft, self.hop) * self.window)
-        power = spectrum.real.square() + spectrum.imag.square()
+        power = torch.view_as_real(spectrum).square().sum(-1)
         if self.mag_power != 2.0:
             power = power.sqrt().pow(self.mag_power)
         mel = power @ self.filters
@@ -98,18 +98,20 @@ class FeatureStream:
 
     def feed(self, samples: torch.Tensor) -> torch.Tensor:
         """float32 [samples], of any number -> the frames that they complete, float32 [frames, mels]."""
-        self.samples += len(samples)
         self._append(samples)
         frontend = self.frontend
         count = (len(self.signal) - frontend.reach) // frontend.hop + 1
         return self._frames(min(count, frontend.frames(self.samples) - self.frames))
 
-    def finish(self) -> torch.Tensor:
-        """The frames that were still waiting for sound: it has ended.  float32 [frames, mels]."""
+    def finish(self, samples: torch.Tensor | None = None) -> torch.Tensor:
+        """The frames that are left: the sound ends with ``samples``, if there are more.  float32 [frames, mels]."""
+        if samples is not None:
+            self._append(samples)
         return self._frames(self.frontend.frames(self.samples) - self.frames)
 
     def _append(self, samples: torch.Tensor) -> None:
         frontend = self.frontend
+        self.samples += len(samples)
         if frontend.dropped:
             samples = torch.cat([self.held, samples])
             self.held = samples[max(0, len(samples) - frontend.dropped) :]

@@ -78,17 +78,42 @@ class PackedLinear:
 
 
 class QuantizedLinear:
-    """The same on an x86 CPU by oneDNN with int8 weights, one scale per output, and activations quantized as they come.
+    """The same on an x86 CPU by FBGEMM with int8 weights, one scale per output, and activations quantized as they come.
 
     Input and output are float32.  The activations of a block share one scale, so that results depend a little on what
     else is in the block.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
-        weight = weight * scale
-        self.scales = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+        quantized, scales = _quantize(weight * scale)
+        zeros = torch.zeros(len(scales), dtype=torch.long)
+        quantized = torch._make_per_channel_quantized_tensor(quantized, scales.double(), zeros, 0)
+        before, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
+        try:
+            self.packed = torch.ops.quantized.linear_prepack(quantized, None if bias is None else bias * scale)
+        finally:
+            torch.backends.quantized.engine = before
+        # without VNNI two products of 8 bits overflow the 16 that they are summed in: take 7 of the activations
+        self.reduce_range = not torch.cpu._is_vnni_supported()
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        y = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
+        return y if out is None else out.copy_(y)
+
+    def silu(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(self(x), inplace=True)
+
+    def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self(x).add_(residual)
+
+
+class TiledQuantizedLinear:
+    """What ``QuantizedLinear`` is, by oneDNN: the only one of the two that knows AMX, whose tiles pay from a few rows."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
+        quantized, self.scales = _quantize(weight * scale)
         self.zeros = torch.zeros(len(self.scales), dtype=torch.long)
-        self.weight = torch.ops.onednn.qlinear_prepack((weight / self.scales[:, None]).round_().to(torch.int8), None)
+        self.weight = torch.ops.onednn.qlinear_prepack(quantized, None)
         self.bias = None if bias is None else bias * scale
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None, activation: str = "none") -> torch.Tensor:
@@ -114,7 +139,13 @@ class QuantizedLinear:
         return self(x, activation="swish")
 
     def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return residual + self(x)
+        return self(x).add_(residual)
+
+
+def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 [out, in] and its scales float32 [out]: symmetric, the largest weight of each output is 127."""
+    scales = (weight.abs().amax(1) / 127).clamp(min=1e-12)
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: str, scale: float = 1.0):
@@ -132,4 +163,5 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: str, sca
         raise SetupError(f"--dtype {dtype} on a CPU needs x86 and a torch with oneDNN: take float32")
     if dtype == "bfloat16":
         return PackedLinear(weight, bias, scale, torch.bfloat16)
-    return QuantizedLinear(weight, bias, scale)
+    tiles = torch.cpu._is_amx_tile_supported()
+    return (TiledQuantizedLinear if tiles else QuantizedLinear)(weight, bias, scale)

@@ -36,8 +36,8 @@ class Recognizer:
     path : a ``.nemo`` file.
     device : where the encoder runs.  Log-mel is computed on the CPU.
     chunk_ms : chunk length; None takes the checkpoint's first.
-    dtype : of the encoder: ``"float32"``, ``"bfloat16"``, on a CPU also ``"int8"``, elsewhere ``"float16"``.  On a CPU
-        it is that of the matrix products alone.
+    dtype : ``"float32"``, ``"bfloat16"``, on a CPU also ``"int8"``, elsewhere ``"float16"``.  On a CPU it is that of the
+        matrix products alone, of the encoder and of the prediction network; elsewhere that of the whole encoder.
     decoder_device : where the search runs; None is the CPU, since it is many small operators, each waited for.
 
     Raises SetupError when the checkpoint cannot be used at all, Unsupported when this engine does not know its kind.
@@ -73,7 +73,7 @@ class Recognizer:
         encoder = Weights(tensors, device, kind, "encoder.", taken)
         try:
             self.frontend = Frontend(config, host.inside("preprocessor.featurizer."))
-            self.decoder = Decoder(config, search)
+            self.decoder = Decoder(config, search, dtype if device.type == "cpu" else "float32")
             self.encoder = Encoder(config["encoder"], encoder, context, BLOCK_FRAMES, dtype)
         except SetupError as error:
             raise SetupError(f"{path}: {error}") from error
@@ -180,10 +180,7 @@ class Recognizer:
 
         T is one more than the longest, as NeMo has it; what lies behind a length is 0.
         """
-        features = []
-        for waveform in waveforms:
-            stream = FeatureStream(self.frontend)
-            features.append(torch.cat([stream.feed(torch.from_numpy(waveform)), stream.finish()]))
+        features = [FeatureStream(self.frontend).finish(torch.from_numpy(waveform)) for waveform in waveforms]
         lengths = torch.tensor([len(f) for f in features])
         padded = torch.zeros(len(features), int(lengths.max()) + 1, self.frontend.mels)
         for row, f in zip(padded, features, strict=True):
@@ -197,15 +194,15 @@ class Recognizer:
         frames = [encoder.frames(length) for length in valid]
         block = encoder.block_for(max(frames))
         total = -(-max(frames) // block) * block
-        rows = F.pad(features.transpose(1, 2), (0, 0, encoder.lead, 0))
-        rows = F.pad(rows, (0, 0, 0, max(0, total * encoder.factor - rows.shape[1])))
+        behind = max(0, total * encoder.factor - encoder.lead - features.shape[2])
+        rows = F.pad(features.transpose(1, 2), (0, 0, encoder.lead, behind))
         state = encoder.new_state(len(valid), block)
         outputs = []
         for first in range(0, total, block):
             ends = [length if count <= first + block else None for length, count in zip(valid, frames, strict=True)]
             part = rows[:, first * encoder.factor : (first + block) * encoder.factor]
             outputs.append(encoder.step(part, state, ends))
-        encoded = torch.cat(outputs, 1)[:, : max(frames)].transpose(1, 2)
+        encoded = (torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0])[:, : max(frames)].transpose(1, 2)
         return encoded, torch.tensor(frames).to(self.device)
 
     # ------------------------------------------------------------------ results

@@ -23,11 +23,15 @@ x86 = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("dtype, bound", [("float32", 1e-6), ("bfloat16", 0.01), ("int8", 0.03)])
+@pytest.mark.parametrize(
+    "dtype, bound, tiles",
+    [("float32", 1e-6, False), ("bfloat16", 0.01, False), ("int8", 0.03, False), ("int8", 0.03, True)],
+)
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 7, 14, 113])
 @x86
-def test_every_linear_layer_computes_what_the_plain_one_does(dtype, bound, with_bias, rows):
+def test_every_linear_layer_computes_what_the_plain_one_does(dtype, bound, tiles, with_bias, rows, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     torch.manual_seed(rows)
     x, residual, weight = torch.randn(rows, 96), torch.randn(rows, 160), torch.randn(160, 96)
     bias = torch.randn(160) if with_bias else None
@@ -44,6 +48,13 @@ def test_every_linear_layer_computes_what_the_plain_one_does(dtype, bound, with_
             ]
         for ours, expected in pairs:
             assert float((ours - expected).norm() / expected.norm()) < bound
+
+
+@x86
+def test_making_int8_layers_leaves_torch_s_own_choice_of_kernels_alone():
+    before = torch.backends.quantized.engine
+    make_linear(torch.zeros(4, 4), None, "int8")
+    assert torch.backends.quantized.engine == before
 
 
 @pytest.mark.parametrize("chunk_ms", [80, 1120])
