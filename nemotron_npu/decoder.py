@@ -76,6 +76,7 @@ class Decoder:
         # what the first layer makes of each symbol is known beforehand: one row is read instead of a matrix
         self.width = config["decoder"]["prednet"]["pred_hidden"]
         self.symbols = self.layers[0][0](embedding)
+        self.layers[0] = self.symbols.__getitem__, self.layers[0][1]
         greedy = (config.get("decoding") or {}).get("greedy") or {}
         self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step")
         """Tokens that one frame may emit; None is no limit."""
@@ -163,11 +164,9 @@ class Decoder:
         stay = None
         if chosen and self.blank in chosen:
             stay = (tokens == self.blank)[:, None]
-        gates = self.symbols[tokens]
+        x = tokens
         for layer, (from_input, recurrent) in enumerate(self.layers):
-            if layer:
-                gates = from_input(x)
-            x, cell = _lstm(recurrent.add(gates, state.hidden[layer]), state.cell[layer])
+            x, cell = _lstm(recurrent.add(from_input(x), state.hidden[layer]), state.cell[layer])
             hidden = x
             if stay is not None:
                 hidden = torch.where(stay, state.hidden[layer], hidden)
@@ -178,7 +177,7 @@ class Decoder:
 
 
 def _lstm_layer(weights: Weights, layer: int, dtype: str) -> tuple[Linear, Linear]:
-    """The products of the input, with both biases, and of the hidden state: [slots, in] -> gates [slots, 4 * hidden]."""
+    """The products of the input, with both biases, and of the hidden state: [slots, in] -> [slots, 4 * hidden]."""
     bias = weights(f"bias_ih_l{layer}") + weights(f"bias_hh_l{layer}")
     from_input = make_linear(weights(f"weight_ih_l{layer}"), bias, dtype if layer else "float32")
     return from_input, make_linear(weights(f"weight_hh_l{layer}"), None, dtype)

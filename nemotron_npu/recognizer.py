@@ -36,8 +36,8 @@ class Recognizer:
     path : a ``.nemo`` file.
     device : where the encoder runs.  Log-mel is computed on the CPU.
     chunk_ms : chunk length; None takes the checkpoint's first.
-    dtype : ``"float32"``, ``"bfloat16"``, on a CPU also ``"int8"``, elsewhere ``"float16"``.  On a CPU it is that of the
-        matrix products alone, of the encoder and of the prediction network; elsewhere that of the whole encoder.
+    dtype : ``"float32"``, ``"bfloat16"``, on a CPU also ``"int8"``, elsewhere ``"float16"``.  On a CPU it is that of
+        the matrix products alone, of encoder and prediction network; elsewhere that of the whole encoder.
     decoder_device : where the search runs; None is the CPU, since it is many small operators, each waited for.
 
     Raises SetupError when the checkpoint cannot be used at all, Unsupported when this engine does not know its kind.
