@@ -7,7 +7,7 @@ import argparse
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -290,9 +290,10 @@ def _transcribe(recognizer, inputs, slots: int, console: Console):
             yield (name, source), result
 
     try:
-        for index, result in recognizer.results([source for _, source in inputs], slots):
-            held[index] = result
-            yield from release()
+        with closing(recognizer.results([source for _, source in inputs], slots)) as results:
+            for index, result in results:
+                held[index] = result
+                yield from release()
     except KeyboardInterrupt:
         for index in sorted(held):  # what is done is not lost for what was to come before it
             position = index

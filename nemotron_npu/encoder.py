@@ -13,18 +13,22 @@ result in place, for any number of slots.  Names of weights and formulas follow 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from .checkpoint import Weights, context_sizes
+from .device import trim_memory
 from .errors import Unsupported
 from .linear import Linear, make_linear
 
 MASKED = -10000.0  # added to the score of a key that is not to be seen: NeMo's INF_VAL; exp() of it is 0
 
 CPU_PIECE = 16  # encoder frames that are subsampled at once on a CPU: its 256 channels of features stay in the cache
+
+LOADERS = 4  # layers that are prepared at once: each holds copies of its weights for a moment
 
 DEFAULTS = {  # ConformerEncoder's own, NeMo 2.7.3
     "subsampling": "striding",
@@ -166,7 +170,8 @@ class Encoder:
         self.mels = config["feat_in"]
         self.stages = _subsampling(weights.inside("pre_encode.conv."), config)
         self.subsampling_out = _linear(weights, "pre_encode.out", dtype)
-        self.layers = [self._layer(weights.inside(f"layers.{i}."), config) for i in range(config["n_layers"])]
+        with ThreadPoolExecutor(min(LOADERS, torch.get_num_threads())) as pool:  # packing keeps one core busy, no more
+            self.layers = list(pool.map(lambda i: self._layer(weights, i, config), range(config["n_layers"])))
         self.out = _linear(weights, "out_proj", dtype) if weights.has("out_proj.weight") else None
         self.block = max(block, self.chunk) if self.streams else 0
         self.positions = [self._project(layer, self.block) for layer in self.layers] if self.streams else None
@@ -439,7 +444,8 @@ class Encoder:
 
     # ------------------------------------------------------------------ weights
 
-    def _layer(self, weights: Weights, config: dict) -> Layer:
+    def _layer(self, weights: Weights, index: int, config: dict) -> Layer:
+        weights = weights.inside(f"layers.{index}.")
         heads, d_k = self.heads, self.head_width
 
         def fused(kind: str) -> torch.Tensor | None:
@@ -462,7 +468,7 @@ class Encoder:
             depthwise_bias = shift if depthwise_bias is None else shift + depthwise_bias * scale
             conv_norm = None
         uv = torch.stack([weights("self_attn.pos_bias_u"), weights("self_attn.pos_bias_v")])
-        return Layer(
+        layer = Layer(
             norm_ff1=_weight_and_bias(weights, "norm_feed_forward1"),
             ff1_in=_linear(weights, "feed_forward1.linear1", self.dtype),
             ff1_out=_linear(weights, "feed_forward1.linear2", self.dtype, 0.5),  # half a step each: fc_factor
@@ -482,6 +488,8 @@ class Encoder:
             ff2_out=_linear(weights, "feed_forward2.linear2", self.dtype, 0.5),
             norm_out=_weight_and_bias(weights, "norm_out"),
         )
+        trim_memory()
+        return layer
 
 
 @dataclass

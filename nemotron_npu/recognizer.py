@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ Source = np.ndarray | str | Path
 
 BLOCK_FRAMES = 128  # encoder frames of a block of a recording, at most: large products, bounded memory
 LIVE_FRAMES = 16  # the same of a live stream, which only needs more than a chunk to catch up
+READERS = 4  # threads that decode sound
 SETTLE_TOKENS = 256  # of a live stream, spelled again at each look
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: stored, but no parameters
 
@@ -101,30 +104,40 @@ class Recognizer:
     def results(self, sources: list[Source], slots: int = 1) -> Iterator[tuple[int, Transcript | Exception]]:
         """Yield (index, transcript or what went wrong) of each recording as soon as it is done.
 
-        With several slots the longest recordings go first, and a slot whose recording ends takes the next one.
+        A slot whose recording ends takes the next one, whose sound is being decoded already.
         A failure inside the model is tried again with each recording alone, so that one costs no other.
         """
-        order = list(range(len(sources)))
-        if slots > 1:
-            order.sort(key=lambda index: -_seconds(sources[index]))
-        waiting = iter(order)
         running: list[_Slot | None] = [None] * max(1, min(slots, len(sources)))
-        while True:
-            try:
-                yield from self._run(sources, waiting, running)
-                return
-            except Exception as error:
-                failed = [slot.index for slot in running if slot]
-                running = [None] * len(running)
-                if not failed:
-                    raise  # of no recording: the next would fail in the same way
-                if len(failed) == 1:
-                    yield failed[0], error
-                else:
-                    for index in failed:
-                        yield from ((index, result) for _, result in self.results([sources[index]]))
+        pool = ThreadPoolExecutor(READERS)
+        waiting = self._opened(sources, len(running), pool)
+        try:
+            while True:
+                try:
+                    yield from self._run(waiting, running)
+                    return
+                except Exception as error:
+                    failed = [slot.index for slot in running if slot]
+                    running[:] = [None] * len(running)
+                    if not failed:
+                        raise  # of no recording: the next would fail in the same way
+                    if len(failed) == 1:
+                        yield failed[0], error
+                    else:
+                        for index in failed:
+                            yield from ((index, result) for _, result in self.results([sources[index]]))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, sources: list[Source], waiting: Iterator[int], running: list) -> Iterator:
+    def _opened(self, sources: list[Source], ahead: int, pool: ThreadPoolExecutor) -> Iterator[_Slot]:
+        """The recordings in order; the first piece of ``ahead`` more than have been taken is being decoded."""
+        opened = deque()
+        for index, source in enumerate(sources):
+            opened.append(_Slot(self, index, source, pool))
+            if len(opened) > ahead:
+                yield opened.popleft()
+        yield from opened
+
+    def _run(self, waiting: Iterator[_Slot], running: list[_Slot | None]) -> Iterator:
         """Yield (index, result) of the recordings ``waiting``; ``running`` holds those that are in the slots."""
         encoder, decoder = self.encoder, self.decoder
         slots = len(running)
@@ -135,10 +148,9 @@ class Recognizer:
                 while True:  # until this slot has frames to encode, or there is nothing left to recognise
                     slot = running[place]
                     if slot is None:
-                        index = next(waiting, None)
-                        if index is None:
+                        slot = running[place] = next(waiting, None)
+                        if slot is None:
                             break
-                        slot = running[place] = _Slot(self, index, sources[index])
                         encoder_state.restart(place)
                         decoder.restart(decoder_state, place)
                     try:
@@ -150,15 +162,20 @@ class Recognizer:
                     if slot.rows.ready:
                         break
                     running[place] = None
-                    yield slot.index, self.transcript(slot.emissions, slot.rows.features.samples)
+                    yield slot.index, self.transcript(slot.emissions, slot.features.samples)
             if not any(running):
                 return
-            block = encoder.block_for(max(slot.rows.ready for slot in running if slot))
+            # the recording that has the least left sets the block: what the others have left waits for the next one
+            ready = [slot.rows.ready for slot in running if slot]
+            block = encoder.block_for(min(ready) if encoder.streams else max(ready))
             if not encoder.streams:  # whole recordings: nothing is carried from block to block
                 encoder_state = encoder.new_state(slots, block)
             silence = torch.zeros(block * encoder.factor, self.frontend.mels), None, 0
             rows, ends, counts = zip(*(slot.rows.take(block) if slot else silence for slot in running), strict=True)
             encoded = encoder.step(torch.stack(rows).to(self.device), encoder_state, ends)
+            for slot in running:
+                if slot:
+                    slot.fill_ahead()
             emissions = decoder.step(encoded.to(decoder.device), decoder_state, counts)
             for slot, emitted in zip(running, emissions, strict=True):
                 if slot:
@@ -228,31 +245,29 @@ class _Rows:
 
     def __init__(self, recognizer: Recognizer):
         self.encoder = recognizer.encoder
-        self.features = FeatureStream(recognizer.frontend)
         self.waiting = torch.zeros(self.encoder.lead, recognizer.frontend.mels)
+        self.features = 0
+        """Feature frames so far."""
         self.position = 0
         """Encoder frames taken."""
         self.ended = False
 
-    def feed(self, samples: np.ndarray) -> None:
-        self.waiting = torch.cat([self.waiting, self.features.feed(torch.from_numpy(samples))])
-
-    def finish(self) -> None:
-        self.waiting = torch.cat([self.waiting, self.features.finish()])
-        self.ended = True
+    def add(self, features: torch.Tensor) -> None:
+        self.waiting = torch.cat([self.waiting, features])
+        self.features += len(features)
 
     @property
     def ready(self) -> int:
         """Encoder frames that can be encoded: all that are left of a recording that has ended."""
         if self.ended:
-            return self.encoder.frames(self.features.frames) - self.position if self.features.frames else 0
+            return self.encoder.frames(self.features) - self.position if self.features else 0
         return len(self.waiting) // self.encoder.factor
 
     def take(self, frames: int) -> tuple[torch.Tensor, int | None, int]:
         """The next rows float32 [frames * factor, mels], padded with 0; the recording's features if it ends in them;
         and how many of the frames are its own."""
         count = min(self.ready, frames)
-        end = self.features.frames if self.ended and self.ready <= frames else None
+        end = self.features if self.ended and self.ready <= frames else None
         rows = self.waiting[: frames * self.encoder.factor]
         self.waiting = self.waiting[len(rows) :]
         self.position += count
@@ -260,23 +275,35 @@ class _Rows:
 
 
 class _Slot:
-    """A recording that is being recognised, and where its sound comes from."""
+    """A recording that is being recognised; ``pool`` decodes its next piece of sound while the last one is encoded."""
 
-    def __init__(self, recognizer: Recognizer, index: int, source: Source):
+    def __init__(self, recognizer: Recognizer, index: int, source: Source, pool: ThreadPoolExecutor):
         self.index = index
         self.rows = _Rows(recognizer)
         self.block = recognizer.encoder.largest_block if recognizer.encoder.streams else math.inf
-        self.blocks = iter([source]) if isinstance(source, np.ndarray) else audio.read_blocks(str(source))
+        self.features = FeatureStream(recognizer.frontend)
+        self.pieces = audio.pieces(source) if isinstance(source, np.ndarray) else audio.read_blocks(str(source))
+        self.pool = pool
+        self.coming = pool.submit(next, self.pieces, None)
         self.emissions: list[Emission] = []
 
     def fill(self) -> None:
-        """Decode sound until the largest block is ready, or the end.  Raises InputError."""
+        """Wait until the features of the largest block are there, or the end.  Raises InputError."""
         while not self.rows.ended and self.rows.ready < self.block:
-            samples = next(self.blocks, None)
-            if samples is None:
-                self.rows.finish()
-            else:
-                self.rows.feed(samples)
+            self._take(self.coming.result())
+
+    def fill_ahead(self) -> None:
+        """Take a piece that is decoded already: there is time for its features while the device works."""
+        if not self.rows.ended and self.rows.ready < self.block and self.coming.done() and not self.coming.exception():
+            self._take(self.coming.result())
+
+    def _take(self, samples: np.ndarray | None) -> None:
+        if samples is None:
+            self.rows.add(self.features.finish())
+            self.rows.ended = True
+        else:
+            self.coming = self.pool.submit(next, self.pieces, None)
+            self.rows.add(self.features.feed(torch.from_numpy(samples)))
 
 
 class Stream:
@@ -289,6 +316,7 @@ class Stream:
         self.recognizer = recognizer
         self.chunk = recognizer.encoder.chunk
         self.block = max(self.chunk, LIVE_FRAMES // self.chunk * self.chunk)
+        self.features = FeatureStream(recognizer.frontend)
         self.rows = _Rows(recognizer)
         self.encoder_state = recognizer.encoder.new_state(1, self.block)
         self.decoder_state = recognizer.decoder.new_state(1)
@@ -313,17 +341,18 @@ class Stream:
         samples = np.ascontiguousarray(samples, dtype=np.float32)
         if samples.ndim != 1:
             raise ValueError(f"samples have shape {list(samples.shape)}: one channel is wanted, [samples]")
-        self.rows.feed(samples)
+        self.rows.add(self.features.feed(torch.from_numpy(samples)))
         while self.rows.ready >= self.chunk:
             self._step(min(self.rows.ready // self.chunk * self.chunk, self.block))
 
     def finish(self) -> Transcript:
         """Recognise what is left: the sound has ended.  The final transcript."""
         if not self.rows.ended:
-            self.rows.finish()
+            self.rows.add(self.features.finish())
+            self.rows.ended = True
             if self.rows.ready:
                 self._step(self.chunk)
-        return self.recognizer.transcript(self.emissions, self.rows.features.samples)
+        return self.recognizer.transcript(self.emissions, self.features.samples)
 
     @property
     def text(self) -> str:
@@ -344,7 +373,7 @@ class Stream:
     @property
     def seconds(self) -> float:
         """Sound fed so far."""
-        return self.rows.features.samples / audio.SAMPLE_RATE
+        return self.features.samples / audio.SAMPLE_RATE
 
     def _step(self, block: int) -> None:
         recognizer = self.recognizer
@@ -378,10 +407,6 @@ def load_recognizer(
     from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
 
     return NemoRecognizer(path, device, chunk_ms)
-
-
-def _seconds(source: Source) -> float:
-    return len(source) / audio.SAMPLE_RATE if isinstance(source, np.ndarray) else audio.seconds(str(source))
 
 
 def _count(tensors: dict[str, torch.Tensor]) -> int:
