@@ -62,7 +62,22 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         default="native",
         help="native: this project's own; nemo: stock NeMo, slow to load, the reference (default: native)",
     )
-    model.add_argument("--batch_size", type=_positive, default=1, metavar="N", help="files at a time (default: 1)")
+    model.add_argument(
+        "--batch_size", type=_positive, metavar="N", help="files at a time (default: what suits model and device)"
+    )
+    model.add_argument(
+        "--block_ms",
+        type=_positive,
+        metavar="MS",
+        help="sound of each file that is encoded at a time, rounded to chunks (default: what suits model and device)",
+    )
+    model.add_argument(
+        "--graph",
+        choices=["on", "off", "auto"],
+        default="auto",
+        help="record the encoder's steady step on an npu or cuda device and replay it as one launch; "
+        "auto is off until that has been run on real hardware (default: auto)",
+    )
     model.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "int8"],
@@ -109,8 +124,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("--precision_compare and --benchmark take files, not streams")
     if options.stream and not options.audio and options.model_path:
         parser.error("--stream needs AUDIO")
-    if options.stream and options.batch_size > 1:
-        parser.error("--stream takes one file at a time: leave --batch_size out")
+    if options.stream and (options.batch_size or options.block_ms):
+        parser.error("--stream takes one file at a time, chunk by chunk: leave --batch_size and --block_ms out")
     if options.sample_rate and options.audio != ["-"]:
         parser.error("--sample_rate is for raw PCM on stdin: files tell their own")
     if options.report and not (options.precision_compare or options.benchmark):
@@ -191,7 +206,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     console.say(f"loading {path.name} ...")
     recognizer = load_recognizer(
-        path, device, args.chunk_ms, args.engine, args.dtype, _decoder_device(args), announce=console.say
+        path,
+        device,
+        args.chunk_ms,
+        args.engine,
+        args.dtype,
+        _decoder_device(args),
+        record=args.graph == "on",
+        block_ms=args.block_ms,
+        announce=console.say,
     )
     if live or args.stream:
         recognizer.stream()  # a checkpoint that cannot is told before any sound is taken
@@ -216,7 +239,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.say("loading the CPU reference: NeMo ...")
         reference = load_recognizer(path, torch.device("cpu"), args.chunk_ms, "nemo")
     done, comparisons = [], []
-    for (name, source), transcript in _transcribe(recognizer, inputs, args.batch_size, console):
+    for (name, source), transcript in _transcribe(recognizer, inputs, args.batch_size or recognizer.slots, console):
         if transcript is None:
             failures += 1
             continue
@@ -469,7 +492,7 @@ def _benchmark(args, console: Console, recognizer, waveforms) -> dict:
     console.say("timing ...")
     forward = benchmark_forward(recognizer)
     operators = count_operators(recognizer)
-    throughput = benchmark_transcribe(recognizer, waveforms, args.batch_size)
+    throughput = benchmark_transcribe(recognizer, waveforms, args.batch_size or recognizer.slots)
     table = to_table(forward, operators, throughput, str(recognizer.device))
     if args.output_format == "json":  # there stdout is for one document a file
         console.say(table)

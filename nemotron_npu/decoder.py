@@ -43,6 +43,14 @@ class DecoderState:
         self.position = [0] * len(predicted)
         """Encoder frames of each slot's recording so far."""
 
+    @torch.inference_mode()
+    def take(self, other: DecoderState, slots: list[int]) -> None:
+        """Go on with the recordings that are in these slots of another state, one in each slot of this one."""
+        self.hidden = [rows[slots] for rows in other.hidden]
+        self.cell = [rows[slots] for rows in other.cell]
+        self.predicted = other.predicted[slots]
+        self.position = [other.position[slot] for slot in slots]
+
 
 class Decoder:
     """Prediction network, joint network and greedy search of one checkpoint on one device.

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from .checkpoint import Weights, context_sizes
 from .device import trim_memory
 from .errors import Unsupported
+from .graph import Recorded
 from .linear import Linear, make_linear
 
 MASKED = -10000.0  # added to the score of a key that is not to be seen: NeMo's INF_VAL; exp() of it is 0
@@ -80,26 +81,42 @@ class Layer:
 class History:
     """For each layer the last ``keep`` rows, and room behind them for the next ones: [frames, slots, width].
 
-    The window slides along a longer buffer and is moved back to its front only when that is full.
+    The window slides along a longer buffer and is moved back to its front only when that is full.  A recorded step
+    finds it at the same addresses each time: there it does not slide, but is moved back after each step.
     """
 
-    def __init__(self, layers: int, keep: int, room: int, slots: int, width: int, **kind):
-        self.rows = torch.empty(layers, 2 * keep + room, slots, width, **kind)  # touched as it is needed
+    def __init__(self, layers: int, keep: int, room: int, slots: int, width: int, slides: bool, **kind):
+        self.rows = torch.empty(layers, (2 if slides else 1) * keep + room, slots, width, **kind)  # touched when needed
         self.rows[:, :keep].zero_()
         self.keep = self.end = keep
+        self.slides = slides
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """The kept rows of all layers, [layers, keep, slots, width]."""
+        return self.rows[:, self.end - self.keep : self.end]
 
     def reserve(self, count: int) -> None:
         """Make room for ``count`` new rows."""
         if self.end + count > self.rows.shape[1]:
-            self.rows[:, : self.keep] = self.rows[:, self.end - self.keep : self.end]
-            self.end = self.keep
+            self._move_back()
 
     def window(self, layer: int, count: int) -> torch.Tensor:
         """The kept rows of a layer and ``count`` new ones behind them."""
         return self.rows[layer, self.end - self.keep : self.end + count]
 
-    def clear(self, slot: int) -> None:
-        self.rows[:, self.end - self.keep : self.end, slot].zero_()
+    def advance(self, count: int) -> None:
+        """Keep the last rows of what is there now, ``count`` of them new."""
+        self.end += count
+        if not self.slides:
+            self._move_back()
+
+    def _move_back(self) -> None:
+        kept = self.kept
+        if self.end < 2 * self.keep:  # it overlaps with where it goes
+            kept = kept.clone()
+        self.rows[:, : self.keep] = kept
+        self.end = self.keep
 
 
 class EncoderState:
@@ -113,15 +130,31 @@ class EncoderState:
         self.convolution = convolution
         self.position = [0] * slots
         """Encoder frames of each slot's recording so far."""
+        self.recorded: dict[int, Recorded | None] = {}
+        """Steady steps by their frames; None for one that was taken once, but not recorded yet."""
+
+    @property
+    def bytes(self) -> int:
+        """What it holds on the device."""
+        return sum(rows.nbytes for rows in (*self.stages, self.attention.rows, self.convolution.rows))
 
     @torch.inference_mode()
     def restart(self, slot: int) -> None:
         """Begin a new recording in ``slot``."""
         for rows in self.stages:
             rows[slot, :, 0].zero_()
-        self.attention.clear(slot)
-        self.convolution.clear(slot)
+        for history in (self.attention, self.convolution):
+            history.kept[:, :, slot].zero_()
         self.position[slot] = 0
+
+    @torch.inference_mode()
+    def take(self, other: EncoderState, slots: list[int]) -> None:
+        """Go on with the recordings that are in these slots of another state, one in each slot of this one."""
+        for mine, theirs in zip(self.stages, other.stages, strict=True):
+            mine[:, :, 0] = theirs[slots, :, 0]
+        for mine, theirs in ((self.attention, other.attention), (self.convolution, other.convolution)):
+            mine.kept[:] = theirs.kept[:, :, slots]
+        self.position = [other.position[slot] for slot in slots]
 
 
 class Encoder:
@@ -134,6 +167,7 @@ class Encoder:
     context : [left, right] attention context in frames, one of the checkpoint's; None takes its first.
     block : frames of the largest block that will be asked for.
     dtype : of the matrix products, see ``linear.make_linear``.
+    record : record steady steps and replay them, see ``graph.py``; not on a CPU.
 
     Raises Unsupported for an encoder that is not a cache-aware FastConformer.
     """
@@ -145,6 +179,7 @@ class Encoder:
         context: list[int] | None,
         block: int,
         dtype: str = "float32",
+        record: bool = False,
     ):
         config = {**DEFAULTS, **config}
         _check(config)
@@ -167,6 +202,7 @@ class Encoder:
         self.piece = CPU_PIECE if self.device.type == "cpu" else block
         self.kind = {"dtype": weights.dtype, "device": weights.device}  # of everything but the products
         self.dtype = dtype
+        self.record = record
         self.mels = config["feat_in"]
         self.stages = _subsampling(weights.inside("pre_encode.conv."), config)
         self.subsampling_out = _linear(weights, "pre_encode.out", dtype)
@@ -207,8 +243,9 @@ class Encoder:
         for stage in self.stages:
             stages.append(torch.zeros(slots, channels, 1 + rows, features + sides, **self.kind))
             rows, features, channels = rows // 2, self._stage_length(features), stage.channels
-        attention = History(len(self.layers), self.keep, block, slots, 3 * self.width, **self.kind)
-        convolution = History(len(self.layers), self.conv_left, block + self.conv_right, slots, self.width, **self.kind)
+        layers, kind = len(self.layers), {"slides": not self.record, **self.kind}
+        attention = History(layers, self.keep, block, slots, 3 * self.width, **kind)
+        convolution = History(layers, self.conv_left, block + self.conv_right, slots, self.width, **kind)
         return EncoderState(stages, attention, convolution, slots)
 
     @property
@@ -240,6 +277,22 @@ class Encoder:
         -------
         float32 [slots, n, width]; frames behind a recording's end mean nothing.
         """
+        count = features.shape[1] // self.factor
+        steady = min(state.position) >= max(self.keep, 1) and all(end is None for end in ends)
+        if not (self.record and self.streams and steady):
+            encoded = self._encode(features, state, ends)
+        elif count not in state.recorded:  # once as ever: what is made at the first use is not to be recorded
+            state.recorded[count] = None
+            encoded = self._encode(features, state, ends)
+        else:
+            if state.recorded[count] is None:
+                state.recorded[count] = Recorded(lambda x: self._encode(x, state, ends), features)
+            encoded = state.recorded[count](features)
+        state.position = [position + count for position in state.position]
+        return encoded
+
+    def _encode(self, features: torch.Tensor, state: EncoderState, ends: list[int | None]) -> torch.Tensor:
+        """What ``step`` does on the device."""
         features = features.to(self.kind["dtype"])
         slots, rows, _ = features.shape
         count = rows // self.factor
@@ -252,9 +305,8 @@ class Encoder:
         state.convolution.reserve(count + self.conv_right)
         for index, layer in enumerate(self.layers):
             x = self._layer_step(index, layer, x, mask, count, slots, state, ends)
-        state.attention.end += count
-        state.convolution.end += count
-        state.position = [position + count for position in state.position]
+        state.attention.advance(count)
+        state.convolution.advance(count)
         if self.out is not None:
             x = self.out(x)
         return x.view(count, slots, -1).transpose(0, 1).float()

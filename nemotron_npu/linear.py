@@ -146,8 +146,8 @@ class TiledQuantizedLinear:
 
 def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 [out, in] and its scales float32 [out]: symmetric, the largest weight of each output is 127."""
-    scales = (weight.abs().amax(1) / 127).clamp(min=1e-12)
-    return (weight / scales[:, None]).round_().to(torch.int8), scales
+    scales = (torch.maximum(weight.amax(1), -weight.amin(1)) / 127).clamp(min=1e-12)
+    return (weight * (1 / scales)[:, None]).round_().to(torch.int8), scales
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: str, scale: float = 1.0):

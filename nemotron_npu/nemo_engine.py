@@ -20,6 +20,7 @@ class NemoRecognizer:
     """A NeMo model on one device; see ``recognizer.Recognizer`` for the calls."""
 
     engine = "nemo"
+    slots = 1  # unless more are asked for: a batch is padded to its longest
 
     def __init__(self, path: Path, device: torch.device, chunk_ms: int | None = None):
         config = read_config(path)

@@ -25,6 +25,8 @@ Source = np.ndarray | str | Path
 """A recording: float32 [samples], mono, 16 kHz; or the path of a sound file, which is decoded piece by piece."""
 
 BLOCK_FRAMES = 128  # encoder frames of a block of a recording, at most: large products, bounded memory
+CPU_VALUES = 128 * 1024  # frames of a block, of all slots, times the model's width: more leaves a CPU's cache
+CPU_SLOTS, DEVICE_SLOTS = 8, 16  # recordings side by side, at most, unless more are asked for
 LIVE_FRAMES = 16  # the same of a live stream, which only needs more than a chunk to catch up
 READERS = 4  # threads that decode sound
 SETTLE_TOKENS = 256  # of a live stream, spelled again at each look
@@ -42,6 +44,8 @@ class Recognizer:
     dtype : ``"float32"``, ``"bfloat16"``, on a CPU also ``"int8"``, elsewhere ``"float16"``.  On a CPU it is that of
         the matrix products alone, of encoder and prediction network; elsewhere that of the whole encoder.
     decoder_device : where the search runs; None is the CPU, since it is many small operators, each waited for.
+    record : record the encoder's steady step and replay it (``graph.py``); needs an NPU or GPU.
+    block_ms : sound of each recording that is encoded at once, at least a chunk; None takes what suits the device.
 
     Raises SetupError when the checkpoint cannot be used at all, Unsupported when this engine does not know its kind.
     """
@@ -55,7 +59,11 @@ class Recognizer:
         chunk_ms: int | None = None,
         dtype: str = "float32",
         decoder_device: torch.device | None = None,
+        record: bool = False,
+        block_ms: int | None = None,
     ):
+        if record and device.type == "cpu":
+            raise SetupError("--graph on: a CPU has nothing to record: it needs an npu or cuda device")
         if (dtype == "float16" and device.type == "cpu") or (dtype == "int8" and device.type != "cpu"):
             raise SetupError(f"--dtype {dtype} does not run on {device.type}: take bfloat16")
         config = read_config(path)
@@ -77,11 +85,13 @@ class Recognizer:
         try:
             self.frontend = Frontend(config, host.inside("preprocessor.featurizer."))
             self.decoder = Decoder(config, search, dtype if device.type == "cpu" else "float32")
-            self.encoder = Encoder(config["encoder"], encoder, context, BLOCK_FRAMES, dtype)
+            frames = round(block_ms / 1000 / self.frame_seconds) if block_ms else BLOCK_FRAMES
+            self.encoder = Encoder(config["encoder"], encoder, context, frames, dtype, record)
         except SetupError as error:
             raise SetupError(f"{path}: {error}") from error
         self.parameters = _count(tensors)
         """Number of weights."""
+        self.block_frames = frames if block_ms else None
         if host.left():
             raise Unsupported(f"weights of unknown use: {', '.join(host.left()[:3])}")
 
@@ -91,6 +101,22 @@ class Recognizer:
         return round(self.encoder.chunk * self.frame_seconds * audio.SAMPLE_RATE)
 
     # ------------------------------------------------------------------ recordings
+
+    @property
+    def slots(self) -> int:
+        """Recordings side by side where nothing else is asked for: on a CPU as many as keep the products' inputs in its
+        cache, elsewhere as many as fit into a quarter of the free memory, with as much again for the step itself."""
+        if self.device.type == "cpu":
+            return min(max(CPU_VALUES // self.encoder.width // BLOCK_FRAMES, 1), CPU_SLOTS)
+        free, _ = getattr(torch, self.device.type).mem_get_info(self.device)
+        state = self.encoder.new_state(1, self.encoder.largest_block or BLOCK_FRAMES)
+        return min(max(free // 4 // (2 * state.bytes), 1), DEVICE_SLOTS)
+
+    def block(self, slots: int) -> int:
+        """Frames of each recording that are encoded at once when so many are side by side."""
+        if self.device.type != "cpu" or self.block_frames:
+            return self.encoder.largest_block
+        return self.encoder.block_for(max(CPU_VALUES // self.encoder.width // slots, 1))
 
     def transcribe(self, sources: list[Source], slots: int = 1) -> list[Transcript]:
         """Recognise recordings, ``slots`` at a time; results in input order.  Raises what the first failure raised."""
@@ -140,11 +166,11 @@ class Recognizer:
     def _run(self, waiting: Iterator[_Slot], running: list[_Slot | None]) -> Iterator:
         """Yield (index, result) of the recordings ``waiting``; ``running`` holds those that are in the slots."""
         encoder, decoder = self.encoder, self.decoder
-        slots = len(running)
-        encoder_state = encoder.new_state(slots, encoder.largest_block)
-        decoder_state = decoder.new_state(slots)
+        block = self.block(len(running))
+        encoder_state = encoder.new_state(len(running), block)
+        decoder_state = decoder.new_state(len(running))
         while True:
-            for place in range(slots):
+            for place in range(len(running)):
                 while True:  # until this slot has frames to encode, or there is nothing left to recognise
                     slot = running[place]
                     if slot is None:
@@ -163,15 +189,24 @@ class Recognizer:
                         break
                     running[place] = None
                     yield slot.index, self.transcript(slot.emissions, slot.features.samples)
-            if not any(running):
+            busy = [place for place, slot in enumerate(running) if slot]
+            if not busy:
                 return
+            if len(busy) <= len(running) // 2:  # nothing is waiting any more: idle slots would be encoded for nothing
+                running[:] = [running[place] for place in busy]
+                before, encoder_state = encoder_state, encoder.new_state(len(busy), block := self.block(len(busy)))
+                encoder_state.take(before, busy)
+                before, decoder_state = decoder_state, decoder.new_state(len(busy))
+                decoder_state.take(before, busy)
             # the recording that has the least left sets the block: what the others have left waits for the next one
             ready = [slot.rows.ready for slot in running if slot]
-            block = encoder.block_for(min(ready) if encoder.streams else max(ready))
-            if not encoder.streams:  # whole recordings: nothing is carried from block to block
-                encoder_state = encoder.new_state(slots, block)
-            silence = torch.zeros(block * encoder.factor, self.frontend.mels), None, 0
-            rows, ends, counts = zip(*(slot.rows.take(block) if slot else silence for slot in running), strict=True)
+            if encoder.streams:
+                frames = min(encoder.block_for(min(ready)), block)
+            else:  # whole recordings: nothing is carried from block to block
+                frames = max(ready)
+                encoder_state = encoder.new_state(len(running), frames)
+            silence = torch.zeros(frames * encoder.factor, self.frontend.mels), None, 0
+            rows, ends, counts = zip(*(slot.rows.take(frames) if slot else silence for slot in running), strict=True)
             encoded = encoder.step(torch.stack(rows).to(self.device), encoder_state, ends)
             for slot in running:
                 if slot:
@@ -391,6 +426,8 @@ def load_recognizer(
     dtype: str = "float32",
     decoder_device: torch.device | None = None,
     announce: Callable[[str], None] = warnings.warn,
+    record: bool = False,
+    block_ms: int | None = None,
 ) -> Recognizer:
     """Load the checkpoint ``path`` onto ``device`` in ``engine``: ``"native"`` or ``"nemo"``.
 
@@ -399,11 +436,13 @@ def load_recognizer(
     """
     if engine == "native":
         try:
-            return Recognizer(path, device, chunk_ms, dtype, decoder_device)
+            return Recognizer(path, device, chunk_ms, dtype, decoder_device, record, block_ms)
         except Unsupported as reason:
             announce(f"{path.name}: not supported by the native engine: {reason}: running on NeMo")
     if dtype != "float32":
         raise SetupError(f"--dtype {dtype} needs the native engine: NeMo runs in float32 here")
+    if record or block_ms:
+        raise SetupError("--graph on and --block_ms need the native engine")
     from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
 
     return NemoRecognizer(path, device, chunk_ms)
