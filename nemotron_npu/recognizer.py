@@ -442,7 +442,7 @@ def load_recognizer(
     if dtype != "float32":
         raise SetupError(f"--dtype {dtype} needs the native engine: NeMo runs in float32 here")
     if record or block_ms:
-        raise SetupError("--graph on and --block_ms need the native engine")
+        raise SetupError(f"{'--graph on' if record else '--block_ms'} needs the native engine")
     from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
 
     return NemoRecognizer(path, device, chunk_ms)

@@ -7,8 +7,9 @@ else can see.  It shows which tensor is on which device, what is moved when, whi
 ``torch.npu`` functions are called.
 
 What it cannot show: Ascend numerics (its results are the CPU's own, so a comparison with the CPU passes by nature),
-speed, memory limits, which operators CANN has, torch_npu's kernels, autocast, streams and graphs.  A figure that it
-gives is a fake's.
+speed, memory limits, which operators CANN has, torch_npu's kernels, autocast and streams.  A figure that it gives is a
+fake's.  An ``NPUGraph`` is a list of operators: recording computes nothing that lasts, a replay runs them on the same
+memory, and what a real one refuses (waiting for the device, a copy from or to the host) is refused while it records.
 
 What it refuses, as the real device does: an operation that mixes ``npu`` tensors with CPU tensors of one or more
 dimensions, ``.numpy()`` on an ``npu`` tensor, device indices that do not exist, arithmetic on float64.
@@ -41,6 +42,7 @@ DTYPES: set[torch.dtype] = set()  # of every tensor that was ever on the device
 DENY: set[str] = set()  # aten operators ("aten.stft") that shall fail as "not implemented on npu"
 _live: weakref.WeakSet[NpuTensor] = weakref.WeakSet()
 _current = 0
+_recording: NPUGraph | None = None
 _lib: list = []
 
 # metadata, views and copies: any dtype is fine, nothing is computed
@@ -172,7 +174,10 @@ def _run(func, args, kwargs):
         name, func, raw_args, args = "copy_", aten.copy_.default, (raw_args[1], raw_args[0]), (args[1], args[0])
     _note_copy(name, args, target)
 
-    out = func(*raw_args, **raw_kwargs)
+    if _recording and (on_npu or target is not None):
+        out = _recording.run(func, raw_args, raw_kwargs)
+    else:
+        out = func(*raw_args, **raw_kwargs)
 
     index = next((t.device.index for t in on_npu), _current)
     if target is not None:
@@ -205,7 +210,72 @@ def _note_copy(name, args, target):
     else:
         return
     if src != dst:
+        _refuse_while_recording("a copy between host and device")
         COPIES.append(("d2h" if src else "h2d", args[0].numel() * args[0].element_size()))
+
+
+def _refuse_while_recording(what):
+    if _recording:
+        raise RuntimeError(f"{what} is not permitted while a stream is captured [fake npu]")
+
+
+class NPUGraph:
+    """Operators on the raw tensors of one recording."""
+
+    def __init__(self):
+        self.operators = []  # (function, args, kwargs, what it returned)
+        self.before = {}  # what the recording overwrote: storage address -> (a view of all of it, its contents)
+        self.made = set()  # addresses of storages that came with the recording
+
+    def run(self, func, args, kwargs):
+        if func is aten._local_scalar_dense.default:
+            _refuse_while_recording("waiting for a value")
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            self._save(argument, value)
+        for argument in func._schema.arguments:
+            self._save(argument, kwargs.get(argument.name))
+        out = func(*args, **kwargs)
+        given = {
+            t.untyped_storage().data_ptr() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)
+        }
+        self.made |= {t.untyped_storage().data_ptr() for t in _tensors(out)} - given
+        if not func.is_view:
+            self.operators.append((func, args, kwargs, out))
+        return out
+
+    def _save(self, argument, value):
+        if argument.alias_info is None or not argument.alias_info.is_write or not isinstance(value, torch.Tensor):
+            return
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in self.made | self.before.keys():
+            whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+            self.before[storage.data_ptr()] = whole, whole.clone()
+
+    def end(self):
+        for whole, contents in self.before.values():
+            whole.copy_(contents)
+
+    def replay(self):
+        CALLS.append("replay()")
+        for func, args, kwargs, out in self.operators:
+            for kept, fresh in zip(_tensors(out), _tensors(func(*args, **kwargs)), strict=True):
+                if kept.data_ptr() != fresh.data_ptr():
+                    kept.copy_(fresh)
+
+
+def _tensors(tree):
+    return [t for t in pytree.tree_leaves(tree) if isinstance(t, torch.Tensor)]
+
+
+@contextlib.contextmanager
+def graph(npu_graph):
+    global _recording
+    _recording = npu_graph
+    try:
+        yield
+    finally:
+        _recording = None
+        npu_graph.end()
 
 
 def _logged(fn):
@@ -271,7 +341,9 @@ def _make_module():
 
     def current_device(): return _current  # fmt: skip
 
-    def synchronize(device=None): _index(device)  # fmt: skip
+    def synchronize(device=None):
+        _refuse_while_recording("waiting for the device")
+        _index(device)
 
     def empty_cache(): ...
     def memory_allocated(device=None):
@@ -317,6 +389,7 @@ def _make_module():
     npu.max_memory_allocated = npu.memory_reserved = npu.max_memory_reserved = npu.memory_allocated
     npu.reset_peak_memory_stats = npu.reset_max_memory_allocated = lambda device=None: None
     npu.device, npu.Stream, npu.Event, npu._is_in_bad_fork = device, Stream, Event, lambda: False
+    npu.NPUGraph, npu.graph = NPUGraph, graph
     return npu
 
 

@@ -1,0 +1,108 @@
+"""``--graph on``: steady steps are recorded once and replayed, with the results of the plain ones."""
+
+import json
+
+import fake_npu
+import numpy as np
+import pytest
+import torch
+from support import CLIP
+from test_inference import CPU, NPU, stream_through, tokens
+
+from nemotron_npu.audio import read_audio
+from nemotron_npu.graph import Recorded
+from nemotron_npu.recognizer import Recognizer
+
+fake_npu.install()
+
+CHUNKS = [80, 160, 560, 1120]
+
+
+def replays(call) -> int:
+    """How often a recorded step was replayed while ``call`` ran."""
+    fake_npu.CALLS.clear()
+    call()
+    return fake_npu.CALLS.count("replay()")
+
+
+@pytest.fixture(scope="module")
+def long() -> np.ndarray:
+    """27 s of speech: more than the left context of 5.6 s."""
+    return np.tile(read_audio(str(CLIP)), 4)
+
+
+@pytest.mark.parametrize("chunk_ms", CHUNKS)
+def test_a_live_stream_replays_its_steady_steps_and_hears_the_same(tiny, long, chunk_ms):
+    recognizer, on_cpu = Recognizer(tiny, NPU, chunk_ms, record=True), Recognizer(tiny, CPU, chunk_ms)
+    live = []
+    played = replays(lambda: live.append(stream_through(recognizer, long, recognizer.chunk_samples)))
+    assert tokens(live) == tokens(on_cpu.transcribe([long]))
+    frames = recognizer.encoder.frames(len(long) // 160)
+    steps, filling = -(-frames // recognizer.encoder.chunk), -(-70 // recognizer.encoder.chunk)
+    assert played == steps - filling - 2, "all but the first ones, one before the recording, and the last one"
+
+
+@pytest.mark.parametrize("chunk_ms", CHUNKS)
+def test_the_encoder_output_of_replayed_steps_is_that_of_plain_ones(tiny, chunk_ms):
+    features = torch.randn(12, 3, 28 * 8, 128, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for record in (False, True):
+        encoder = Recognizer(tiny, NPU, chunk_ms, record=record).encoder
+        state = encoder.new_state(3, 28)
+        steps = [encoder.step(block.to(NPU), state, [None] * 3).cpu() for block in features[:8]]
+        state.restart(1)  # another recording begins in a slot: no steady step until its context is full
+        steps += [encoder.step(block.to(NPU), state, [None] * 3).cpu() for block in features[8:]]
+        outputs.append(torch.stack(steps))
+    assert float((outputs[0] - outputs[1]).abs().max()) < 1e-6
+
+
+def test_recordings_side_by_side_give_the_tokens_of_the_cpu(tiny, long):
+    recognizer, on_cpu = Recognizer(tiny, NPU, 560, record=True, block_ms=560), Recognizer(tiny, CPU, 560)
+    waveforms = [long, long[:50000], long[30000:], long[:1000], long[7:]]
+    heard = []
+    assert replays(lambda: heard.extend(recognizer.transcribe(waveforms, 3))) > 20
+    assert tokens(heard) == tokens(on_cpu.transcribe(waveforms))
+
+
+def test_a_replayed_step_is_three_launches_and_no_wait(tiny):
+    recognizer = Recognizer(tiny, NPU, 80, record=True)
+    encoder, state = recognizer.encoder, recognizer.encoder.new_state(1, 1)
+    features = torch.randn(1, 8, 128).to(NPU)
+    for _ in range(75):
+        encoder.step(features, state, [None])
+    fake_npu.OPS.clear()
+    fake_npu.COPIES.clear()
+    assert replays(lambda: encoder.step(features, state, [None])) == 1
+    assert fake_npu.OPS == {"aten.copy_": 1, "aten.clone": 1} and not fake_npu.COPIES
+
+
+def test_recording_computes_nothing_and_refuses_to_wait():
+    total = torch.zeros(3).to(NPU)
+    step = Recorded(lambda x: total.add_(x), torch.ones(3).to(NPU))
+    assert total.tolist() == [0, 0, 0]
+    assert [step(torch.full((3,), value).to(NPU)).tolist() for value in (1.0, 5.0)] == [[1] * 3, [6] * 3]
+    for waits in (lambda x: x * float(x[0]), lambda x: x.cpu(), lambda x: x + torch.ones(3).to(NPU)):
+        with pytest.raises(RuntimeError, match="captured"):
+            Recorded(waits, torch.ones(3).to(NPU))
+
+
+def test_the_command_line_records_where_it_is_told_to(cli, tiny):
+    options = [CLIP, CLIP, "--model_path", tiny, "--device", "npu:0", "--chunk_ms", 80, "--block_ms", 80]
+    options += ["--output_format", "json", "--quiet"]
+    outputs = {}
+    for graph in ("on", "off", "auto"):
+        fake_npu.CALLS.clear()
+        code, out, err = cli(*options, "--graph", graph)
+        assert (code, err) == (0, "")
+        outputs[graph] = [json.loads(line)["text"] for line in out.splitlines()], "replay()" in fake_npu.CALLS
+    assert outputs["on"][0] == outputs["off"][0] == outputs["auto"][0]
+    assert [outputs[graph][1] for graph in ("on", "off", "auto")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [(["--device", "cpu"], "a CPU has nothing to record"), (["--engine", "nemo"], "needs the native engine")],
+)
+def test_what_cannot_be_recorded_is_one_line(cli, options, says):
+    code, out, err = cli(CLIP, "--graph", "on", *options, "--quiet")
+    assert (code, out) == (2, "") and says in err and len(err.splitlines()) == 1
