@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--engine",
         choices=["native", "nemo"],
-        default="native",
-        help="native: this project's own; nemo: stock NeMo, slow to load, the reference (default: native)",
+        help="native: this project's own; nemo: stock NeMo, slow to load, the reference "
+        "(default: native; --benchmark: both)",
     )
     model.add_argument(
         "--batch_size", type=_positive, metavar="N", help="files at a time (default: what suits model and device)"
@@ -81,8 +82,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "int8"],
-        default="float32",
-        help="of the encoder's matrix products: int8 on a CPU only, float16 on devices only (default: float32)",
+        help="of the encoder's matrix products: int8 on a CPU only, float16 on devices only "
+        "(default: float32; --benchmark: all that the device has)",
     )
     model.add_argument(
         "--decoder_device",
@@ -108,9 +109,13 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         help="compare the device with the CPU, on AUDIO or the sine; exit code 1 if it fails",
     )
     measuring.add_argument(
-        "--benchmark", action="store_true", help="time the forward pass of the sine and the whole transcription"
+        "--benchmark",
+        action="store_true",
+        help="start, steps, recordings, memory and operators, engines and dtypes side by side; takes minutes",
     )
-    measuring.add_argument("--report", metavar="FILE.json", help="every figure of --precision_compare and --benchmark")
+    measuring.add_argument(
+        "--report", metavar="DIR", help="a folder for every figure of --precision_compare and --benchmark, and a plot"
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output_format", choices=["text", "json"], default="text", help="json: one document a file, each on a line"
@@ -130,7 +135,17 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("--sample_rate is for raw PCM on stdin: files tell their own")
     if options.report and not (options.precision_compare or options.benchmark):
         parser.error("--report needs --precision_compare or --benchmark: there are no figures to write without them")
+    if options.benchmark:
+        options.benchmark = _candidates(options)
+    options.engine, options.dtype = options.engine or "native", options.dtype or "float32"
     return options
+
+
+def _candidates(options: argparse.Namespace) -> dict:
+    """Engines and dtypes that --benchmark measures; without a dtype all that the device has."""
+    dtypes = [options.dtype] if options.dtype else None
+    both = {"nemo": ["float32"], "native": dtypes}
+    return {options.engine: both[options.engine]} if options.engine else both
 
 
 def _positive(text: str) -> int:
@@ -205,6 +220,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from nemotron_npu.recognizer import load_recognizer
 
     console.say(f"loading {path.name} ...")
+    began = time.perf_counter()
     recognizer = load_recognizer(
         path,
         device,
@@ -227,6 +243,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "dtype": args.dtype,
         "chunk_ms": recognizer.chunk_ms,
     }
+    load = round(time.perf_counter() - began, 3)
     if live:
         return _listen(args, console, recognizer, source, facts)
     if args.stream:
@@ -239,12 +256,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.say("loading the CPU reference: NeMo ...")
         reference = load_recognizer(path, torch.device("cpu"), args.chunk_ms, "nemo")
     done, comparisons = [], []
+    last = time.perf_counter()
     for (name, source), transcript in _transcribe(recognizer, inputs, args.batch_size or recognizer.slots, console):
         if transcript is None:
             failures += 1
             continue
         done.append(source)
-        document = {"audio": name, **facts}
+        document = {"audio": name, **facts, "timings": {"load": load, "seconds": time.perf_counter() - last}}
+        last = time.perf_counter()
         if not args.audio and (args.model_path or args.output_format == "json"):  # where they are shown
             document |= _shapes(recognizer, _waveform(source))
         comparison = None
@@ -254,11 +273,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if comparison:
             comparisons.append({"audio": name, **comparison.as_dict()})
         _print_result(args, document, transcript, comparison)
-    figures = {**facts, "precision_compare": comparisons} if reference else dict(facts)
+    if args.report and reference:
+        _write_report(args.report, "precision.json", {**facts, "precision_compare": comparisons})
     if args.benchmark and done:
-        figures["benchmark"] = _benchmark(args, console, recognizer, [_waveform(source) for source in done])
-    if args.report:
-        _write_report(args.report, figures)
+        del recognizer, reference  # their memory is needed
+        figures = _benchmark(args, console, path, device, [_waveform(source) for source in done])
+        if args.report:
+            _write_report(args.report, "benchmark.json", {**facts, "benchmark": figures})
     return SOME_FAILED if failures else OK
 
 
@@ -484,31 +505,41 @@ def _print_result(args, document: dict, transcript, comparison) -> None:
         print(to_table(comparison, document["audio"], document["device"]), flush=True)
 
 
-def _benchmark(args, console: Console, recognizer, waveforms) -> dict:
-    from dataclasses import asdict
+def _benchmark(args, console: Console, path: Path, device, waveforms) -> dict:
+    """Measure, print the table, and write the plot where there is a report."""
+    import numpy as np
 
-    from nemotron_npu.benchmark import benchmark_forward, benchmark_transcribe, count_operators, to_table
+    from nemotron_npu.audio import read_audio
+    from nemotron_npu.benchmark import as_dict, benchmark, plot, to_table
+    from nemotron_npu.linear import offered_dtypes
 
-    console.say("timing ...")
-    forward = benchmark_forward(recognizer)
-    operators = count_operators(recognizer)
-    throughput = benchmark_transcribe(recognizer, waveforms, args.batch_size or recognizer.slots)
-    table = to_table(forward, operators, throughput, str(recognizer.device))
+    speech = np.concatenate(waveforms) if args.audio else read_audio(str(DEMO_CLIP))
+    candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
+    result = benchmark(path, device, candidates, speech, args.graph == "on", console.say)
+    table = to_table(result, path.name)
     if args.output_format == "json":  # there stdout is for one document a file
         console.say(table)
     else:
         print(table, flush=True)
-    return {"forward": asdict(forward), "operators": asdict(operators), "transcribe": asdict(throughput)}
+    if args.report:
+        plot(result, path.name, Path(args.report) / "benchmark.png")
+    return as_dict(result)
 
 
 def _check_report(name: str | None) -> None:
     from nemotron_npu.errors import SetupError
 
-    if name is not None and (os.path.isdir(name) or not os.access(os.path.dirname(name) or ".", os.W_OK)):
-        raise SetupError(f"--report {name}: name a file in a folder that exists and can be written to")
+    if name is None:
+        return
+    try:
+        os.makedirs(name, exist_ok=True)
+        if not os.access(name, os.W_OK):
+            raise PermissionError(0, "no permission to write there")
+    except OSError as error:
+        raise SetupError(f"--report {name}: {error.strerror}: name a folder that can be made or written to") from error
 
 
-def _write_report(name: str, figures: dict) -> None:
+def _write_report(folder: str, name: str, figures: dict) -> None:
     import platform
 
     import torch
@@ -518,7 +549,7 @@ def _write_report(name: str, figures: dict) -> None:
     environment = {"python": platform.python_version(), "torch": torch.__version__, "command": sys.argv}
     if "torch_npu" in sys.modules:
         environment["torch_npu"] = sys.modules["torch_npu"].__version__
-    Path(name).write_text(dump({**figures, "environment": environment}, indent=2) + "\n")
+    Path(folder, name).write_text(dump({**figures, "environment": environment}, indent=2) + "\n")
 
 
 def _silence_libraries(quiet: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import re
-import resource
 import sys
 from contextlib import suppress
 
@@ -107,12 +106,18 @@ def reset_peak_memory(device) -> None:
 
 def peak_memory(device) -> dict[str, int]:
     """Peak bytes: ``host`` is this process's resident memory since its start, ``device`` what torch held there."""
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, KiB on Linux
-    peaks = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    with open("/proc/self/status") as status:  # getrusage() counts what was there before exec() too
+        peaks = {"host": next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))}
     module = _module(device)
     if module:
         peaks["device"] = int(module.max_memory_allocated(device))
     return peaks
+
+
+def allocated_memory(device) -> int:
+    """Bytes that torch holds on the device now; 0 on a CPU, where nobody counts them."""
+    module = _module(device)
+    return int(module.memory_allocated(device)) if module else 0
 
 
 def trim_memory() -> None:

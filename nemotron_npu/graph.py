@@ -1,7 +1,7 @@
 """A step whose operators are recorded once on the device and launched all together from then on.
 
-An NPU is bound by how fast the host can launch operators: a recorded step is one launch.  ``torch.npu.NPUGraph`` mirrors
-``torch.cuda.CUDAGraph``, so that one code path serves both.
+An NPU is bound by how fast the host can launch operators: a recorded step is one launch.  ``torch.npu.NPUGraph``
+mirrors ``torch.cuda.CUDAGraph``, so that one code path serves both.
 """
 
 from __future__ import annotations

@@ -30,10 +30,14 @@ warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
 
 
 class Linear:
-    """``scale * (x @ weight.T + bias)`` for x [rows, in], weight [out, in], bias [out] or None; on any device."""
+    """``scale * (x @ weight.T + bias)`` for x [rows, in], weight [out, in], bias [out] or None; on any device.
+
+    ``elements`` and ``bytes`` are those of the weight as it is read.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
         self.weight, self.bias, self.scale = weight.t(), bias, scale
+        self.elements, self.bytes = weight.numel(), weight.nbytes
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Into ``out`` where one is given."""
@@ -63,6 +67,7 @@ class PackedLinear:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0, dtype=torch.float32):
         self.dtype = dtype
         weight = (weight if scale == 1 else weight * scale).to(dtype).contiguous()
+        self.elements, self.bytes = weight.numel(), weight.nbytes
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, self.ROWS)
         self.bias = None if bias is None else (bias * scale).to(dtype)
 
@@ -88,6 +93,7 @@ class QuantizedLinear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
         quantized, scales = _quantize(weight * scale)
+        self.elements, self.bytes = quantized.numel(), quantized.nbytes
         zeros = torch.zeros(len(scales), dtype=torch.long)
         quantized = torch._make_per_channel_quantized_tensor(quantized, scales.double(), zeros, 0)
         before, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
@@ -114,6 +120,7 @@ class TiledQuantizedLinear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
         quantized, self.scales = _quantize(weight * scale)
+        self.elements, self.bytes = quantized.numel(), quantized.nbytes
         self.zeros = torch.zeros(len(self.scales), dtype=torch.long)
         self.weight = torch.ops.onednn.qlinear_prepack(quantized, None)
         self.bias = None if bias is None else bias * scale
@@ -158,12 +165,22 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: str, sca
     """
     if weight.device.type != "cpu":
         return Linear(weight, bias, scale)
-    packs = platform.machine() == "x86_64" and torch.backends.mkldnn.is_available()
     if dtype == "float32":
-        return PackedLinear(weight, bias, scale) if packs else Linear(weight, bias, scale)
-    if not packs:
+        return PackedLinear(weight, bias, scale) if _packs() else Linear(weight, bias, scale)
+    if not _packs():
         raise SetupError(f"--dtype {dtype} on a CPU needs x86 and a torch with oneDNN: take float32")
     if dtype == "bfloat16":
         return PackedLinear(weight, bias, scale, torch.bfloat16)
     tiles = torch.cpu._is_amx_tile_supported()
     return (TiledQuantizedLinear if tiles else QuantizedLinear)(weight, bias, scale)
+
+
+def offered_dtypes(device: torch.device) -> tuple[str, ...]:
+    """The dtypes that ``make_linear`` has there."""
+    if device.type != "cpu":
+        return "float32", "bfloat16", "float16"
+    return ("float32", "bfloat16", "int8") if _packs() else ("float32",)
+
+
+def _packs() -> bool:
+    return platform.machine() == "x86_64" and torch.backends.mkldnn.is_available()

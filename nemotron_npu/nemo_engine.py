@@ -29,6 +29,7 @@ class NemoRecognizer:
             model = EncDecRNNTBPEModel.restore_from(str(path), map_location="cpu")  # only the CPU can read every file
         except Exception as error:
             raise SetupError(f"{path}: NeMo cannot restore this checkpoint: {first_line(error)}") from error
+        self.config = config
         self.device = device
         self.chunk_ms = chunk_ms
         self.frame_seconds = frame_seconds(config)
@@ -40,6 +41,12 @@ class NemoRecognizer:
         featurizer.pad_to = 0
         self.stride = featurizer.hop_length
         self.model = model.to(device).eval()
+
+    def at_chunk(self, chunk_ms: int) -> NemoRecognizer:
+        """This one, with another chunk of attention.  Raises SetupError if it is not offered."""
+        self.chunk_ms, context = choose_context(self.config, chunk_ms)
+        self.model.encoder.set_default_att_context_size(context)
+        return self
 
     def preprocess(self, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = torch.tensor([len(w) for w in waveforms])

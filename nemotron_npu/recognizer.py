@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections import deque
@@ -67,6 +68,7 @@ class Recognizer:
         if (dtype == "float16" and device.type == "cpu") or (dtype == "int8" and device.type != "cpu"):
             raise SetupError(f"--dtype {dtype} does not run on {device.type}: take bfloat16")
         config = read_config(path)
+        self.config = config
         self.device = device
         self.chunk_ms, context = choose_context(config, chunk_ms)
         """Chunk length in use; None for a checkpoint that does not attend in chunks."""
@@ -99,6 +101,15 @@ class Recognizer:
     def chunk_samples(self) -> int:
         """Samples of a chunk at 16 kHz."""
         return round(self.encoder.chunk * self.frame_seconds * audio.SAMPLE_RATE)
+
+    # ------------------------------------------------------------------ settings
+
+    def at_chunk(self, chunk_ms: int) -> Recognizer:
+        """The same with another chunk of attention; the weights are shared.  Raises SetupError if it is not offered."""
+        other = copy.copy(self)
+        other.chunk_ms, context = choose_context(self.config, chunk_ms)
+        other.encoder = self.encoder.at_context(context)
+        return other
 
     # ------------------------------------------------------------------ recordings
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import CLIP
 
+from nemotron_npu import benchmark
 from nemotron_npu.audio import read_audio, sine
 from nemotron_npu.device import choose_device
 from nemotron_npu.encoder import Encoder
@@ -224,17 +225,23 @@ def test_an_operator_that_the_device_lacks_is_one_line_for_each_file(cli, tiny, 
     assert "not implemented" in first and "not implemented" in second
 
 
-def test_the_benchmark_synchronises_the_device_around_every_run(cli, tiny, tmp_path):
+def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli, tiny, tmp_path, monkeypatch):
+    small = {"STARTS": 1, "ROUNDS": 3, "ROUND_SECONDS": 0, "OFFLINE_SECONDS": (2,), "BATCH_SECONDS": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr(benchmark, "COMMAND", [benchmark.COMMAND[0], fake_npu.__file__, benchmark.COMMAND[1]])
     fake_npu.CALLS.clear()
-    report = tmp_path / "report.json"
-    code, out, err = cli("--model_path", tiny, "--device", "npu:0", "--benchmark", "--report", report)
-    assert code == 0 and "Forward of 1 s, mean" in out, err
-    assert sum(call.startswith("synchronize") for call in fake_npu.CALLS) >= 26
-    figures = json.loads(report.read_text())
-    assert figures["device"] == "npu:0" and "fake" in figures["device_name"] and figures["engine"] == "native"
+    options = ["--device", "npu:0", "--engine", "native", "--benchmark", "--report", tmp_path]
+    code, out, err = cli("--model_path", tiny, CLIP, *options)
+    assert code == 0 and "native float16" in out, err
+    figures = json.loads((tmp_path / "benchmark.json").read_text())
+    assert figures["device"] == "npu:0" and "fake" in figures["device_name"]
     assert figures["environment"]["torch_npu"].endswith("+fake")
-    assert len(figures["benchmark"]["forward"]["runs_ms"]) == 10
-    assert figures["benchmark"]["transcribe"]["peak_bytes"]["device"] > 0
+    rows = figures["benchmark"]["candidates"]
+    assert [row["dtype"] for row in rows] == ["float32", "bfloat16", "float16"]
+    assert all(row["device_peak_bytes"] > 0 and len(row["forward"]["runs"]) == 10 for row in rows)
+    runs = 3 * (3 + 10 + 4 * 3 * 2)  # forward, and steps and live steps at four chunk sizes, of three dtypes
+    assert sum(call.startswith("synchronize") for call in fake_npu.CALLS) >= 2 * runs
 
 
 def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
