@@ -46,9 +46,9 @@ class DecoderState:
     @torch.inference_mode()
     def take(self, other: DecoderState, slots: list[int]) -> None:
         """Go on with the recordings that are in these slots of another state, one in each slot of this one."""
-        self.hidden = [rows[slots] for rows in other.hidden]
-        self.cell = [rows[slots] for rows in other.cell]
-        self.predicted = other.predicted[slots]
+        self.hidden = [torch.stack([rows[slot] for slot in slots]) for rows in other.hidden]
+        self.cell = [torch.stack([rows[slot] for slot in slots]) for rows in other.cell]
+        self.predicted = torch.stack([other.predicted[slot] for slot in slots])
         self.position = [other.position[slot] for slot in slots]
 
 

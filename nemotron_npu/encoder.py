@@ -151,10 +151,11 @@ class EncoderState:
     @torch.inference_mode()
     def take(self, other: EncoderState, slots: list[int]) -> None:
         """Go on with the recordings that are in these slots of another state, one in each slot of this one."""
-        for mine, theirs in zip(self.stages, other.stages, strict=True):
-            mine[:, :, 0] = theirs[slots, :, 0]
-        for mine, theirs in ((self.attention, other.attention), (self.convolution, other.convolution)):
-            mine.kept[:] = theirs.kept[:, :, slots]
+        for mine, theirs in enumerate(slots):  # one by one: a list as an index would be copied to the device
+            for rows, others in zip(self.stages, other.stages, strict=True):
+                rows[mine, :, 0] = others[theirs, :, 0]
+            self.attention.kept[:, :, mine] = other.attention.kept[:, :, theirs]
+            self.convolution.kept[:, :, mine] = other.convolution.kept[:, :, theirs]
         self.position = [other.position[slot] for slot in slots]
 
 
