@@ -58,5 +58,30 @@ class Transcript:
     """In the order of emission."""
     duration: float
     """Seconds of sound."""
-    words: tuple[Word, ...] = field(default=(), repr=False)
-    """``text``, split at its spaces."""
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The tokens, joined up to where ``▁`` starts the next word."""
+        words: list[Word] = []
+        for token in self.tokens:
+            piece, end = token.piece.lstrip("▁"), round(min(token.time + 0.08, max(self.duration, token.time)), 3)
+            if words and not token.piece.startswith("▁"):
+                before = words.pop()
+                sure = None if token.probability is None else min(before.confidence, token.probability)
+                words.append(Word(before.text + piece, before.start, end, sure))
+            else:
+                words.append(Word(piece, token.time, end, token.probability))
+        return tuple(word for word in words if word.text)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The words between pauses, 12 at most."""
+        groups: list[list[Word]] = []
+        for word in self.words:
+            if not groups or len(groups[-1]) == 12 or word.start - groups[-1][-1].end > 1:
+                groups.append([])
+            groups[-1].append(word)
+        return tuple(
+            Segment(" ".join(w.text for w in words), words[0].start, words[-1].end, tuple(words), None)
+            for words in groups
+        )
