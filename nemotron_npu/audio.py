@@ -298,7 +298,7 @@ def _open(path: str) -> soundfile.SoundFile:
 
 
 def _facts(file: soundfile.SoundFile) -> dict:
-    known = 0 < file.frames < UNKNOWN_FRAMES
+    known = file.frames < UNKNOWN_FRAMES
     return {
         "sample_rate": file.samplerate,
         "channels": file.channels,

@@ -32,12 +32,7 @@ class Progress:
         self.began = self.shown = time.monotonic()
         self.lock = threading.RLock()  # sound is read in threads
         self.bar = None
-        if sys.stderr.isatty() and not quiet:
-            from tqdm import tqdm
-
-            tqdm.monitor_interval = 0  # no thread of its own: every piece of sound redraws it
-            layout = "{percentage:3.0f}%|{bar}| {postfix}"
-            self.bar = tqdm(total=1, leave=False, delay=BAR_AFTER_SECONDS, dynamic_ncols=True, bar_format=layout)
+        self.terminal = sys.stderr.isatty()
 
     def watched(self) -> list[_Watched]:
         """The recordings, so that their sound is counted as it is read."""
@@ -77,33 +72,41 @@ class Progress:
     def _show(self) -> None:
         with self.lock:
             now = time.monotonic()
-            if self.quiet or now - self.shown < (LINE_SECONDS if self.bar is None else BAR_SECONDS):
+            if self.quiet or now - self.shown < (BAR_SECONDS if self.terminal else LINE_SECONDS):
                 return
             self.shown = now
-            if self.bar is None:
+            if not self.terminal:
                 self.say(self.text())
-            elif self.seconds > BAR_AFTER_SECONDS:
-                self.bar.n = self.share
-                self.bar.set_postfix_str(self.text())
+                return
+            if self.bar is None:
+                if self.seconds < BAR_AFTER_SECONDS:
+                    return
+                from tqdm import tqdm
+
+                tqdm.monitor_interval = 0  # no thread of its own: every piece of sound redraws it
+                layout = "{percentage:3.0f}%|{bar}| {desc}"
+                self.bar = tqdm(total=1, leave=False, dynamic_ncols=True, bar_format=layout, desc=self.text())
+            self.bar.n = self.share
+            self.bar.set_description_str(self.text())
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Take the bar away while something else is written on the terminal."""
-        if self.bar is None:
-            yield
-            return
         with self.lock:
-            self.bar.clear()
+            if self.bar is not None:
+                self.bar.clear()
             try:
                 yield
             finally:
-                if self.seconds > BAR_AFTER_SECONDS:
+                if self.bar is not None:
                     self.bar.refresh()
 
     def close(self) -> None:
-        if self.bar is not None:
-            with self.lock:
+        """Take the bar away for good."""
+        with self.lock:
+            if self.bar is not None:
                 self.bar.close()
+            self.bar, self.quiet = None, True
 
 
 class _Watched:
