@@ -64,6 +64,7 @@ class OutputFolder:
     def begin(self, recordings: list[Recording]) -> list[int]:
         """Give each recording the name of its files, and return the places of those that are still to be done."""
         self.recordings = recordings
+        name_outputs(recordings, set())  # as in a run that is not interrupted
         entries, broken = self._earlier() if self.resume else ([], 0)
         waiting = defaultdict(list)
         for entry in entries:
@@ -79,7 +80,9 @@ class OutputFolder:
                 self.done[place] = entry.text, entry.duration
             else:
                 dropped.add(entry)
-        name_outputs(new, {entry.output for entry in entries})
+        recorded = {entry.output for entry in entries}
+        clashing = [recording for recording in new if recording.output in recorded]  # the inputs are not the same
+        name_outputs(clashing, recorded | {recording.output for recording in recordings})
         if not self.resume and (self.path / RECORD).exists():
             os.replace(self.path / RECORD, self.path / f"{RECORD}~")
         if dropped or broken:
