@@ -238,11 +238,11 @@ def name_outputs(recordings: list[Recording], taken: set[str]) -> None:
     for output, group in same.items():
         if len(group) == 1 and output not in taken:
             continue
-        free = given if output in taken else given - {output}
-        names = next((n for n in _distinct(output, group) if len({*n} - given) == len(n)), None)
+        others = given if output in taken else given - {output}
+        names = next((n for n in _distinct(output, group) if len({*n} - others) == len(n)), None)
         if names is None:
             numbered = (output if number == 1 else f"{output}_{number}" for number in count(1))
-            names = list(islice((name for name in numbered if name not in free), len(group)))
+            names = list(islice((name for name in numbered if name not in others), len(group)))
         for recording, name in zip(group, names, strict=True):
             recording.output = name
         given |= {*names}

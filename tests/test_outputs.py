@@ -116,15 +116,15 @@ def test_a_file_that_was_deleted_or_a_format_that_is_new_is_made_again(tmp_path)
 
 def test_recordings_that_are_new_or_gone_disturb_no_other(tmp_path):
     run(tmp_path, recordings("a.wav", "b.wav", "c.wav"))
-    inputs = recordings("0.wav", "c.wav", "x/c.wav", "a.wav")
-    assert run(tmp_path, inputs) == ["0", "c.wav"], "c.txt is of another recording: it is kept"
-    assert (tmp_path / "c.txt").read_text() == "words of c.wav\n"
-    assert (tmp_path / "c.wav.txt").read_text() == "words of x/c.wav\n"
-    assert {line["audio"] for line in lines(tmp_path / "results.jsonl")} == {
-        "a.wav", "b.wav", "c.wav", "0.wav", "x/c.wav",
-    }  # fmt: skip
+    inputs = recordings("0.wav", "c.wav", "x/b.wav", "a.wav")
+    assert run(tmp_path, inputs) == ["0", "b.wav"], "b.txt is of another recording: it is kept"
+    assert (tmp_path / "b.txt").read_text() == "words of b.wav\n"
+    assert (tmp_path / "b.wav.txt").read_text() == "words of x/b.wav\n"
+    assert [line["audio"] for line in lines(tmp_path / "results.jsonl")] == [
+        "a.wav", "b.wav", "c.wav", "0.wav", "x/b.wav",
+    ]  # fmt: skip
     assert [line["audio_filepath"] for line in lines(tmp_path / "manifest.jsonl")] == [i.path for i in inputs]
-    assert run(tmp_path, list(reversed(recordings("0.wav", "c.wav", "x/c.wav", "a.wav")))) == []
+    assert run(tmp_path, recordings("a.wav", "x/b.wav", "c.wav", "0.wav")) == []
 
 
 def test_names_do_not_depend_on_where_the_run_was_interrupted(tmp_path):
@@ -231,6 +231,7 @@ def test_a_name_that_is_no_text_is_written_and_known_again(tmp_path):
         (["x/a.wav", "x/b.wav"], ["a", "b"]),
         (["x/a.wav", "x/a.mp3", "x/b.wav"], ["a.wav", "a.mp3", "b"]),
         (["x/a.wav", "y/a.wav"], ["x/a", "y/a"]),
+        (["a.wav", "x/a.wav"], ["a", "x/a"]),
         (["x/1/a.wav", "x/2/b/a.wav", "../a.wav"], None),
         (["a.wav", "a.wav", "a.wav"], ["a", "a_2", "a_3"]),
         (["x/a.wav", "y/a.wav", "y/a.wav", "a_2.wav"], ["a", "a_3", "a_4", "a_2"]),
