@@ -1,8 +1,13 @@
 """Every format as its readers expect it: openai-whisper's own writers, parsers from PyPI, NIST's columns, a browser."""
 
+import base64
+import html
 import importlib.util
 import io
 import json
+import re
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -152,3 +157,30 @@ def test_figures_that_are_not_finite_are_still_valid_json():
         "b": [None, 1.5],
         "c": [1, None],
     }
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PAGE = """<!DOCTYPE html><meta charset=utf-8>
+<video><track kind=captions srclang=en src="data:text/vtt;base64,%s"></video><pre>nothing came</pre>
+<script>
+const track = document.querySelector('track'), shown = document.querySelector('pre');
+const cue = c => [c.startTime, c.endTime, c.getCueAsHTML().textContent];
+track.onload = () => { shown.textContent = JSON.stringify([...track.track.cues].map(cue)) };
+track.onerror = () => { shown.textContent = 'error' };
+track.track.mode = 'hidden';
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("transcript", [SPEECH, NOTHING], ids=["speech", "nothing"])
+def test_vtt_is_a_track_in_a_browser(transcript, tmp_path):
+    page = PAGE % base64.b64encode(ours("vtt", transcript).encode()).decode()
+    quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
+    flags = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000", "--dump-dom"]
+    url = "data:text/html;base64," + base64.b64encode(page.encode()).decode()
+    dom = subprocess.run([*command, url], capture_output=True, text=True, timeout=120).stdout
+    cues = json.loads(html.unescape(re.search("<pre>(.*?)</pre>", dom, re.DOTALL)[1]))
+    assert [text.split() for *_, text in cues] == [segment.text.split() for segment in transcript.segments]
+    for (start, end, _), segment in zip(cues, transcript.segments, strict=True):
+        assert (start, end) == pytest.approx((segment.start, segment.end), abs=1e-3)
