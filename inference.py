@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# PYTHON_ARGCOMPLETE_OK
 """Transcribe speech with a cache-aware FastConformer-RNNT checkpoint (.nemo) on an Ascend NPU, a GPU or the CPU."""
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ import os
 import signal
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 DEMO_MODEL = HERE / "demo" / "demo.nemo"
 DEMO_CLIP = HERE / "demo" / "digits.wav"
 
+EARLY_CHECKS = 1000  # recordings whose headers are looked at before the model is loaded
 CATCH_UP_SECONDS = 5  # of sound, in which a stream may make up for the time that loading took
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -22,10 +24,15 @@ OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 EXAMPLES = """\
 examples:
   python inference.py                                          the bundled model and clip
-  python inference.py talk.mp3 call.wav                        files, with the bundled model (spoken digits only)
-  python inference.py --model_path M.nemo talk.mp3             files, with a checkpoint of your own
+  python inference.py talk.mp3                                 prints the text
+  python inference.py talk.mp3 --output_format srt > talk.srt  subtitles
+  python inference.py calls/ --output_dir out                  a folder, in every format
+  python inference.py calls/ --output_dir out --resume         the same, where it was interrupted
+  python inference.py test.json --output_dir out --output_format manifest
+                                                               a NeMo manifest, and pred_text added to it
   arecord -f S16_LE -r 16000 | python inference.py -           a microphone, live
   python inference.py --stream --chunk_ms 80 talk.mp3          a file, as if it were live
+  python inference.py --model_path M.nemo talk.mp3             a checkpoint of your own
   python inference.py --model_path M.nemo                      the write-up's check on a 1 s sine
   python inference.py --model_path M.nemo --precision_compare  the device against the CPU, in figures
 
@@ -35,14 +42,33 @@ exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="inference.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="inference.py",
+        usage="%(prog)s [AUDIO ...] [options]",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "audio",
         nargs="*",
         metavar="AUDIO",
-        help="sound files of any kind libsndfile reads: wav, flac, ogg, mp3; any rate and channels; "
+        help="sound files (wav, flac, ogg, mp3 ..., any rate and channels), folders of them, patterns in quotes "
+        "('calls/**/*.wav'), NeMo manifests (.json, .jsonl), lists of paths (.txt); "
         "- is live sound from stdin, a wav stream or raw 16-bit little-endian mono PCM",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output_dir", metavar="DIR", help="write the results there, each as soon as it is done (default: to stdout)"
+    )
+    output.add_argument(
+        "--output_format",
+        type=_formats,
+        metavar="F[,F]",
+        help="txt, json, srt, vtt, tsv, ctm: a file a recording; jsonl, manifest (a NeMo manifest with pred_text): "
+        "a line a recording; all (default: txt, with --output_dir all; to stdout one of them)",
+    ).completer = lambda **_: [*_formats("all"), "all"]
+    output.add_argument(
+        "--resume", action="store_true", help="leave out what is done in --output_dir, also after a crash"
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -116,12 +142,13 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     measuring.add_argument(
         "--report", metavar="DIR", help="a folder for every figure of --precision_compare and --benchmark, and a plot"
     )
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output_format", choices=["text", "json"], default="text", help="json: one document a file, each on a line"
-    )
-    output.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
-    output.add_argument("--debug", action="store_true", help="show NeMo's log and full tracebacks")
+    messages = parser.add_argument_group("messages")
+    messages.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    messages.add_argument("--debug", action="store_true", help="show NeMo's log and full tracebacks")
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions, through argcomplete
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     options = parser.parse_args(args)
     if "-" in options.audio and len(options.audio) > 1:
         parser.error("-: stdin is read alone, without files beside it")
@@ -133,6 +160,13 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("--stream takes one file at a time, chunk by chunk: leave --batch_size and --block_ms out")
     if options.sample_rate and options.audio != ["-"]:
         parser.error("--sample_rate is for raw PCM on stdin: files tell their own")
+    if options.resume and options.audio == ["-"]:
+        parser.error("--resume is for files: what was said on stdin is gone")
+    if options.resume and not options.output_dir:
+        parser.error("--resume needs --output_dir: the folder that has what is done")
+    options.output_format = options.output_format or _formats("all" if options.output_dir else "txt")
+    if len(options.output_format) > 1 and not options.output_dir:
+        parser.error("--output_format: stdout takes one format, several need --output_dir")
     if options.report and not (options.precision_compare or options.benchmark):
         parser.error("--report needs --precision_compare or --benchmark: there are no figures to write without them")
     if options.benchmark:
@@ -146,6 +180,17 @@ def _candidates(options: argparse.Namespace) -> dict:
     dtypes = [options.dtype] if options.dtype else None
     both = {"nemo": ["float32"], "native": dtypes}
     return {options.engine: both[options.engine]} if options.engine else both
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    from nemotron_npu.writers import COLLECTED, FORMATS
+
+    known = (*FORMATS, *COLLECTED)
+    names = ["txt" if name.strip() == "text" else name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in (*known, "all"):
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)} and all")
+    return tuple(name for name in known if name in names or "all" in names)
 
 
 def _positive(text: str) -> int:
@@ -174,24 +219,126 @@ class Console:
 
     def __init__(self, quiet: bool, debug: bool):
         self.quiet, self.debug = quiet, debug
+        self.aside = nullcontext
+        """Makes way for what is written meanwhile: a progress bar's."""
 
     def say(self, message: str) -> None:
         if not self.quiet:
-            print(message, file=sys.stderr, flush=True)
+            with self.aside():
+                print(message, file=sys.stderr, flush=True)
 
     def error(self, message: str, cause: Exception | None = None) -> None:
         """One line; with --debug the traceback of ``cause`` before it."""
-        if self.debug and cause:
-            import traceback
+        with self.aside():
+            if self.debug and cause:
+                import traceback
 
-            traceback.print_exception(cause)
-        line = " ".join(message.splitlines())
-        print(f"inference.py: {line}", file=sys.stderr, flush=True)
+                traceback.print_exception(cause)
+            line = " ".join(message.splitlines())
+            print(f"inference.py: {line}", file=sys.stderr, flush=True)
+
+    def result(self, text: str, end: str = "\n") -> None:
+        with self.aside():
+            print(text, end=end, flush=True)
+
+
+class Results:
+    """Where results go, to stdout or into a folder, and the count of them."""
+
+    def __init__(self, args: argparse.Namespace, console: Console, recordings: list, failed: int, folder=None):
+        self.args, self.console, self.recordings, self.folder = args, console, recordings, folder
+        self.failed = failed
+        """How many inputs have failed."""
+        self.broken: set[int] = set()
+        """Places of those that have."""
+        self.total = len(recordings) + failed
+        self.todo = folder.begin(recordings) if folder else list(range(len(recordings)))
+        """Places among ``recordings`` of those that are still to be recognised."""
+        self.skipped = len(recordings) - len(self.todo)
+        self.done: dict[int, tuple[str, float]] = folder.done if folder else {}
+        """Text and duration (s) by place, of an earlier run too."""
+
+    def check(self) -> None:
+        """Look at the first headers: what cannot be read need not wait for the model."""
+        from nemotron_npu.errors import InputError
+
+        for place in self.todo[:EARLY_CHECKS]:
+            try:
+                self.recordings[place].check()
+            except InputError as error:
+                self.fail(place, error)
+        self.todo = [place for place in self.todo if place not in self.broken]
+
+    def fail(self, place: int, error: Exception) -> None:
+        """One line for a recording that gave no transcript; an InputError names it itself."""
+        from nemotron_npu.errors import InputError
+
+        self.failed += 1
+        self.broken.add(place)
+        if isinstance(error, InputError):
+            self.console.error(str(error))
+        else:
+            name = self.recordings[place].name
+            self.console.error(f"{name}: cannot be transcribed: {type(error).__name__}: {error}", error)
+
+    def add(self, place: int, transcript, facts: dict, comparison=None) -> None:
+        """One result.  Raises InputError when it cannot be written, SetupError when nothing can."""
+        from nemotron_npu.writers import to_document, to_text
+
+        recording = self.recordings[place]
+        facts = {**recording.facts_of_sound(), **facts}
+        if comparison:
+            facts["precision_compare"] = comparison.as_dict()
+        document = to_document(transcript, **facts)
+        if self.folder:
+            self.folder.write(place, transcript, document)
+        else:
+            self.done[place] = to_text(transcript), transcript.duration
+            self._print(recording, transcript, document)
+        if comparison and (self.folder or self.args.output_format == ("txt",)):
+            from nemotron_npu.precision import to_table
+
+            self.console.result(to_table(comparison, recording.path, document["device"]))
+
+    def _print(self, recording, transcript, document: dict) -> None:
+        from nemotron_npu.writers import dump, render, to_manifest, to_text
+
+        (kind,) = self.args.output_format
+        text = to_text(transcript)
+        if kind in ("json", "jsonl"):
+            self.console.result(dump(document))
+        elif kind == "manifest":
+            self.console.result(to_manifest(recording.path, recording.fields, text, transcript.duration))
+        elif kind != "txt":
+            self.console.result(render(kind, transcript, document, recording.output), end="")
+        elif self.args.model_path and not self.args.audio:  # as the write-up prints it
+            self.console.result(
+                f"Parameters: {document['parameters']:,}\n"
+                f"Preprocessed shape: {document['preprocessed_shape']}\n"
+                f"Encoder output shape: {document['encoder_output_shape']}\n"
+                f"Transcription: {text}"
+            )
+        else:
+            self.console.result((f"{recording.name}: " if self.total > 1 else "") + text)
+
+    def summary(self, seconds: float) -> str:
+        """``500 recordings: 480 done, 15 done before, 5 failed; 0.93 h of sound in 41.2 s (RTFx 81.3)``."""
+        new = [self.done[place][1] for place in self.todo if place in self.done]
+        left = len(self.todo) - len(new) - len(self.broken.intersection(self.todo))
+        counts = [f"{len(new)} done"]
+        if self.args.resume:
+            counts.append(f"{self.skipped} done before")
+        counts.append(f"{self.failed} failed")
+        if left:
+            counts.append(f"{left} left" + (": --resume goes on with them" if self.folder else ""))
+        speed = f"; {sum(new) / 3600:.2f} h of sound in {seconds:.1f} s (RTFx {sum(new) / seconds:.1f})" if new else ""
+        return f"{self.total} recording{'s' * (self.total > 1)}: {', '.join(counts)}{speed}"
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
     from nemotron_npu.checkpoint import choose_context, find_checkpoint, is_hub_id, read_config
+    from nemotron_npu.errors import SetupError
 
     _check_report(args.report)
     if not args.debug:
@@ -199,15 +346,62 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.model_path and is_hub_id(args.model_path):
         console.say(f"looking for {args.model_path} on Hugging Face ...")
     path = find_checkpoint(args.model_path or str(DEMO_MODEL))
-    choose_context(read_config(path), args.chunk_ms)  # a wrong --chunk_ms need not wait for torch
+    chunk_ms, _ = choose_context(read_config(path), args.chunk_ms)  # a wrong --chunk_ms need not wait for torch
+    recordings, failed = _recordings(args, console)
+    kind = args.output_format[0]
+    if not args.output_dir and kind in ("srt", "vtt", "tsv") and len(recordings) > 1:
+        raise SetupError(f"--output_format {kind}: stdout takes it of one recording, several need --output_dir")
+    settings = {"model": str(path), "chunk_ms": chunk_ms, "dtype": args.dtype}
+    with _output_folder(args, settings) as folder:
+        results = Results(args, console, recordings, failed, folder)
+        code = _recognise(args, console, path, results)
+    return code or (SOME_FAILED if results.failed else OK)
+
+
+def _recordings(args: argparse.Namespace, console: Console) -> tuple[list, int]:
+    """What is to be recognised, and how many inputs stand for nothing."""
+    from nemotron_npu.errors import InputError
+    from nemotron_npu.sources import Recording, find_recordings
+
+    if args.audio == ["-"]:
+        return [Recording("stdin", "stdin")], 0
+    if not args.audio and (args.model_path or args.precision_compare):
+        from nemotron_npu.audio import sine
+
+        return [Recording("1 s sine of 440 Hz", "sine", samples=sine())], 0
+    if not args.audio:
+        return [Recording(str(DEMO_CLIP), DEMO_CLIP.stem)], 0
+    recordings, failed = [], 0
+    for found in find_recordings(args.audio):
+        if isinstance(found, InputError):
+            console.error(str(found))
+            failed += 1
+        else:
+            recordings.append(found)
+    return recordings, failed
+
+
+def _output_folder(args, settings: dict):
+    if not args.output_dir:
+        return nullcontext()
+    from nemotron_npu.outputs import OutputFolder
+
+    return OutputFolder(args.output_dir, args.output_format, settings, args.resume)
+
+
+def _recognise(args: argparse.Namespace, console: Console, path: Path, results: Results) -> int:
+    """Recognise what is still to be done; return the exit code, but for what ``results`` counts as failed."""
     live = args.audio == ["-"]
-    inputs, failures = ([], 0) if live else _inputs(args, console)
     if live:
         from nemotron_npu.audio import LiveInput
 
         source = LiveInput(sys.stdin.fileno(), args.sample_rate)  # from now on: nothing is lost while the model loads
-    elif not inputs:
-        return SOME_FAILED
+    else:
+        results.check()
+    if not results.todo:
+        if results.folder:
+            console.say(results.summary(0))
+        return OK
 
     from nemotron_npu.device import choose_device, device_name
 
@@ -242,45 +436,66 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "device_name": device_name(device),
         "dtype": args.dtype,
         "chunk_ms": recognizer.chunk_ms,
+        "timings": {"load": round(time.perf_counter() - began, 3)},
     }
-    load = round(time.perf_counter() - began, 3)
     if live:
-        return _listen(args, console, recognizer, source, facts)
-    if args.stream:
-        failures += _stream_files(args, console, recognizer, inputs, facts)
-        return SOME_FAILED if failures else OK
+        return _listen(args, console, recognizer, source, facts, results)
+    with _progress(args, console, results) as progress:
+        if args.stream:
+            _stream_files(args, recognizer, facts, results, progress)
+        else:
+            _recognise_files(args, console, path, recognizer, facts, results, progress)
+    if args.benchmark and results.done:
+        del recognizer  # its memory is needed
+        _benchmark(args, console, path, device, facts, results)
+    return OK
+
+
+def _recognise_files(args, console: Console, path: Path, recognizer, facts: dict, results: Results, progress) -> None:
+    """Recognise files, and compare and measure as asked for."""
+    from nemotron_npu.errors import InputError
+
     reference = None
     if args.precision_compare:
         import torch
 
+        from nemotron_npu.recognizer import load_recognizer
+
         console.say("loading the CPU reference: NeMo ...")
         reference = load_recognizer(path, torch.device("cpu"), args.chunk_ms, "nemo")
-    done, comparisons = [], []
-    last = time.perf_counter()
-    for (name, source), transcript in _transcribe(recognizer, inputs, args.batch_size or recognizer.slots, console):
-        if transcript is None:
-            failures += 1
-            continue
-        done.append(source)
-        document = {"audio": name, **facts, "timings": {"load": load, "seconds": time.perf_counter() - last}}
+    comparisons = []
+    with closing(recognizer.results(progress.watched(), args.batch_size or recognizer.slots)) as transcripts:
+        ordered = transcripts if results.folder else _in_order(transcripts)  # a folder takes them as they come
         last = time.perf_counter()
-        if not args.audio and (args.model_path or args.output_format == "json"):  # where they are shown
-            document |= _shapes(recognizer, _waveform(source))
-        comparison = None
-        if reference:
-            comparison = _compare(recognizer, reference, name, source, console)
-            failures += comparison is None or not comparison.passed
-        if comparison:
-            comparisons.append({"audio": name, **comparison.as_dict()})
-        _print_result(args, document, transcript, comparison)
+        for index, transcript in ordered:
+            progress.finished()
+            place = results.todo[index]
+            recording = results.recordings[place]
+            if isinstance(transcript, Exception):
+                results.fail(place, transcript)
+                continue
+            seconds, last = time.perf_counter() - last, time.perf_counter()
+            document = {**facts, "timings": _timings(facts, transcript, seconds)}
+            if not args.audio and (args.model_path or args.output_format != ("txt",)):  # where they are shown
+                document |= _shapes(recognizer, _waveform(recording))
+            comparison = None
+            if reference:
+                comparison = _compare(recognizer, reference, recording, console)
+                results.failed += comparison is None or not comparison.passed
+                last = time.perf_counter()
+            if comparison:
+                comparisons.append({"audio": recording.path, **comparison.as_dict()})
+            try:
+                results.add(place, transcript, document, comparison)
+            except InputError as error:
+                results.fail(place, error)
     if args.report and reference:
         _write_report(args.report, "precision.json", {**facts, "precision_compare": comparisons})
-    if args.benchmark and done:
-        del recognizer, reference  # their memory is needed
-        figures = _benchmark(args, console, path, device, [_waveform(source) for source in done])
-        if args.report:
-            _write_report(args.report, "benchmark.json", {**facts, "benchmark": figures})
-    return SOME_FAILED if failures else OK
+
+
+def _timings(facts: dict, transcript, seconds: float) -> dict:
+    """Seconds of loading the model, and of this recording since the one before it."""
+    return {**facts["timings"], "seconds": round(seconds, 4), "rtfx": round(transcript.duration / seconds, 2)}
 
 
 def _decoder_device(args):
@@ -289,73 +504,45 @@ def _decoder_device(args):
     return choose_device(args.decoder_device)[0] if args.decoder_device else None
 
 
-def _inputs(args: argparse.Namespace, console: Console) -> tuple[list, int]:
-    """(name, path or samples) of every input that looks readable, and how many do not."""
-    if not args.audio:
-        if args.model_path or args.precision_compare:
-            from nemotron_npu.audio import sine
-
-            return [("1 s sine of 440 Hz", sine())], 0
-        return [(DEMO_CLIP.name, str(DEMO_CLIP))], 0
-    from nemotron_npu.audio import check_audio
-    from nemotron_npu.errors import InputError
-
-    inputs, failures = [], 0
-    for name in args.audio:
-        try:
-            check_audio(name)
-            inputs.append((name, name))
-        except InputError as error:
-            console.error(str(error))
-            failures += 1
-    return inputs, failures
-
-
-def _waveform(source):
-    """The samples of an input: itself, or the decoded file."""
+def _waveform(recording):
+    """The samples of a recording, decoded."""
     from nemotron_npu.audio import read_audio
 
-    return read_audio(source) if isinstance(source, str) else source
+    return read_audio(recording)
 
 
-def _transcribe(recognizer, inputs, slots: int, console: Console):
-    """Yield ((name, source), transcript) in the order of ``inputs``; None for what failed, named on stderr."""
+def _in_order(results):
+    """Yield (index, result) by index; what is ready is held back for what was to come before it."""
     held, position = {}, 0
-
-    def release():
-        nonlocal position
-        while position in held:
-            result = held.pop(position)
-            name, source = inputs[position]
-            position += 1
-            if isinstance(result, Exception):
-                _say_failed(console, name, result)
-                result = None
-            yield (name, source), result
-
     try:
-        with closing(recognizer.results([source for _, source in inputs], slots)) as results:
-            for index, result in results:
-                held[index] = result
-                yield from release()
+        for index, result in results:
+            held[index] = result
+            while position in held:
+                yield position, held.pop(position)
+                position += 1
     except KeyboardInterrupt:
-        for index in sorted(held):  # what is done is not lost for what was to come before it
-            position = index
-            yield from release()
+        yield from sorted(held.items())  # what is done is not lost
         raise
 
 
-def _say_failed(console: Console, name: str, error: Exception) -> None:
-    """One line for a file that gave no transcript; an InputError names it itself."""
-    from nemotron_npu.errors import InputError
+@contextmanager
+def _progress(args, console: Console, results: Results):
+    """The progress of what is to be done; at the end, however it comes, what became of it."""
+    from nemotron_npu.progress import Progress
 
-    if isinstance(error, InputError):
-        console.error(str(error))
-    else:
-        console.error(f"{name}: cannot be transcribed: {type(error).__name__}: {error}", error)
+    quiet = args.quiet or (args.stream and sys.stdout.isatty())  # there the words grow
+    progress = Progress([results.recordings[place] for place in results.todo], console.say, quiet)
+    console.aside = progress.aside
+    try:
+        yield progress
+    finally:
+        console.aside = nullcontext
+        progress.close()
+        if results.total > 1 or results.folder:
+            console.say(results.summary(progress.seconds))
 
 
-def _listen(args, console: Console, recognizer, source, facts: dict) -> int:
+def _listen(args, console: Console, recognizer, source, facts: dict, results: Results) -> int:
     """Recognise stdin as it comes, until it ends or Ctrl-C, and say when the recogniser falls behind real time."""
     from nemotron_npu.audio import SAMPLE_RATE
     from nemotron_npu.errors import InputError
@@ -366,6 +553,7 @@ def _listen(args, console: Console, recognizer, source, facts: dict) -> int:
         fed, worst = 0.0, 1.0  # seconds of sound taken; of delay that are worth a line
         waited = source.delay(0)  # while the model was loaded: only worth a line if it is not made up for soon
         for samples in source:
+            results.recordings[0].facts = source.format.facts()
             yield samples
             fed += len(samples) / SAMPLE_RATE
             delay = source.delay(fed)
@@ -378,48 +566,49 @@ def _listen(args, console: Console, recognizer, source, facts: dict) -> int:
 
     with _first_interrupt(source.stop) as interrupted:
         try:
-            _show_stream(args, recognizer, "stdin", blocks(), facts)
+            _show_stream(args, recognizer, blocks(), facts, results, 0)
         except InputError:
             if not interrupted():
                 raise
     return INTERRUPTED if interrupted() else OK
 
 
-def _stream_files(args, console: Console, recognizer, inputs, facts: dict) -> int:
-    """Recognise files one after the other as if they were live, as fast as it goes; return how many failed."""
-    from nemotron_npu.audio import read_blocks
+def _stream_files(args, recognizer, facts: dict, results: Results, progress) -> None:
+    """Recognise files one after the other as if they were live, as fast as it goes."""
+    from nemotron_npu.errors import SetupError
 
-    failures, stopped = 0, False
+    stopped = False
 
     def stop():
         nonlocal stopped
         stopped = True
 
-    def blocks(path):
-        for block in read_blocks(path):
+    def blocks(watched):
+        for block in watched.blocks():
             for first in range(0, len(block), recognizer.chunk_samples):
                 if stopped:
                     return
                 yield block[first : first + recognizer.chunk_samples]
 
     with _first_interrupt(stop) as interrupted:
-        for name, path in inputs:
+        for place, watched in zip(results.todo, progress.watched(), strict=True):
             try:
-                _show_stream(args, recognizer, name, blocks(path), facts)
+                _show_stream(args, recognizer, blocks(watched), facts, results, place)
+            except SetupError:
+                raise
             except Exception as error:
-                _say_failed(console, name, error)
-                failures += 1
+                results.fail(place, error)
+            progress.finished()
             if interrupted():
                 raise KeyboardInterrupt
-    return failures
 
 
-def _show_stream(args, recognizer, name: str, blocks, facts: dict) -> None:
+def _show_stream(args, recognizer, blocks, facts: dict, results: Results, place: int) -> None:
     """Recognise one stream.  On a terminal its words appear as they are recognised, else the result at the end."""
     from nemotron_npu.writers import to_text
 
-    growing = args.output_format == "text" and sys.stdout.isatty()
-    prefix = f"{name}: " if len(args.audio) > 1 else ""
+    growing = sys.stdout.isatty() and (results.folder or args.output_format == ("txt",))
+    prefix = f"{results.recordings[place].name}: " if results.total > 1 else ""
     shown = ""
 
     def grow(text: str) -> None:  # a word that is shown is final, so the text only ever gets longer
@@ -428,6 +617,7 @@ def _show_stream(args, recognizer, name: str, blocks, facts: dict) -> None:
             print(("" if shown else prefix) + text[len(shown) :], end="", flush=True)
             shown = text
 
+    began = time.perf_counter()
     try:
         with recognizer.stream() as stream:
             for samples in blocks:
@@ -442,8 +632,8 @@ def _show_stream(args, recognizer, name: str, blocks, facts: dict) -> None:
     if growing:
         grow(to_text(transcript))
         print("" if shown else prefix, flush=True)
-    else:
-        _print_result(args, {"audio": name, **facts}, transcript, None)
+    if results.folder or not growing:
+        results.add(place, transcript, {**facts, "timings": _timings(facts, transcript, time.perf_counter() - began)})
 
 
 @contextmanager
@@ -473,57 +663,40 @@ def _shapes(recognizer, waveform) -> dict:
     return {"preprocessed_shape": list(features.shape), "encoder_output_shape": list(encoded.shape)}
 
 
-def _compare(recognizer, reference, name: str, source, console: Console):
+def _compare(recognizer, reference, recording, console: Console):
     """The comparison of one file; None, and a line on stderr, if it cannot be made."""
     from nemotron_npu.precision import compare
 
     try:
-        return compare(recognizer, reference, _waveform(source))
+        return compare(recognizer, reference, _waveform(recording))
     except Exception as error:
-        console.error(f"{name}: cannot be compared: {type(error).__name__}: {error}", error)
+        console.error(f"{recording.name}: cannot be compared: {type(error).__name__}: {error}", error)
         return None
 
 
-def _print_result(args, document: dict, transcript, comparison) -> None:
-    """One file's result on stdout."""
-    from nemotron_npu.precision import to_table
-    from nemotron_npu.writers import to_json, to_text
-
-    if args.output_format == "json":
-        extra = {"precision_compare": comparison.as_dict()} if comparison else {}
-        print(to_json(transcript, **document, **extra), flush=True)
-        return
-    if args.model_path and not args.audio:  # as the write-up prints it
-        print(f"Parameters: {document['parameters']:,}")
-        print(f"Preprocessed shape: {document['preprocessed_shape']}")
-        print(f"Encoder output shape: {document['encoder_output_shape']}")
-        print(f"Transcription: {to_text(transcript)}", flush=True)
-    else:
-        several = len(args.audio) > 1
-        print((f"{document['audio']}: " if several else "") + to_text(transcript), flush=True)
-    if comparison:
-        print(to_table(comparison, document["audio"], document["device"]), flush=True)
-
-
-def _benchmark(args, console: Console, path: Path, device, waveforms) -> dict:
-    """Measure, print the table, and write the plot where there is a report."""
+def _benchmark(args, console: Console, path: Path, device, facts: dict, results: Results) -> None:
+    """Measure, print the table, and write the figures and the plot where there is a report."""
     import numpy as np
 
     from nemotron_npu.audio import read_audio
     from nemotron_npu.benchmark import as_dict, benchmark, plot, to_table
     from nemotron_npu.linear import offered_dtypes
 
-    speech = np.concatenate(waveforms) if args.audio else read_audio(str(DEMO_CLIP))
+    if args.audio:
+        done = [results.recordings[place] for place in results.todo if place in results.done]
+        speech = np.concatenate([_waveform(recording) for recording in done])
+    else:
+        speech = read_audio(str(DEMO_CLIP))  # the sine has no words
     candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
     result = benchmark(path, device, candidates, speech, args.graph == "on", console.say)
     table = to_table(result, path.name)
-    if args.output_format == "json":  # there stdout is for one document a file
+    if args.output_dir or args.output_format == ("txt",):
+        console.result(table)
+    else:  # there stdout is for the documents
         console.say(table)
-    else:
-        print(table, flush=True)
     if args.report:
         plot(result, path.name, Path(args.report) / "benchmark.png")
-    return as_dict(result)
+        _write_report(args.report, "benchmark.json", {**facts, "benchmark": as_dict(result)})
 
 
 def _check_report(name: str | None) -> None:

@@ -9,7 +9,7 @@ import queue
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from .errors import InputError, SetupError
 SAMPLE_RATE = 16_000  # Hz, what the model was trained on
 HEADER_BYTES = 1 << 24  # of a wav stream, at most
 BLOCK_SECONDS = 30  # of a file decoded at a time
+UNKNOWN_FRAMES = 1 << 48  # of a file whose header does not tell its length, libsndfile reports at least so many
 OTHER_KINDS = {  # of streams, by their first bytes
     b"ID3": "mp3",
     b"fLaC": "flac",
@@ -50,29 +51,53 @@ def sine() -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * 440 * t).astype(np.float32)
 
 
-def check_audio(path: str) -> None:
-    """Look at the header only: raise InputError for what can be known to be unreadable before a model is loaded."""
-    with _open(path):
-        pass
+def check_audio(path: str) -> dict:
+    """Look at the header only: ``sample_rate`` (Hz), ``channels``, ``format`` and ``seconds`` (None: it does not tell).
 
-
-def read_audio(path: str) -> np.ndarray:
-    """The whole of ``read_blocks``: float32 [samples] at 16 kHz."""
-    return np.concatenate(list(read_blocks(path)))
-
-
-def read_blocks(path: str) -> Iterator[np.ndarray]:
-    """Decode ``path`` piece by piece to float32 [samples] at 16 kHz, in memory that does not grow with its length.
-
-    Channels are averaged, other rates resampled by soxr (HQ).
-    Raises InputError: missing, unreadable, not audio, broken inside, no samples, or samples that are not finite.
+    Raises InputError for what can be known to be unreadable before a model is loaded.
     """
     with _open(path) as file:
-        convert = Converter(file.samplerate)
+        return _facts(file)
+
+
+def read_audio(source) -> np.ndarray:
+    """The whole of ``blocks``: float32 [samples] at 16 kHz."""
+    return np.concatenate(list(blocks(source)))
+
+
+def blocks(source) -> Iterator[np.ndarray]:
+    """Sound piece by piece, float32 [samples] at 16 kHz: of such samples, a file's path, or an object that has
+    ``blocks()`` of its own."""
+    if isinstance(source, np.ndarray):
+        return pieces(source)
+    return source.blocks() if hasattr(source, "blocks") else read_blocks(str(source))
+
+
+def read_blocks(
+    path: str, offset: float = 0.0, duration: float | None = None, opened: Callable[[dict], None] | None = None
+) -> Iterator[np.ndarray]:
+    """Decode ``path`` piece by piece to float32 [samples] at 16 kHz, in memory that does not grow with its length.
+
+    Channels are averaged, other rates resampled by soxr (HQ).  Only ``duration`` seconds from ``offset`` are read,
+    cut to whole samples of the file as NeMo cuts a manifest's entries; None or 0 is all that follow.  ``opened`` is
+    told what ``check_audio`` returns.
+    Raises InputError: missing, unreadable, not audio, broken inside, no samples, an offset behind the end, or samples
+    that are not finite.
+    """
+    with _open(path) as file:
+        rate = file.samplerate
+        if opened:
+            opened(_facts(file))
+        if first := int(offset * rate):
+            if first >= file.frames:
+                raise InputError(f"{path}: an offset of {offset:g} s is behind its end ({file.frames / rate:.3f} s)")
+            file.seek(first)
+        left = int(duration * rate) if duration else math.inf
+        convert = Converter(rate)
         count = 0
-        while True:
+        while left:
             try:
-                samples = file.read(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
+                samples = file.read(min(BLOCK_SECONDS * rate, left), dtype="float32", always_2d=True)
             except soundfile.SoundFileError as error:
                 raise InputError(f"{path}: broken audio: {_reason(error)}") from error
             if not len(samples):
@@ -80,6 +105,7 @@ def read_blocks(path: str) -> Iterator[np.ndarray]:
             if not np.isfinite(samples).all():
                 raise InputError(f"{path}: samples are not finite (NaN or infinity): export the file again")
             count += len(samples)
+            left -= len(samples)
             yield convert(samples)
         if not count:
             raise InputError(f"{path}: no samples: the file holds a header but no sound")
@@ -120,6 +146,12 @@ class StreamFormat:
     """As libsndfile calls it; little-endian."""
     frame_bytes: int = 2
     """Bytes of one sample of all channels."""
+    kind: str = "RAW"
+    """Of the container, as libsndfile calls it."""
+
+    def facts(self) -> dict:
+        """As ``check_audio`` has them of a file."""
+        return {"sample_rate": self.rate, "channels": self.channels, "format": self.kind, "seconds": None}
 
     def decode(self, data: bytes) -> np.ndarray:
         """Whole samples -> float32 [samples, channels]."""
@@ -245,7 +277,7 @@ def _wav_format(chunk: bytes) -> StreamFormat:
     subtype = WAV_SUBTYPES.get((tag, bits))
     if subtype is None or not channels or not 1000 <= rate <= 1_000_000 or frame_bytes != channels * bits // 8:
         raise InputError(f"stdin: a wav stream of an unknown kind (format {tag}, {bits} bits): pipe 16-bit PCM")
-    return StreamFormat(rate, channels, subtype, frame_bytes)
+    return StreamFormat(rate, channels, subtype, frame_bytes, "WAV")
 
 
 def _open(path: str) -> soundfile.SoundFile:
@@ -263,6 +295,16 @@ def _open(path: str) -> soundfile.SoundFile:
         raise InputError(
             f"{path}: not audio that libsndfile reads ({_reason(error)}): convert it to wav or flac first"
         ) from error
+
+
+def _facts(file: soundfile.SoundFile) -> dict:
+    known = file.frames < UNKNOWN_FRAMES
+    return {
+        "sample_rate": file.samplerate,
+        "channels": file.channels,
+        "format": file.format,
+        "seconds": file.frames / file.samplerate if known else None,
+    }
 
 
 def _reason(error: Exception) -> str:

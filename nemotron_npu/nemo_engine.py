@@ -69,7 +69,7 @@ class NemoRecognizer:
             batch = {}
             for index, source in enumerate(sources[first : first + slots], first):
                 try:
-                    batch[index] = source if isinstance(source, np.ndarray) else read_audio(str(source))
+                    batch[index] = source if isinstance(source, np.ndarray) else read_audio(source)
                 except InputError as error:
                     yield index, error
             yield from self._batch(batch)

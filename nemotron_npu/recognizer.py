@@ -20,10 +20,12 @@ from .decoder import Decoder, Emission
 from .encoder import Encoder
 from .errors import SetupError, Unsupported
 from .frontend import FeatureStream, Frontend
+from .sources import Recording
 from .transcript import Token, Transcript
 
-Source = np.ndarray | str | Path
-"""A recording: float32 [samples], mono, 16 kHz; or the path of a sound file, which is decoded piece by piece."""
+Source = np.ndarray | str | Path | Recording
+"""A recording: float32 [samples], mono, 16 kHz; or the path of a sound file, which is decoded piece by piece; or
+anything whose ``blocks()`` gives such pieces."""
 
 BLOCK_FRAMES = 128  # encoder frames of a block of a recording, at most: large products, bounded memory
 CPU_VALUES = 128 * 1024  # frames of a block, of all slots, times the model's width: more leaves a CPU's cache
@@ -328,7 +330,7 @@ class _Slot:
         self.rows = _Rows(recognizer)
         self.block = recognizer.encoder.largest_block if recognizer.encoder.streams else math.inf
         self.features = FeatureStream(recognizer.frontend)
-        self.pieces = audio.pieces(source) if isinstance(source, np.ndarray) else audio.read_blocks(str(source))
+        self.pieces = audio.blocks(source)
         self.pool = pool
         self.coming = pool.submit(next, self.pieces, None)
         self.emissions: list[Emission] = []

@@ -354,16 +354,6 @@ def test_debug_shows_where_an_error_came_from(cli, tmp_path):
     assert code == 2 and "Traceback" in err and "none.nemo: no such file" in err.splitlines()[-1]
 
 
-def test_figures_that_are_not_finite_are_still_valid_json():
-    from nemotron_npu.writers import dump
-
-    assert json.loads(dump({"a": float("nan"), "b": [float("inf"), 1.5], "c": (1, None)})) == {
-        "a": None,
-        "b": [None, 1.5],
-        "c": [1, None],
-    }
-
-
 @pytest.mark.parametrize("name", ["no/such/folder/report", CLIP])
 def test_a_report_that_cannot_be_written_is_known_before_the_work(cli, name, tmp_path):
     (tmp_path / "no").touch()

@@ -1,0 +1,257 @@
+"""Results of many recordings in a folder: each on disk as soon as it is there, whole or not at all, and told apart
+from what an interrupted run has left to do.
+
+``results.jsonl`` is the record: a recording is done once its line is there, and the line is written last.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+
+from .errors import InputError, SetupError
+from .sources import Recording
+from .transcript import Transcript
+from .writers import FORMATS, dump, render, to_manifest, to_text
+
+RECORD, MANIFEST = "results.jsonl", "manifest.jsonl"
+PART = ".part"  # what is being written, until it gets its name
+SETTINGS = ("model", "chunk_ms", "dtype")  # what the results of a folder have in common
+OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  # other failures would meet all results
+
+
+class OutputFolder:
+    """The results of one run; use it as a context manager: leaving it completes the manifest, whatever happened.
+
+    Parameters
+    ----------
+    path : the folder, made if it is not there.
+    kinds : formats, of ``writers.FORMATS`` and ``writers.COLLECTED``.
+    settings : the ``SETTINGS`` of this run.
+    resume : keep what an earlier run has finished; else the run begins anew and that record becomes ``results.jsonl~``.
+
+    Raises SetupError when the folder cannot be used, or its results were made with other settings.
+    """
+
+    def __init__(self, path: str, kinds: list[str], settings: dict, resume: bool = False):
+        self.path, self.kinds, self.resume = Path(path), kinds, resume
+        self.settings = _comparable(settings)
+        self.recordings: list[Recording] = []
+        self.done: dict[int, tuple[str, float]] = {}
+        """Text and duration (s) of each recording that is done, by its place among all."""
+        self.record = self.manifest = None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.path, os.O_RDONLY)
+            (self.path / PART).write_bytes(b"")
+            (self.path / PART).unlink()
+        except OSError as error:
+            raise SetupError(f"--output_dir {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SetupError(f"--output_dir {path}: another run is writing there: take another folder") from error
+        except OSError:
+            pass  # a file system without locks
+
+    def begin(self, recordings: list[Recording]) -> list[int]:
+        """Give each recording the name of its files, and return the places of those that are still to be done."""
+        self.recordings = recordings
+        name_outputs(recordings, set())  # as in a run that is not interrupted
+        entries, broken = self._earlier() if self.resume else ([], 0)
+        waiting = defaultdict(list)
+        for entry in entries:
+            waiting[entry.key].append(entry)
+        dropped, new = set(), []
+        for place, recording in enumerate(recordings):
+            if not waiting[recording.key]:
+                new.append(recording)
+                continue
+            entry = waiting[recording.key].pop(0)
+            recording.output = entry.output
+            if all(os.path.exists(self._file(recording, kind)) for kind in FORMATS if kind in self.kinds):
+                self.done[place] = entry.text, entry.duration
+            else:
+                dropped.add(entry)
+        recorded = {entry.output for entry in entries}
+        clashing = [recording for recording in new if recording.output in recorded]  # the inputs are not the same
+        name_outputs(clashing, recorded | {recording.output for recording in recordings})
+        if not self.resume and (self.path / RECORD).exists():
+            os.replace(self.path / RECORD, self.path / f"{RECORD}~")
+        if dropped or broken:
+            self._keep([entry for entry in entries if entry not in dropped])
+        self.record = _append_to(self.path / RECORD)
+        if "manifest" in self.kinds:
+            self._write_manifest()
+            self.manifest = _append_to(self.path / MANIFEST)
+        return [place for place in range(len(recordings)) if place not in self.done]
+
+    def write(self, place: int, transcript: Transcript, document: dict) -> None:
+        """Put the results of one recording on disk; ``document`` is the result in JSON.
+
+        Raises InputError for names that the file system does not take, SetupError when it takes nothing (full ...).
+        """
+        recording = self.recordings[place]
+        at = self.path
+        try:
+            for kind in FORMATS:
+                if kind in self.kinds:
+                    at = self._file(recording, kind)
+                    self._replace(at, render(kind, transcript, document, recording.output))
+            at = self.path
+            self.done[place] = to_text(transcript), transcript.duration
+            if self.manifest is not None:
+                _append(self.manifest, self._manifest_line(place))
+            _append(self.record, dump({**document, "output": recording.output}) + "\n")
+        except OSError as error:
+            self.done.pop(place, None)
+            kind = InputError if error.errno in OF_ONE_NAME else SetupError
+            raise kind(f"{at}: cannot be written: {error.strerror}") from error
+
+    def __enter__(self) -> OutputFolder:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        for file in (self.record, self.manifest):
+            if file is not None:
+                os.close(file)
+        try:
+            if self.manifest is not None:
+                self._write_manifest()
+        except OSError as error:
+            if kind is None:  # else there is worse to say
+                raise SetupError(f"{self.path / MANIFEST}: cannot be written: {error.strerror}") from error
+        finally:
+            os.close(self.lock)
+
+    def _file(self, recording: Recording, kind: str) -> Path:
+        return self.path / f"{recording.output}.{kind}"
+
+    def _replace(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (self.path / PART).write_bytes(_encode(text))
+        os.replace(self.path / PART, path)
+
+    def _write_manifest(self) -> None:
+        """What is done, in the order of the input; lines that are added later come in the order in which they are."""
+        self._replace(self.path / MANIFEST, "".join(self._manifest_line(place) for place in sorted(self.done)))
+
+    def _manifest_line(self, place: int) -> str:
+        recording = self.recordings[place]
+        return to_manifest(recording.path, recording.fields, *self.done[place]) + "\n"
+
+    # ------------------------------------------------------------------ what an earlier run has done
+
+    def _earlier(self) -> tuple[list[_Entry], int]:
+        """The entries of the record, and how many lines are none: a kill in mid-write leaves half a line."""
+        entries, broken, at = [], 0, 0
+        if not (self.path / RECORD).exists():
+            return entries, broken
+        with open(self.path / RECORD, "rb") as file:
+            for line in file:
+                try:
+                    if not line.endswith(b"\n"):
+                        raise ValueError
+                    entries.append(_entry(json.loads(line), at, len(line)))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    broken += 1
+                else:
+                    self._check_settings(entries[-1])
+                at += len(line)
+        return entries, broken
+
+    def _check_settings(self, entry: _Entry) -> None:
+        for name, value in self.settings.items():
+            if entry.settings.get(name) != value:
+                raise SetupError(
+                    f"--resume: the results in {self.path} were made with {name} {entry.settings.get(name)}, "
+                    f"this run has {value}: take another --output_dir"
+                )
+
+    def _keep(self, entries: list[_Entry]) -> None:
+        """Reduce the record to these."""
+        with open(self.path / RECORD, "rb") as whole, open(self.path / PART, "wb") as part:
+            for entry in entries:
+                whole.seek(entry.at)
+                part.write(whole.read(entry.size))
+        os.replace(self.path / PART, self.path / RECORD)
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A line of the record: what it is of, where it is."""
+
+    key: tuple
+    output: str
+    text: str
+    duration: float
+    settings: dict
+    at: int
+    size: int
+
+
+def _entry(document: dict, at: int, size: int) -> _Entry:
+    length = (document.get("manifest") or {}).get("duration") or None
+    key = os.path.abspath(document["audio"]), document.get("offset", 0.0), length
+    return _Entry(key, document["output"], document["text"], document["duration"], _comparable(document), at, size)
+
+
+def _comparable(settings: dict) -> dict:
+    return {name: settings.get(name) for name in SETTINGS} | {"model": os.path.realpath(settings["model"])}
+
+
+def _append_to(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+
+def _append(file: int, line: str) -> None:
+    """In one call where the system takes it so: nothing stays in a buffer of this process."""
+    data = _encode(line)
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # a file name that is no text: in JSON this is its escape
+
+
+# ---------------------------------------------------------------- names
+
+
+def name_outputs(recordings: list[Recording], taken: set[str]) -> None:
+    """Make each recording's ``output`` its own, and none of ``taken``.
+
+    Where several would have the same name, they get whichever tells all of them apart: the full name of the sound file
+    (``a.wav``, ``a.mp3``), the folders in which they differ (``x/a``, ``y/a``), the offset (``a_12.50``), a number.
+    """
+    same = defaultdict(list)
+    for recording in recordings:
+        same[recording.output].append(recording)
+    given = taken | same.keys()
+    for output, group in same.items():
+        if len(group) == 1 and output not in taken:
+            continue
+        others = given if output in taken else given - {output}
+        names = next((n for n in _distinct(output, group) if len({*n} - others) == len(n)), None)
+        if names is None:
+            numbered = (output if number == 1 else f"{output}_{number}" for number in count(1))
+            names = list(islice((name for name in numbered if name not in others), len(group)))
+        for recording, name in zip(group, names, strict=True):
+            recording.output = name
+        given |= {*names}
+
+
+def _distinct(output: str, group: list[Recording]) -> Iterator[list[str]]:
+    """Names that may tell recordings of one name apart."""
+    yield [os.path.join(os.path.dirname(output), os.path.basename(recording.path)) for recording in group]
+    paths = [os.path.splitext(os.path.abspath(recording.path))[0] for recording in group]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    yield [os.path.relpath(path, common) for path in paths]
+    yield [f"{output}_{recording.offset:.2f}" for recording in group]
