@@ -3,7 +3,7 @@
 The joint network is evaluated for several frames at once with the prediction network's current output: as long as
 they are blank that output stays the same, so a run of blank frames costs one small matrix product and one look at its
 result, and each emitted token one more.  The tokens are those of NeMo's frame by frame search
-(``rnnt_greedy_decoding.py``).
+(``rnnt_greedy_decoding.py``); phrases are boosted as its label-looping search does (``rnnt_label_looping.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .boosting import BoostingTree, Node
 from .checkpoint import Weights
+from .confidence import confidence, statistic
 from .errors import Unsupported
 from .linear import Linear, make_linear
 
@@ -30,6 +32,8 @@ class Emission:
     """Encoder frame, counted from the start of the recording."""
     probability: float
     """Of this token among all, blank included."""
+    confidence: float
+    """0 .. 1, by ``Decoder.confidence``."""
 
 
 class DecoderState:
@@ -42,6 +46,8 @@ class DecoderState:
         """Output of the prediction network after the last token, projected for the joint: [slots, joint]."""
         self.position = [0] * len(predicted)
         """Encoder frames of each slot's recording so far."""
+        self.boosted: list[Node | None] = [None] * len(predicted)
+        """Where each slot is in the boosting tree; None is its root."""
 
 
 class Decoder:
@@ -81,6 +87,10 @@ class Decoder:
         self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step")
         """Tokens that one frame may emit; None is no limit."""
         self.device = weights.device
+        self.confidence = "max_prob"
+        """Measure of the tokens' confidence: one of ``confidence.METHODS``."""
+        self.boosting: BoostingTree | None = None
+        """Phrases to prefer."""
 
     @torch.inference_mode()
     def new_state(self, slots: int) -> DecoderState:
@@ -99,6 +109,7 @@ class Decoder:
             state.cell[layer][slot] = fresh.cell[layer][0]
         state.predicted[slot] = fresh.predicted[0]
         state.position[slot] = 0
+        state.boosted[slot] = None
 
     @torch.inference_mode()
     def step(self, frames: torch.Tensor, state: DecoderState, counts: list[int]) -> list[list[Emission]]:
@@ -130,10 +141,7 @@ class Decoder:
             predicted = state.predicted.repeat_interleave(LOOKAHEAD, 0) if slots > 1 else state.predicted
             logits = torch.addmm(self.output[1], self.activation(ahead + predicted), self.output[0])
             logits = logits.view(slots, LOOKAHEAD, -1)
-            best, tokens = logits.max(-1)
-            # one look at the result for all slots: the tokens, and how probable each is
-            probabilities = (best - logits.logsumexp(-1)).exp()
-            found = torch.stack([tokens.to(probabilities.dtype), probabilities]).tolist()
+            found = self._choose(logits, state).tolist()  # one look at the result for all slots
             chosen = [self.blank] * slots
             for slot in range(slots):
                 left = counts[slot] - now[slot]
@@ -147,8 +155,12 @@ class Decoder:
                 if offset == reach:
                     continue
                 chosen[slot] = int(found[0][slot][offset])
-                frame = state.position[slot] + now[slot]
-                emitted[slot].append(Emission(chosen[slot], frame, found[1][slot][offset]))
+                if self.boosting:
+                    node = state.boosted[slot] or self.boosting.root
+                    state.boosted[slot] = self.boosting.advance(node, chosen[slot])
+                probability, measured = found[1][slot][offset], found[-1][slot][offset]
+                sure = confidence(measured, self.confidence, self.blank + 1)
+                emitted[slot].append(Emission(chosen[slot], state.position[slot] + now[slot], probability, sure))
                 symbols[slot] += 1
                 if symbols[slot] == self.max_symbols:
                     now[slot] += 1
@@ -158,6 +170,26 @@ class Decoder:
         for slot, count in enumerate(counts):
             state.position[slot] += count
         return emitted
+
+    def _choose(self, logits: torch.Tensor, state: DecoderState) -> torch.Tensor:
+        """The best token of each frame, its probability, and last what its confidence is made of.
+
+        logits [slots, n, vocabulary] -> float32 [2 or 3, slots, n]: alone, a token's probability is also the latter.
+        """
+        best, tokens = logits.max(-1)
+        total = logits.logsumexp(-1)
+        looked = []
+        if self.confidence != "max_prob":
+            looked = [statistic(logits - total[..., None], self.confidence)]
+        if self.boosting:
+            if not looked:
+                looked = [(best - total).exp()]
+            nodes = [node or self.boosting.root for node in state.boosted]
+            scores = torch.stack([self.boosting.scores(node) for node in nodes])
+            preferred = (logits[..., :-1] + scores[:, None]).argmax(-1)  # blank is the last
+            tokens = torch.where(tokens == self.blank, tokens, preferred)
+            best = logits.gather(-1, tokens[..., None]).squeeze(-1)
+        return torch.stack([tokens.to(logits.dtype), (best - total).exp(), *looked])
 
     def _advance(self, state: DecoderState, tokens: torch.Tensor, chosen: list[int] | None = None) -> None:
         """Show the prediction network the ``tokens``, int64 [slots].  Slots that chose blank stay as they are."""

@@ -12,6 +12,7 @@ result in place, for any number of slots.  Names of weights and formulas follow 
 
 from __future__ import annotations
 
+import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -156,13 +157,9 @@ class Encoder:
         self.causal = config["causal_downsampling"]
         self.x_scale = math.sqrt(self.width) if config["xscaling"] else None
         self.chunked = config["att_context_style"] == "chunked_limited"
-        self.left, self.right = context or context_sizes(config["att_context_size"])[0]
         self.conv_left, self.conv_right = _conv_context(config)
-        self.streams = self.left >= 0 and self.conv_right == 0 and (self.right == 0 or self.chunked and self.right > 0)
-        """Whether blocks can be encoded as they come; if not, a recording is one block, as in NeMo's offline pass."""
-        self.chunk = self.right + 1 if self.streams else 1
-        """Frames of a chunk: blocks are multiples of it."""
-        self.keep = self.left if self.streams else 0  # frames of keys and values kept
+        self.most = block
+        self._set_context(context or context_sizes(config["att_context_size"])[0])
         self.device = weights.device
         self.piece = CPU_PIECE if self.device.type == "cpu" else block
         self.kind = {"dtype": weights.dtype, "device": weights.device}  # of everything but the products
@@ -173,10 +170,28 @@ class Encoder:
         with ThreadPoolExecutor(min(LOADERS, torch.get_num_threads())) as pool:  # packing keeps one core busy, no more
             self.layers = list(pool.map(lambda i: self._layer(weights, i, config), range(config["n_layers"])))
         self.out = _linear(weights, "out_proj", dtype) if weights.has("out_proj.weight") else None
-        self.block = max(block, self.chunk) if self.streams else 0
         self.positions = [self._project(layer, self.block) for layer in self.layers] if self.streams else None
         weights.release()
+
+    def _set_context(self, context: list[int]) -> None:
+        """Everything that follows from the attention context but the projected positions."""
+        self.left, self.right = context
+        self.streams = self.left >= 0 and self.conv_right == 0 and (self.right == 0 or self.chunked and self.right > 0)
+        """Whether blocks can be encoded as they come; if not, a recording is one block, as in NeMo's offline pass."""
+        self.chunk = self.right + 1 if self.streams else 1
+        """Frames of a chunk: blocks are multiples of it."""
+        self.keep = self.left if self.streams else 0  # frames of keys and values kept
+        self.block = max(self.most, self.chunk) if self.streams else 0
         self.bands = {}  # masks of the attention context alone, by (frames, slots)
+
+    def at_context(self, context: list[int]) -> Encoder:
+        """The same with another [left, right] attention context.  The weights are shared, and the positions if left is
+        the same."""
+        other = copy.copy(self)
+        other._set_context(context)
+        if other.streams and (other.keep, other.block) != (self.keep, self.block):
+            other.positions = [other._project(layer, other.block) for layer in other.layers]
+        return other
 
     # ------------------------------------------------------------------ lengths
 
