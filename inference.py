@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 from contextlib import closing, contextmanager
@@ -33,6 +34,8 @@ exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
+    from nemotron_npu.confidence import METHODS
+
     parser = argparse.ArgumentParser(
         prog="inference.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +57,10 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         "--device", type=_device, metavar="D", help="npu:N, cuda:N or cpu (default: npu:0 if it is usable, else cpu)"
     )
     model.add_argument(
-        "--chunk_ms", type=_positive, metavar="MS", help="chunk length: 80, 160, 560 or 1120 (default: the model's)"
+        "--chunk_ms",
+        type=_chunk,
+        metavar="MS",
+        help="chunk length: 80, 160, 560 or 1120 (default: the model's); all: a table of the errors at each of them",
     )
     model.add_argument(
         "--engine",
@@ -76,6 +82,24 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         help="where the search for the tokens runs (default: cpu: it is many small operators, each waited for)",
     )
     model.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: one for each core)")
+    model.add_argument(
+        "--boost_words",
+        metavar="FILE",
+        help="phrases to prefer, one on each line; behind a tab a score of its own (default: 1)",
+    )
+    model.add_argument(
+        "--boost_alpha",
+        type=_weight,
+        default=1.0,
+        metavar="A",
+        help="weight of --boost_words against the model (default: 1)",
+    )
+    model.add_argument(
+        "--confidence",
+        choices=METHODS,
+        help="how tokens and words are rated: by the probability of the best token, or by an entropy as in NeMo "
+        "(default: max_prob; from --engine nemo nothing)",
+    )
     live = parser.add_argument_group("live")
     live.add_argument(
         "--stream", action="store_true", help="feed files chunk by chunk and show their words as they are recognised"
@@ -95,7 +119,12 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     measuring.add_argument(
         "--benchmark", action="store_true", help="time the forward pass of the sine and the whole transcription"
     )
-    measuring.add_argument("--report", metavar="FILE.json", help="every figure of --precision_compare and --benchmark")
+    measuring.add_argument(
+        "--wer_report",
+        action="store_true",
+        help="the files with the most errors, reference and transcript side by side; for inputs with a reference text",
+    )
+    measuring.add_argument("--report", metavar="FILE.json", help="every figure of the above")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output_format", choices=["text", "json"], default="text", help="json: one document a file, each on a line"
@@ -113,8 +142,12 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("--stream takes one file at a time: leave --batch_size out")
     if options.sample_rate and options.audio != ["-"]:
         parser.error("--sample_rate is for raw PCM on stdin: files tell their own")
-    if options.report and not (options.precision_compare or options.benchmark):
-        parser.error("--report needs --precision_compare or --benchmark: there are no figures to write without them")
+    if options.chunk_ms == "all" and (options.stream or options.precision_compare or options.benchmark):
+        parser.error("--chunk_ms all makes a table of its own: leave --stream, --precision_compare, --benchmark out")
+    if options.boost_alpha != 1 and not options.boost_words:
+        parser.error("--boost_alpha weighs --boost_words: name their file")
+    if options.report and not (options.precision_compare or options.benchmark or options.wer_report):
+        parser.error("--report needs --precision_compare, --benchmark or --wer_report: without them it has no figures")
     return options
 
 
@@ -122,6 +155,20 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _chunk(text: str) -> int | str:
+    return text if text == "all" else _positive(text)
+
+
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 < weight < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return weight
 
 
 def _sample_rate(text: str) -> int:
@@ -161,7 +208,8 @@ class Console:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
-    from nemotron_npu.checkpoint import choose_context, find_checkpoint, is_hub_id, read_config
+    from nemotron_npu.checkpoint import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
+    from nemotron_npu.errors import SetupError
 
     _check_report(args.report)
     if not args.debug:
@@ -169,7 +217,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.model_path and is_hub_id(args.model_path):
         console.say(f"looking for {args.model_path} on Hugging Face ...")
     path = find_checkpoint(args.model_path or str(DEMO_MODEL))
-    choose_context(read_config(path), args.chunk_ms)  # a wrong --chunk_ms need not wait for torch
+    config, chunk_ms = read_config(path), None if args.chunk_ms == "all" else args.chunk_ms
+    choose_context(config, chunk_ms)  # a wrong --chunk_ms need not wait for torch
+    if args.chunk_ms == "all" and not attention_contexts(config):
+        raise SetupError("--chunk_ms all: this checkpoint does not attend in chunks")
+    phrases = _phrases(args.boost_words)
     live = args.audio == ["-"]
     inputs, failures = ([], 0) if live else _inputs(args, console)
     if live:
@@ -178,6 +230,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         source = LiveInput(sys.stdin.fileno(), args.sample_rate)  # from now on: nothing is lost while the model loads
     elif not inputs:
         return SOME_FAILED
+    if (args.wer_report or args.chunk_ms == "all") and all(_reference(source) is None for _, source in inputs):
+        option = "--wer_report" if args.wer_report else "--chunk_ms all"
+        raise SetupError(f"{option}: no input has a reference text: name a NeMo manifest whose entries have text")
 
     from nemotron_npu.device import choose_device, device_name
 
@@ -191,8 +246,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     console.say(f"loading {path.name} ...")
     recognizer = load_recognizer(
-        path, device, args.chunk_ms, args.engine, args.dtype, _decoder_device(args), announce=console.say
+        path, device, chunk_ms, args.engine, args.dtype, _decoder_device(args), announce=console.say
     )
+    _set_search(args, console, recognizer, phrases)
+    if args.chunk_ms == "all":
+        return _compare_chunks(args, console, recognizer, inputs, failures)
     if live or args.stream:
         recognizer.stream()  # a checkpoint that cannot is told before any sound is taken
     facts = {
@@ -215,13 +273,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
         console.say("loading the CPU reference: NeMo ...")
         reference = load_recognizer(path, torch.device("cpu"), args.chunk_ms, "nemo")
-    done, comparisons = [], []
+    from nemotron_npu.evaluation import score
+
+    done, comparisons, scores = [], [], []
     for (name, source), transcript in _transcribe(recognizer, inputs, args.batch_size, console):
         if transcript is None:
             failures += 1
             continue
         done.append(source)
         document = {"audio": name, **facts}
+        if (reference_text := _reference(source)) is not None:
+            scores.append(score(name, reference_text, transcript.text, transcript.duration))
+            document |= {"reference": reference_text, "errors": scores[-1].as_dict()}
         if not args.audio and (args.model_path or args.output_format == "json"):  # where they are shown
             document |= _shapes(recognizer, _waveform(source))
         comparison = None
@@ -234,6 +297,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     figures = {**facts, "precision_compare": comparisons} if reference else dict(facts)
     if args.benchmark and done:
         figures["benchmark"] = _benchmark(args, console, recognizer, [_waveform(source) for source in done])
+    if scores:
+        figures["evaluation"] = _evaluate(args, console, scores)
     if args.report:
         _write_report(args.report, figures)
     return SOME_FAILED if failures else OK
@@ -243,6 +308,28 @@ def _decoder_device(args):
     from nemotron_npu.device import choose_device
 
     return choose_device(args.decoder_device)[0] if args.decoder_device else None
+
+
+def _phrases(name: str | None) -> list:
+    from nemotron_npu.boosting import read_phrases
+
+    return read_phrases(name) if name else []
+
+
+def _set_search(args, console: Console, recognizer, phrases: list) -> None:
+    """Apply --confidence and --boost_words; phrases that the model cannot spell are named."""
+    from nemotron_npu.errors import SetupError
+
+    if args.confidence:
+        recognizer.measure_confidence(args.confidence)
+    if not phrases:
+        return
+    unknown = recognizer.boost(phrases, args.boost_alpha)
+    where = f"--boost_words {args.boost_words}"
+    if len(unknown) == len(phrases):
+        raise SetupError(f"{where}: no phrase can be spelled with this model's pieces: is upper or lower case wrong?")
+    for phrase in unknown:
+        console.say(f"{where}, line {phrase.line}: left out: this model cannot spell {phrase.text!r}")
 
 
 def _inputs(args: argparse.Namespace, console: Console) -> tuple[list, int]:
@@ -299,6 +386,63 @@ def _transcribe(recognizer, inputs, slots: int, console: Console):
             position = index
             yield from release()
         raise
+
+
+def _reference(source) -> str | None:
+    """What is said in an input, where its manifest tells."""
+    text = (getattr(source, "fields", None) or {}).get("text")
+    return text if isinstance(text, str) else None
+
+
+def _evaluate(args, console: Console, scores: list) -> dict:
+    """Print the word error rates of some files; return all figures."""
+    from nemotron_npu.evaluation import summarize, to_report, to_table, use_color
+
+    evaluation = summarize(scores)
+    _show_table(args, console, to_table(evaluation))
+    if args.wer_report:
+        color = use_color(sys.stderr if args.output_format == "json" else sys.stdout)
+        width = shutil.get_terminal_size((100, 24)).columns
+        _show_table(args, console, "\n" + to_report(evaluation, width, color))
+    return evaluation.as_dict()
+
+
+def _show_table(args, console: Console, table: str) -> None:
+    if args.output_format == "json":  # there stdout is for one document a file
+        console.say(table)
+    else:
+        print(table, flush=True)
+
+
+def _compare_chunks(args, console: Console, recognizer, inputs, failures: int) -> int:
+    """Transcribe at each chunk size that the model offers and print the errors of each; return the exit code."""
+    import time
+
+    from nemotron_npu.checkpoint import attention_contexts
+    from nemotron_npu.evaluation import evaluate, to_chunk_table
+    from nemotron_npu.writers import dump
+
+    inputs = [(name, source) for name, source in inputs if _reference(source) is not None]
+    rows = []
+    for chunk_ms in sorted(attention_contexts(recognizer.config)):
+        console.say(f"transcribing at {chunk_ms} ms ...")
+        began, done, results = time.perf_counter(), [], []
+        for entry, transcript in _transcribe(recognizer.at_chunk(chunk_ms), inputs, args.batch_size, console):
+            if transcript is not None:
+                done.append(entry)
+                results.append((entry[0], _reference(entry[1]), transcript.text, transcript.duration))
+        seconds = time.perf_counter() - began
+        failures += len(inputs) - len(done)
+        inputs = done  # what failed once is not tried again
+        if not inputs:
+            return SOME_FAILED
+        evaluation = evaluate(results)
+        rows.append((chunk_ms, evaluation, seconds))
+        if args.output_format == "json":
+            overall = {"files": len(done), "duration": evaluation.overall.duration, **evaluation.overall.as_dict()}
+            print(dump({"chunk_ms": chunk_ms, "seconds": seconds, **overall}), flush=True)
+    _show_table(args, console, to_chunk_table(rows))
+    return SOME_FAILED if failures else OK
 
 
 def _say_failed(console: Console, name: str, error: Exception) -> None:
@@ -470,11 +614,7 @@ def _benchmark(args, console: Console, recognizer, waveforms) -> dict:
     forward = benchmark_forward(recognizer)
     operators = count_operators(recognizer)
     throughput = benchmark_transcribe(recognizer, waveforms, args.batch_size)
-    table = to_table(forward, operators, throughput, str(recognizer.device))
-    if args.output_format == "json":  # there stdout is for one document a file
-        console.say(table)
-    else:
-        print(table, flush=True)
+    _show_table(args, console, to_table(forward, operators, throughput, str(recognizer.device)))
     return {"forward": asdict(forward), "operators": asdict(operators), "transcribe": asdict(throughput)}
 
 

@@ -61,7 +61,7 @@ class NemoRecognizer:
     def boost(self, phrases: list[Phrase], alpha: float = ALPHA) -> list[Phrase]:
         """NeMo's own boosting tree of ``phrases``; those that the vocabulary cannot spell are returned."""
         tokenizer = self.model.tokenizer
-        spelled, unknown = spell(phrases, tokenizer.text_to_ids, tokenizer.token_to_id("<unk>"))
+        spelled, unknown = spell(phrases, tokenizer.text_to_ids, tokenizer.unk_id)
         self.tree, self.alpha = None, alpha
         if spelled:
             graph = ContextGraph(context_score=SCORE, depth_scaling=DEPTH)
