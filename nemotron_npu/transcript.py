@@ -130,7 +130,7 @@ class Speller:
         spelled: list[tuple[str, list[Token]]] = []
         for group in self._groups(tokens):
             text = self.decode([token.id for token in group]).strip()
-            if spelled and spelled[-1][0] and self.tidy(f" {text}") != f" {text}":  # a mark: no space before it
+            if spelled and self._attached(text, group[0], *spelled[-1]):
                 spelled[-1] = spelled[-1][0] + text, spelled[-1][1] + group
             else:
                 spelled.append((text, group))
@@ -140,6 +140,11 @@ class Speller:
             measured = [token.confidence for token in group if token.confidence is not None]
             for word in self.tidy(text).split():
                 yield Word(word, round(start, 3), round(end, 3), min(measured, default=None))
+
+    def _attached(self, text: str, first: Token, text_before: str, before: list[Token]) -> bool:
+        """Whether ``text`` is a mark that takes away the space in front of it; where there are two, one stays."""
+        two = not text_before or (before[-1].piece == UNKNOWN and first.piece.startswith(WORD_START))
+        return not two and self.tidy(f" {text}") != f" {text}"
 
     def _groups(self, tokens: tuple[Token, ...]) -> Iterator[list[Token]]:
         group: list[Token] = []
