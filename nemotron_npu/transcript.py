@@ -7,6 +7,7 @@ import textwrap
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
 WORD_START = "▁"  # of sentencepiece: in front of a piece it is a space
@@ -80,7 +81,7 @@ class Transcript:
     words: tuple[Word, ...] = field(default=(), repr=False)
     """``text.split()``, with times."""
 
-    @property
+    @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """``words`` in the portions of subtitles, see ``split_segments``."""
         return tuple(split_segments(self.words, self.duration))
@@ -185,8 +186,9 @@ def split_segments(words: tuple[Word, ...], duration: float) -> Iterator[Segment
     LINE_CHARACTERS, or lasts longer than SEGMENT_SECONDS, is halved where that disturbs least.
     """
     parts = [part for sentence in _sentences(words) for part in _fitting(sentence)]
-    for part, following in zip(parts, [*parts[1:], None], strict=True):
-        start, next_start = part[0].start, following[0].start if following else duration
+    starts = [*(part[0].start for part in parts[1:]), duration]
+    for part, next_start in zip(parts, starts, strict=False):
+        start = part[0].start
         end = max(part[-1].end, min(start + READING_SECONDS, next_start))
         measured = [word.confidence for word in part if word.confidence is not None]
         confidence = sum(measured) / len(measured) if measured else None
