@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .boosting import BoostingTree, Node
+from .boosting import BoostingTree
 from .checkpoint import Weights
 from .confidence import confidence, statistic
 from .errors import Unsupported
@@ -39,15 +39,23 @@ class Emission:
 class DecoderState:
     """What the search remembers of the recordings in its slots; made by ``Decoder.new_state``."""
 
-    def __init__(self, hidden: list[torch.Tensor], cell: list[torch.Tensor], predicted: torch.Tensor):
+    def __init__(
+        self,
+        hidden: list[torch.Tensor],
+        cell: list[torch.Tensor],
+        predicted: torch.Tensor,
+        boosting: BoostingTree | None = None,
+    ):
         self.hidden, self.cell = hidden, cell
         """LSTM state of each layer, [slots, hidden]."""
         self.predicted = predicted
         """Output of the prediction network after the last token, projected for the joint: [slots, joint]."""
         self.position = [0] * len(predicted)
         """Encoder frames of each slot's recording so far."""
-        self.boosted: list[Node | None] = [None] * len(predicted)
-        """Where each slot is in the boosting tree; None is its root."""
+        self.boosting = boosting
+        """The phrases to prefer; a state keeps those that it began with."""
+        self.boosted = [boosting and boosting.root] * len(predicted)
+        """Where each slot is in the tree."""
 
 
 class Decoder:
@@ -90,13 +98,14 @@ class Decoder:
         self.confidence = "max_prob"
         """Measure of the tokens' confidence: one of ``confidence.METHODS``."""
         self.boosting: BoostingTree | None = None
-        """Phrases to prefer."""
+        """Phrases to prefer, for states that are made from now on."""
 
     @torch.inference_mode()
     def new_state(self, slots: int) -> DecoderState:
         """Slots at the start of their recordings: the prediction network has seen the start symbol (blank)."""
         zeros = [self.symbols.new_zeros(slots, self.width) for _ in self.layers]
-        state = DecoderState(zeros, list(zeros), self.symbols.new_zeros(slots, self.output[0].shape[0]))
+        predicted = self.symbols.new_zeros(slots, self.output[0].shape[0])
+        state = DecoderState(zeros, list(zeros), predicted, self.boosting)
         self._advance(state, torch.full((slots,), self.blank, dtype=torch.long, device=self.device))
         return state
 
@@ -109,7 +118,7 @@ class Decoder:
             state.cell[layer][slot] = fresh.cell[layer][0]
         state.predicted[slot] = fresh.predicted[0]
         state.position[slot] = 0
-        state.boosted[slot] = None
+        state.boosted[slot] = state.boosting and state.boosting.root
 
     @torch.inference_mode()
     def step(self, frames: torch.Tensor, state: DecoderState, counts: list[int]) -> list[list[Emission]]:
@@ -155,11 +164,10 @@ class Decoder:
                 if offset == reach:
                     continue
                 chosen[slot] = int(found[0][slot][offset])
-                if self.boosting:
-                    node = state.boosted[slot] or self.boosting.root
-                    state.boosted[slot] = self.boosting.advance(node, chosen[slot])
-                probability, measured = found[1][slot][offset], found[-1][slot][offset]
-                sure = confidence(measured, self.confidence, self.blank + 1)
+                if state.boosting:
+                    state.boosted[slot] = state.boosting.advance(state.boosted[slot], chosen[slot])
+                probability, sure = found[1][slot][offset], found[2][slot][offset]
+                sure = confidence(sure, self.confidence, self.blank + 1)
                 emitted[slot].append(Emission(chosen[slot], state.position[slot] + now[slot], probability, sure))
                 symbols[slot] += 1
                 if symbols[slot] == self.max_symbols:
@@ -172,24 +180,21 @@ class Decoder:
         return emitted
 
     def _choose(self, logits: torch.Tensor, state: DecoderState) -> torch.Tensor:
-        """The best token of each frame, its probability, and last what its confidence is made of.
+        """The best token of each frame, its probability, and the statistic that its confidence comes from.
 
-        logits [slots, n, vocabulary] -> float32 [2 or 3, slots, n]: alone, a token's probability is also the latter.
+        logits [slots, n, vocabulary] -> float32 [3, slots, n].  Whether a token is emitted is the model's own decision,
+        which one it is the boosted scores'; the confidence is that of the model.
         """
         best, tokens = logits.max(-1)
         total = logits.logsumexp(-1)
-        looked = []
-        if self.confidence != "max_prob":
-            looked = [statistic(logits - total[..., None], self.confidence)]
-        if self.boosting:
-            if not looked:
-                looked = [(best - total).exp()]
-            nodes = [node or self.boosting.root for node in state.boosted]
-            scores = torch.stack([self.boosting.scores(node) for node in nodes])
+        probability = (best - total).exp()
+        sure = probability if self.confidence == "max_prob" else statistic(logits - total[..., None], self.confidence)
+        if state.boosting:
+            scores = torch.stack([state.boosting.scores(node) for node in state.boosted])
             preferred = (logits[..., :-1] + scores[:, None]).argmax(-1)  # blank is the last
             tokens = torch.where(tokens == self.blank, tokens, preferred)
-            best = logits.gather(-1, tokens[..., None]).squeeze(-1)
-        return torch.stack([tokens.to(logits.dtype), (best - total).exp(), *looked])
+            probability = (logits.gather(-1, tokens[..., None]).squeeze(-1) - total).exp()
+        return torch.stack([tokens.to(logits.dtype), probability, sure])
 
     def _advance(self, state: DecoderState, tokens: torch.Tensor, chosen: list[int] | None = None) -> None:
         """Show the prediction network the ``tokens``, int64 [slots].  Slots that chose blank stay as they are."""
