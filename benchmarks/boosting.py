@@ -40,7 +40,7 @@ def main() -> None:
         results = zip(strings, transcripts, strict=True)
         return percent(evaluate(("", text, t.text, t.duration) for (_, text), t in results).overall.words.rate)
 
-    rows = [["none", rate([], 1), rate([], 1)]]
+    rows = [["none", *[rate([], 1)] * 2]]
     rows += [[f"{alpha:g}", rate(said, alpha), rate(others, alpha)] for alpha in (0.5, 1, 2, 3)]
     print("\n".join(grid(["--boost_alpha", "WER, phrases said", "WER, other phrases"], rows)))
 
