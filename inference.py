@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -41,6 +42,8 @@ exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
+    from nemotron_npu.confidence import METHODS
+
     parser = argparse.ArgumentParser(
         prog="inference.py",
         usage="%(prog)s [AUDIO ...] [options]",
@@ -81,7 +84,10 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         "--device", type=_device, metavar="D", help="npu:N, cuda:N or cpu (default: npu:0 if it is usable, else cpu)"
     )
     model.add_argument(
-        "--chunk_ms", type=_positive, metavar="MS", help="chunk length: 80, 160, 560 or 1120 (default: the model's)"
+        "--chunk_ms",
+        type=_chunk,
+        metavar="MS",
+        help="chunk length: 80, 160, 560 or 1120 (default: the model's); all: a table of the errors at each of them",
     )
     model.add_argument(
         "--engine",
@@ -118,6 +124,24 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         help="where the search for the tokens runs (default: cpu: it is many small operators, each waited for)",
     )
     model.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: one for each core)")
+    model.add_argument(
+        "--boost_words",
+        metavar="FILE",
+        help="phrases to prefer, one on each line; behind a tab a score of its own (default: 1)",
+    )
+    model.add_argument(
+        "--boost_alpha",
+        type=_weight,
+        default=1.0,
+        metavar="A",
+        help="weight of --boost_words against the model (default: 1)",
+    )
+    model.add_argument(
+        "--confidence",
+        choices=METHODS,
+        help="how tokens and words are rated: by the probability of the best token, or by an entropy as in NeMo "
+        "(default: max_prob; from --engine nemo nothing)",
+    )
     live = parser.add_argument_group("live")
     live.add_argument(
         "--stream", action="store_true", help="feed files chunk by chunk and show their words as they are recognised"
@@ -140,7 +164,14 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         help="start, steps, recordings, memory and operators, engines and dtypes side by side; takes minutes",
     )
     measuring.add_argument(
-        "--report", metavar="DIR", help="a folder for every figure of --precision_compare and --benchmark, and a plot"
+        "--wer_report",
+        action="store_true",
+        help="the files with the most errors, reference and transcript side by side; for inputs with a reference text",
+    )
+    measuring.add_argument(
+        "--report",
+        metavar="DIR",
+        help="a folder for every figure of --precision_compare, --benchmark and --wer_report, and plots",
     )
     messages = parser.add_argument_group("messages")
     messages.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
@@ -167,8 +198,14 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     options.output_format = options.output_format or _formats("all" if options.output_dir else "txt")
     if len(options.output_format) > 1 and not options.output_dir:
         parser.error("--output_format: stdout takes one format, several need --output_dir")
-    if options.report and not (options.precision_compare or options.benchmark):
-        parser.error("--report needs --precision_compare or --benchmark: there are no figures to write without them")
+    if options.chunk_ms == "all":
+        for other in ("stream", "precision_compare", "benchmark", "output_dir"):
+            if getattr(options, other):
+                parser.error(f"--chunk_ms all makes a table of its own: leave --{other} out")
+    if options.boost_alpha != 1 and not options.boost_words:
+        parser.error("--boost_alpha weighs --boost_words: name their file")
+    if options.report and not (options.precision_compare or options.benchmark or options.wer_report):
+        parser.error("--report needs --precision_compare, --benchmark or --wer_report: without them it has no figures")
     if options.benchmark:
         options.benchmark = _candidates(options)
     options.engine, options.dtype = options.engine or "native", options.dtype or "float32"
@@ -197,6 +234,20 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _chunk(text: str) -> int | str:
+    return text if text == "all" else _positive(text)
+
+
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 < weight < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return weight
 
 
 def _sample_rate(text: str) -> int:
@@ -289,6 +340,11 @@ class Results:
         facts = {**recording.facts_of_sound(), **facts}
         if comparison:
             facts["precision_compare"] = comparison.as_dict()
+        if recording.reference is not None:
+            from nemotron_npu.evaluation import score
+
+            errors = score(recording.name, recording.reference, transcript.text, transcript.duration)
+            facts |= {"reference": recording.reference, "errors": errors.as_dict()}
         document = to_document(transcript, **facts)
         if self.folder:
             self.folder.write(place, transcript, document)
@@ -337,7 +393,7 @@ class Results:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
-    from nemotron_npu.checkpoint import choose_context, find_checkpoint, is_hub_id, read_config
+    from nemotron_npu.checkpoint import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
     from nemotron_npu.errors import SetupError
 
     _check_report(args.report)
@@ -346,15 +402,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.model_path and is_hub_id(args.model_path):
         console.say(f"looking for {args.model_path} on Hugging Face ...")
     path = find_checkpoint(args.model_path or str(DEMO_MODEL))
-    chunk_ms, _ = choose_context(read_config(path), args.chunk_ms)  # a wrong --chunk_ms need not wait for torch
+    config, chunk_ms = read_config(path), None if args.chunk_ms == "all" else args.chunk_ms
+    chunk_ms, _ = choose_context(config, chunk_ms)  # a wrong --chunk_ms need not wait for torch
+    if args.chunk_ms == "all" and not attention_contexts(config):
+        raise SetupError("--chunk_ms all: this checkpoint does not attend in chunks")
+    phrases = _phrases(args.boost_words)
     recordings, failed = _recordings(args, console)
     kind = args.output_format[0]
     if not args.output_dir and kind in ("srt", "vtt", "tsv") and len(recordings) > 1:
         raise SetupError(f"--output_format {kind}: stdout takes it of one recording, several need --output_dir")
+    if (args.wer_report or args.chunk_ms == "all") and all(r.reference is None for r in recordings):
+        option = "--wer_report" if args.wer_report else "--chunk_ms all"
+        raise SetupError(f"{option}: no input has a reference text: name a NeMo manifest whose entries have text")
     settings = {"model": str(path), "chunk_ms": chunk_ms, "dtype": args.dtype}
     with _output_folder(args, settings) as folder:
         results = Results(args, console, recordings, failed, folder)
-        code = _recognise(args, console, path, results)
+        code = _recognise(args, console, path, chunk_ms, phrases, results)
     return code or (SOME_FAILED if results.failed else OK)
 
 
@@ -389,7 +452,7 @@ def _output_folder(args, settings: dict):
     return OutputFolder(args.output_dir, args.output_format, settings, args.resume)
 
 
-def _recognise(args: argparse.Namespace, console: Console, path: Path, results: Results) -> int:
+def _recognise(args: argparse.Namespace, console: Console, path: Path, chunk_ms, phrases, results: Results) -> int:
     """Recognise what is still to be done; return the exit code, but for what ``results`` counts as failed."""
     live = args.audio == ["-"]
     if live:
@@ -418,7 +481,7 @@ def _recognise(args: argparse.Namespace, console: Console, path: Path, results: 
     recognizer = load_recognizer(
         path,
         device,
-        args.chunk_ms,
+        chunk_ms,
         args.engine,
         args.dtype,
         _decoder_device(args),
@@ -426,6 +489,9 @@ def _recognise(args: argparse.Namespace, console: Console, path: Path, results: 
         block_ms=args.block_ms,
         announce=console.say,
     )
+    _set_search(args, console, recognizer, phrases)
+    if args.chunk_ms == "all":
+        return _compare_chunks(args, console, recognizer, results)
     if live or args.stream:
         recognizer.stream()  # a checkpoint that cannot is told before any sound is taken
     facts = {
@@ -445,6 +511,7 @@ def _recognise(args: argparse.Namespace, console: Console, path: Path, results: 
             _stream_files(args, recognizer, facts, results, progress)
         else:
             _recognise_files(args, console, path, recognizer, facts, results, progress)
+    _evaluate(args, console, results)
     if args.benchmark and results.done:
         del recognizer  # its memory is needed
         _benchmark(args, console, path, device, facts, results)
@@ -504,6 +571,28 @@ def _decoder_device(args):
     return choose_device(args.decoder_device)[0] if args.decoder_device else None
 
 
+def _phrases(name: str | None) -> list:
+    from nemotron_npu.boosting import read_phrases
+
+    return read_phrases(name) if name else []
+
+
+def _set_search(args, console: Console, recognizer, phrases: list) -> None:
+    """Apply --confidence and --boost_words; phrases that the model cannot spell are named."""
+    from nemotron_npu.errors import SetupError
+
+    if args.confidence:
+        recognizer.measure_confidence(args.confidence)
+    if not phrases:
+        return
+    unknown = recognizer.boost(phrases, args.boost_alpha)
+    where = f"--boost_words {args.boost_words}"
+    if len(unknown) == len(phrases):
+        raise SetupError(f"{where}: no phrase can be spelled with this model's pieces: is upper or lower case wrong?")
+    for phrase in unknown:
+        console.say(f"{where}, line {phrase.line}: left out: this model cannot spell {phrase.text!r}")
+
+
 def _waveform(recording):
     """The samples of a recording, decoded."""
     from nemotron_npu.audio import read_audio
@@ -523,6 +612,67 @@ def _in_order(results):
     except KeyboardInterrupt:
         yield from sorted(held.items())  # what is done is not lost
         raise
+
+
+def _evaluate(args, console: Console, results: Results) -> None:
+    """Print the error rates of all that is done and has a reference text; with a report write all figures."""
+    from nemotron_npu.evaluation import evaluate, to_report, to_table, use_color
+
+    done = [(results.recordings[place], *results.done[place]) for place in sorted(results.done)]
+    scored = [(r.name, r.reference, text, duration) for r, text, duration in done if r.reference is not None]
+    if not scored:
+        return
+    evaluation = evaluate(scored)
+    _show_table(args, console, to_table(evaluation))
+    if args.wer_report:
+        color = use_color(sys.stdout if _shows_text(args) else sys.stderr)
+        width = shutil.get_terminal_size((100, 24)).columns
+        _show_table(args, console, "\n" + to_report(evaluation, width, color))
+    if args.report:
+        _write_report(args.report, "evaluation.json", evaluation.as_dict())
+
+
+def _shows_text(args) -> bool:
+    """Whether stdout is for people to read, not for documents alone."""
+    return bool(args.output_dir) or args.output_format == ("txt",)
+
+
+def _show_table(args, console: Console, table: str) -> None:
+    if _shows_text(args):
+        console.result(table)
+    else:
+        console.say(table)
+
+
+def _compare_chunks(args, console: Console, recognizer, results: Results) -> int:
+    """Transcribe at each chunk size that the model offers and print the errors of each; return the exit code."""
+    from nemotron_npu.checkpoint import attention_contexts
+    from nemotron_npu.evaluation import evaluate, to_chunk_table
+    from nemotron_npu.writers import dump
+
+    places = [place for place in results.todo if results.recordings[place].reference is not None]
+    rows = []
+    for chunk_ms in sorted(attention_contexts(recognizer.config)):
+        console.say(f"transcribing at {chunk_ms} ms ...")
+        began, scored = time.perf_counter(), []
+        recordings = [results.recordings[place] for place in places]
+        for index, transcript in recognizer.at_chunk(chunk_ms).results(recordings, args.batch_size or recognizer.slots):
+            if isinstance(transcript, Exception):
+                results.fail(places[index], transcript)
+            else:
+                recording = recordings[index]
+                scored.append((recording.name, recording.reference, transcript.text, transcript.duration))
+        seconds = time.perf_counter() - began
+        places = [place for place in places if place not in results.broken]  # what failed once is not tried again
+        if not scored:
+            return SOME_FAILED
+        evaluation = evaluate(scored)
+        rows.append((chunk_ms, evaluation, seconds))
+        if not _shows_text(args):
+            overall = {"files": len(scored), "duration": evaluation.overall.duration, **evaluation.overall.as_dict()}
+            console.result(dump({"chunk_ms": chunk_ms, "seconds": seconds, **overall}))
+    _show_table(args, console, to_chunk_table(rows))
+    return OK
 
 
 @contextmanager
@@ -690,10 +840,7 @@ def _benchmark(args, console: Console, path: Path, device, facts: dict, results:
     candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
     result = benchmark(path, device, candidates, speech, args.graph == "on", console.say)
     table = to_table(result, path.name)
-    if args.output_dir or args.output_format == ("txt",):
-        console.result(table)
-    else:  # there stdout is for the documents
-        console.say(table)
+    _show_table(args, console, table)
     if args.report:
         plot(result, path.name, Path(args.report) / "benchmark.png")
         _write_report(args.report, "benchmark.json", {**facts, "benchmark": as_dict(result)})

@@ -147,7 +147,15 @@ class Batches(torch.utils.data.Dataset):
 
 
 def test_strings(digits: list[dict], count: int, seed: int = 2026) -> list[tuple[np.ndarray, str]]:
-    """Fixed strings of 3 to 8 words of one speaker, as recorded, gaps of 0.1 to 0.5 s, every test recording used."""
+    """The samples and text of ``timed_strings``."""
+    return [(samples, text) for samples, text, _ in timed_strings(digits, count, seed)]
+
+
+def timed_strings(digits: list[dict], count: int, seed: int = 2026):
+    """Fixed strings of 3 to 8 words of one speaker, as recorded, gaps of 0.1 to 0.5 s, every test recording used.
+
+    (samples, text, (start, end) of each word in s) of each.
+    """
     rng = np.random.default_rng(seed)
     by_speaker: dict[str, list[dict]] = {}
     for digit in digits:
@@ -162,7 +170,8 @@ def test_strings(digits: list[dict], count: int, seed: int = 2026) -> list[tuple
                 decks[speaker] = [by_speaker[speaker][j] for j in rng.permutation(len(by_speaker[speaker]))]
             chosen.append(decks[speaker].pop())
         gaps = rng.uniform(0.1, 0.5, len(chosen) + 1).tolist()
-        strings.append((join([d["samples"][0] for d in chosen], gaps)[0], " ".join(d["word"] for d in chosen)))
+        samples, spans = join([d["samples"][0] for d in chosen], gaps)
+        strings.append((samples, " ".join(d["word"] for d in chosen), spans))
     return strings
 
 

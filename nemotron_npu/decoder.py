@@ -3,7 +3,7 @@
 The joint network is evaluated for several frames at once with the prediction network's current output: as long as
 they are blank that output stays the same, so a run of blank frames costs one small matrix product and one look at its
 result, and each emitted token one more.  The tokens are those of NeMo's frame by frame search
-(``rnnt_greedy_decoding.py``).
+(``rnnt_greedy_decoding.py``); phrases are boosted as its label-looping search does (``rnnt_label_looping.py``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .boosting import BoostingTree
 from .checkpoint import Weights
+from .confidence import confidence, statistic
 from .errors import Unsupported
 from .linear import Linear, make_linear
 
@@ -30,18 +32,30 @@ class Emission:
     """Encoder frame, counted from the start of the recording."""
     probability: float
     """Of this token among all, blank included."""
+    confidence: float
+    """0 .. 1, by ``Decoder.confidence``."""
 
 
 class DecoderState:
     """What the search remembers of the recordings in its slots; made by ``Decoder.new_state``."""
 
-    def __init__(self, hidden: list[torch.Tensor], cell: list[torch.Tensor], predicted: torch.Tensor):
+    def __init__(
+        self,
+        hidden: list[torch.Tensor],
+        cell: list[torch.Tensor],
+        predicted: torch.Tensor,
+        boosting: BoostingTree | None = None,
+    ):
         self.hidden, self.cell = hidden, cell
         """LSTM state of each layer, [slots, hidden]."""
         self.predicted = predicted
         """Output of the prediction network after the last token, projected for the joint: [slots, joint]."""
         self.position = [0] * len(predicted)
         """Encoder frames of each slot's recording so far."""
+        self.boosting = boosting
+        """The phrases to prefer; a state keeps those that it began with."""
+        self.boosted = [boosting and boosting.root] * len(predicted)
+        """Where each slot is in the tree."""
 
     @torch.inference_mode()
     def take(self, other: DecoderState, slots: list[int]) -> None:
@@ -50,6 +64,8 @@ class DecoderState:
         self.cell = [torch.stack([rows[slot] for slot in slots]) for rows in other.cell]
         self.predicted = torch.stack([other.predicted[slot] for slot in slots])
         self.position = [other.position[slot] for slot in slots]
+        self.boosting = other.boosting
+        self.boosted = [other.boosted[slot] for slot in slots]
 
 
 class Decoder:
@@ -89,12 +105,17 @@ class Decoder:
         self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step")
         """Tokens that one frame may emit; None is no limit."""
         self.device = weights.device
+        self.confidence = "max_prob"
+        """Measure of the tokens' confidence: one of ``confidence.METHODS``."""
+        self.boosting: BoostingTree | None = None
+        """Phrases to prefer, for states that are made from now on."""
 
     @torch.inference_mode()
     def new_state(self, slots: int) -> DecoderState:
         """Slots at the start of their recordings: the prediction network has seen the start symbol (blank)."""
         zeros = [self.symbols.new_zeros(slots, self.width) for _ in self.layers]
-        state = DecoderState(zeros, list(zeros), self.symbols.new_zeros(slots, self.output[0].shape[0]))
+        predicted = self.symbols.new_zeros(slots, self.output[0].shape[0])
+        state = DecoderState(zeros, list(zeros), predicted, self.boosting)
         self._advance(state, torch.full((slots,), self.blank, dtype=torch.long, device=self.device))
         return state
 
@@ -107,6 +128,7 @@ class Decoder:
             state.cell[layer][slot] = fresh.cell[layer][0]
         state.predicted[slot] = fresh.predicted[0]
         state.position[slot] = 0
+        state.boosted[slot] = state.boosting and state.boosting.root
 
     @torch.inference_mode()
     def step(self, frames: torch.Tensor, state: DecoderState, counts: list[int]) -> list[list[Emission]]:
@@ -138,10 +160,7 @@ class Decoder:
             predicted = state.predicted.repeat_interleave(LOOKAHEAD, 0) if slots > 1 else state.predicted
             logits = torch.addmm(self.output[1], self.activation(ahead + predicted), self.output[0])
             logits = logits.view(slots, LOOKAHEAD, -1)
-            best, tokens = logits.max(-1)
-            # one look at the result for all slots: the tokens, and how probable each is
-            probabilities = (best - logits.logsumexp(-1)).exp()
-            found = torch.stack([tokens.to(probabilities.dtype), probabilities]).tolist()
+            found = self._choose(logits, state).tolist()  # one look at the result for all slots
             chosen = [self.blank] * slots
             for slot in range(slots):
                 left = counts[slot] - now[slot]
@@ -155,8 +174,11 @@ class Decoder:
                 if offset == reach:
                     continue
                 chosen[slot] = int(found[0][slot][offset])
-                frame = state.position[slot] + now[slot]
-                emitted[slot].append(Emission(chosen[slot], frame, found[1][slot][offset]))
+                if state.boosting:
+                    state.boosted[slot] = state.boosting.advance(state.boosted[slot], chosen[slot])
+                probability, sure = found[1][slot][offset], found[2][slot][offset]
+                sure = confidence(sure, self.confidence, self.blank + 1)
+                emitted[slot].append(Emission(chosen[slot], state.position[slot] + now[slot], probability, sure))
                 symbols[slot] += 1
                 if symbols[slot] == self.max_symbols:
                     now[slot] += 1
@@ -166,6 +188,23 @@ class Decoder:
         for slot, count in enumerate(counts):
             state.position[slot] += count
         return emitted
+
+    def _choose(self, logits: torch.Tensor, state: DecoderState) -> torch.Tensor:
+        """The best token of each frame, its probability, and the statistic that its confidence comes from.
+
+        logits [slots, n, vocabulary] -> float32 [3, slots, n].  Whether a token is emitted is the model's own decision,
+        which one it is the boosted scores'; the confidence is that of the model.
+        """
+        best, tokens = logits.max(-1)
+        total = logits.logsumexp(-1)
+        probability = (best - total).exp()
+        sure = probability if self.confidence == "max_prob" else statistic(logits - total[..., None], self.confidence)
+        if state.boosting:
+            scores = torch.stack([state.boosting.scores(node) for node in state.boosted])
+            preferred = (logits[..., :-1] + scores[:, None]).argmax(-1)  # blank is the last
+            tokens = torch.where(tokens == self.blank, tokens, preferred)
+            probability = (logits.gather(-1, tokens[..., None]).squeeze(-1) - total).exp()
+        return torch.stack([tokens.to(logits.dtype), probability, sure])
 
     def _advance(self, state: DecoderState, tokens: torch.Tensor, chosen: list[int] | None = None) -> None:
         """Show the prediction network the ``tokens``, int64 [slots].  Slots that chose blank stay as they are."""

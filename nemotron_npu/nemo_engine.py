@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
+from nemo.collections.asr.parts.context_biasing.boosting_graph_batched import GPUBoostingTreeModel
+from nemo.collections.asr.parts.context_biasing.context_graph_universal import ContextGraph
 from nemo.collections.asr.parts.mixins.transcription import TranscribeConfig
+from omegaconf import OmegaConf
 
 from .audio import SAMPLE_RATE, read_audio
+from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
 from .checkpoint import choose_context, frame_seconds, read_config
+from .confidence import ALPHA as CONFIDENCE_ALPHA
+from .decoder import Emission
 from .errors import InputError, SetupError, first_line
-from .transcript import Token, Transcript
+from .transcript import Speller, Transcript
 
 
 class NemoRecognizer:
@@ -41,12 +47,54 @@ class NemoRecognizer:
         featurizer.pad_to = 0
         self.stride = featurizer.hop_length
         self.model = model.to(device).eval()
+        self.speller = Speller(list(model.tokenizer.vocab), model.tokenizer.ids_to_text, self.frame_seconds)
+        self.method: str | None = None
+        self.tree: GPUBoostingTreeModel | None = None
+        self.alpha = ALPHA
+
+    # ------------------------------------------------------------------ settings
+
+    def measure_confidence(self, method: str) -> None:
+        """Have NeMo measure the tokens' confidence; without it there is none."""
+        self.method = method
+        self._set_decoding()
+
+    def boost(self, phrases: list[Phrase], alpha: float = ALPHA) -> list[Phrase]:
+        """NeMo's own boosting tree of ``phrases``; those that the vocabulary cannot spell are returned."""
+        tokenizer = self.model.tokenizer
+        spelled, unknown = spell(phrases, tokenizer.text_to_ids, tokenizer.unk_id)
+        self.tree, self.alpha = None, alpha
+        if spelled:
+            graph = ContextGraph(context_score=SCORE, depth_scaling=DEPTH)
+            graph.build([tokens for tokens, _ in spelled], scores=[score for _, score in spelled])
+            self.tree = GPUBoostingTreeModel.from_context_graph(graph, tokenizer.vocab_size, uniform_weights=False)
+            self.tree.to(self.device)
+        self._set_decoding()
+        return unknown
+
+    def _set_decoding(self) -> None:
+        """Build NeMo's search anew with the confidence and the boosting tree in use."""
+        decoding = OmegaConf.create(OmegaConf.to_container(self.model.cfg.decoding))
+        if self.method:
+            entropy = self.method != "max_prob"
+            method = {"name": "entropy" if entropy else "max_prob", "alpha": CONFIDENCE_ALPHA if entropy else 1.0}
+            if entropy:
+                method |= {"entropy_type": self.method, "entropy_norm": "exp"}
+            decoding.confidence_cfg = {"preserve_token_confidence": True, "method_cfg": method}
+        if self.tree:
+            decoding.strategy = "greedy_batch"  # the only one that NeMo boosts
+        self.model.change_decoding_strategy(decoding, verbose=False)
+        if self.tree:
+            search = self.model.decoding.decoding.decoding_computer
+            search.fusion_models, search.fusion_models_alpha = [self.tree], [self.alpha]
 
     def at_chunk(self, chunk_ms: int) -> NemoRecognizer:
         """This one, with another chunk of attention.  Raises SetupError if it is not offered."""
         self.chunk_ms, context = choose_context(self.config, chunk_ms)
         self.model.encoder.set_default_att_context_size(context)
         return self
+
+    # ------------------------------------------------------------------ recognising
 
     def preprocess(self, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = torch.tensor([len(w) for w in waveforms])
@@ -108,9 +156,6 @@ class NemoRecognizer:
     def _transcript(self, hypothesis, waveform: np.ndarray) -> Transcript:
         ids = [int(i) for i in hypothesis.y_sequence]
         frames = [int(frame) for frame in hypothesis.timestamp]
-        pieces = self.model.tokenizer.ids_to_tokens(ids)
-        tokens = tuple(
-            Token(id, piece, frame, round(frame * self.frame_seconds, 3))
-            for id, piece, frame in zip(ids, pieces, frames, strict=True)
-        )
-        return Transcript(hypothesis.text, tokens, len(waveform) / SAMPLE_RATE)
+        measured = [float(c) for c in hypothesis.token_confidence] if self.method else [None] * len(ids)
+        emissions = [Emission(*emission) for emission in zip(ids, frames, [None] * len(ids), measured, strict=True)]
+        return self.speller.transcript(emissions, len(waveform) / SAMPLE_RATE)

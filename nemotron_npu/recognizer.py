@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from . import audio
+from .boosting import ALPHA, BoostingTree, Phrase, spell
 from .checkpoint import Weights, choose_context, frame_seconds, read_config, read_tokenizer, read_weights
 from .decoder import Decoder, Emission
 from .encoder import Encoder
 from .errors import SetupError, Unsupported
 from .frontend import FeatureStream, Frontend
 from .sources import Recording
-from .transcript import Token, Transcript
+from .transcript import WORD_START, Speller, Transcript
 
 Source = np.ndarray | str | Path | Recording
 """A recording: float32 [samples], mono, 16 kHz; or the path of a sound file, which is decoded piece by piece; or
@@ -79,6 +80,8 @@ class Recognizer:
         if "model_path" not in config.get("tokenizer", {}):
             raise Unsupported("a tokenizer that is not sentencepiece")
         self.tokenizer = read_tokenizer(path, config)
+        pieces = [self.tokenizer.id_to_piece(i) for i in range(self.tokenizer.get_piece_size())]
+        self.speller = Speller(pieces, self.tokenizer.decode, self.frame_seconds)
         tensors = read_weights(path)
         self.dtype = dtype
         taken: set[str] = set()
@@ -105,6 +108,20 @@ class Recognizer:
         return round(self.encoder.chunk * self.frame_seconds * audio.SAMPLE_RATE)
 
     # ------------------------------------------------------------------ settings
+
+    def measure_confidence(self, method: str) -> None:
+        """Measure the tokens' confidence by one of ``confidence.METHODS``; ``"max_prob"`` unless asked for another."""
+        self.decoder.confidence = method
+
+    def boost(self, phrases: list[Phrase], alpha: float = ALPHA) -> list[Phrase]:
+        """Prefer ``phrases`` in recordings and streams that begin from now on; those that it cannot spell are returned.
+
+        An empty list prefers nothing again.
+        """
+        spelled, unknown = spell(phrases, self.tokenizer.encode, self.tokenizer.unk_id())
+        tree = BoostingTree(spelled, self.decoder.blank, alpha, self.decoder.device)
+        self.decoder.boosting = tree if spelled else None
+        return unknown
 
     def at_chunk(self, chunk_ms: int) -> Recognizer:
         """The same with another chunk of attention; the weights are shared.  Raises SetupError if it is not offered."""
@@ -274,18 +291,7 @@ class Recognizer:
 
     def transcript(self, emissions: list[Emission], samples: int) -> Transcript:
         """The result type of a recording of so many samples."""
-        ids = [emission.id for emission in emissions]
-        tokens = tuple(
-            Token(
-                emission.id,
-                self.tokenizer.id_to_piece(emission.id),
-                emission.frame,
-                round(emission.frame * self.frame_seconds, 3),
-                emission.probability,
-            )
-            for emission in emissions
-        )
-        return Transcript(self.tokenizer.decode(ids), tokens, samples / audio.SAMPLE_RATE)
+        return self.speller.transcript(emissions, samples / audio.SAMPLE_RATE)
 
 
 class _Rows:
@@ -405,18 +411,18 @@ class Stream:
     @property
     def text(self) -> str:
         """What has been recognised so far."""
-        decode = self.recognizer.tokenizer.decode
+        speller = self.recognizer.speller
         waiting = self.emissions[self.settled :]
         if len(waiting) > SETTLE_TOKENS:
-            starts = [i for i, e in enumerate(waiting) if self.recognizer.tokenizer.id_to_piece(e.id).startswith("▁")]
+            starts = [i for i, e in enumerate(waiting) if speller.pieces[e.id].startswith(WORD_START)]
             if starts and starts[-1]:
-                self.settled_text = self._joined(decode([e.id for e in waiting[: starts[-1]]]))
+                self.settled_text = self._joined(speller.text([e.id for e in waiting[: starts[-1]]]))
                 self.settled += starts[-1]
                 waiting = waiting[starts[-1] :]
-        return self._joined(decode([e.id for e in waiting]))
+        return self._joined(speller.text([e.id for e in waiting]))
 
     def _joined(self, text: str) -> str:
-        return f"{self.settled_text} {text}" if self.settled else text
+        return self.settled_text + self.recognizer.speller.tidy(f" {text}") if self.settled else text
 
     @property
     def seconds(self) -> float:

@@ -54,8 +54,9 @@ class Recording:
 
     @property
     def reference(self) -> str | None:
-        """The manifest's text: what was said."""
-        return (self.fields or {}).get("text")
+        """What was said, where the manifest tells."""
+        text = (self.fields or {}).get("text")
+        return text if isinstance(text, str) else None
 
     @property
     def seconds(self) -> float | None:

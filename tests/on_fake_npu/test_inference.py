@@ -10,6 +10,7 @@ from support import CLIP
 
 from nemotron_npu import benchmark
 from nemotron_npu.audio import read_audio, sine
+from nemotron_npu.boosting import Phrase
 from nemotron_npu.device import choose_device
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.errors import SetupError
@@ -270,3 +271,28 @@ def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype)
     assert encoded.dtype == torch.float32
     error = (encoded.cpu() - expected).abs().mean() / expected.abs().mean()
     assert 0 < float(error) < 0.02
+
+
+@pytest.mark.parametrize("method", ["max_prob", "tsallis", "gibbs", "renyi"])
+def test_the_search_on_the_device_boosts_and_measures_as_on_the_cpu(tiny, native, waveforms, method):
+    on_npu, on_cpu = load_recognizer(tiny, NPU, decoder_device=NPU), native[1]
+    words = [word.text for word in on_cpu.transcribe(waveforms[:1])[0].words]
+    phrases = [Phrase(f"{a} {b}", 2.0) for a, b in zip(words[3:], words, strict=False)]
+    for recognizer in (on_npu, on_cpu):
+        recognizer.boost(phrases, alpha=2.0)
+        recognizer.measure_confidence(method)
+    ours, expected = on_npu.transcribe(waveforms, 2), on_cpu.transcribe(waveforms, 2)
+    on_cpu.boost([])
+    assert tokens(ours) == tokens(expected) != tokens(on_cpu.transcribe(waveforms, 2))
+    on_cpu.measure_confidence("max_prob")
+    sure, expected = ([token.confidence for t in transcripts for token in t.tokens] for transcripts in (ours, expected))
+    assert sure == pytest.approx(expected, abs=1e-4)
+
+
+def test_another_chunk_size_takes_no_other_weights_to_the_device(tiny, native, waveforms):
+    on_npu, on_cpu = native
+    fake_npu.COPIES.clear()
+    other = on_npu.at_chunk(80)
+    assert not fake_npu.COPIES and other.encoder.layers is on_npu.encoder.layers
+    assert tokens(other.transcribe(waveforms)) == tokens(load(tiny, CPU, chunk_ms=80).transcribe(waveforms))
+    assert tokens(on_npu.transcribe(waveforms)) == tokens(on_cpu.transcribe(waveforms)), "the first is as it was"

@@ -1,0 +1,161 @@
+"""Context biasing: phrases that the search is to prefer, as NeMo's boosting tree prefers them.
+
+The phrases form a trie of tokens in which each token of a phrase has a score.  While the search spells a phrase, the
+next token of it gets its score; when it leaves the phrase unfinished, what the phrase was given is taken back (the
+failure links of Aho and Corasick, 1975).  Whether a frame emits a token or blank is never changed, only which token.
+Follows NeMo 2.7.3: ``context_graph_universal.py``, ``boosting_graph_batched.py``, ``ngram_lm_batched.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .errors import SetupError
+
+SCORE = 1.0  # of a phrase's first token: NeMo's context_score
+DEPTH = 2.0  # times as much for the later ones, plus log of their place: NeMo's depth_scaling
+ALPHA = 1.0  # weight of the tree against the model: NeMo's boosting_tree_alpha
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Words to prefer."""
+
+    text: str
+    """As the model writes them: upper case and punctuation count."""
+    score: float = SCORE
+    line: int = 0
+    """Where in the file."""
+
+
+def read_phrases(path: str | Path) -> list[Phrase]:
+    """A phrase on each line, as in NeMo's ``key_phrases_file``; behind a tab a score of its own, SCORE without it.
+
+    Empty lines are passed over, and of a phrase that is there twice the last score counts.
+    Raises SetupError for a file that cannot be read or holds no phrase, and for a score that is no positive number.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise SetupError(f"--boost_words {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise SetupError(f"--boost_words {path}: is not UTF-8 text: a phrase on each line is wanted") from error
+    phrases: dict[str, Phrase] = {}
+    for number, line in enumerate(lines, 1):
+        text, _, score = line.partition("\t")
+        text, score = " ".join(text.split()), score.strip()
+        if not text:
+            continue
+        try:
+            value = float(score) if score else SCORE
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise SetupError(f"--boost_words {path}, line {number}: {score!r} is no score: a number above 0")
+        phrases[text] = Phrase(text, value, number)
+    if not phrases:
+        raise SetupError(f"--boost_words {path}: holds no phrase: one on each line is wanted")
+    return list(phrases.values())
+
+
+def spell(phrases: list[Phrase], encode: Callable, unknown: int) -> tuple[list[tuple[list[int], float]], list[Phrase]]:
+    """(tokens, score) of each phrase; and the phrases of which the vocabulary lacks a letter (token ``unknown``)."""
+    spelled = [(phrase, encode(phrase.text)) for phrase in phrases]
+    return (
+        [(tokens, phrase.score) for phrase, tokens in spelled if unknown not in tokens],
+        [phrase for phrase, tokens in spelled if unknown in tokens],
+    )
+
+
+class Node:
+    """A state of the tree: the beginning of a phrase that has just been spelled."""
+
+    def __init__(self):
+        self.next: dict[int, Node] = {}
+        self.fail = self
+        """The longest beginning of a phrase that ends as this one does."""
+        self.gain = 0.0
+        """Score of the token that leads here."""
+        self.total = 0.0
+        """Scores from the root to here."""
+        self.is_end = False
+        """Whether a phrase is complete here: it keeps what it was given."""
+        self.scores = None
+        """What ``BoostingTree.scores`` made of this state."""
+
+
+class BoostingTree:
+    """The trie of some phrases, and the scores of all tokens in each of its states.
+
+    Parameters
+    ----------
+    phrases : the tokens of each phrase, and its score.
+    size : tokens in the vocabulary, without blank.
+    alpha : weight of the scores.
+    device : where the scores are wanted.
+    """
+
+    def __init__(self, phrases: list[tuple[list[int], float]], size: int, alpha: float, device):
+        self.alpha, self.device = np.float32(alpha), device
+        self.root = Node()
+        for tokens, score in phrases:
+            self._add(tokens, score)
+        self._link()
+        self.at_root = np.zeros(size, np.float32)
+        for token, node in self.root.next.items():
+            self.at_root[token] = node.gain
+
+    def _add(self, tokens: list[int], score: float) -> None:
+        """ContextGraph.build: a token that phrases share has the larger score."""
+        node = self.root
+        for place, token in enumerate(tokens):
+            if token in node.next:
+                gain = max(score, node.next[token].gain)
+            else:
+                gain = score * DEPTH + math.log(place + 1) if place else score
+                node.next[token] = Node()
+            child = node.next[token]
+            child.gain, child.total = gain, node.total + gain
+            node = child
+        node.is_end = True
+
+    def _link(self) -> None:
+        """Fill the failure links, breadth first."""
+        waiting = deque(self.root.next.values())
+        for node in waiting:
+            node.fail = self.root
+        while waiting:
+            parent = waiting.popleft()
+            for token, node in parent.next.items():
+                node.fail = self.advance(parent.fail, token)
+                waiting.append(node)
+
+    def advance(self, node: Node, token: int) -> Node:
+        """The state after ``token``."""
+        while token not in node.next and node is not self.root:
+            node = node.fail
+        return node.next.get(token, self.root)
+
+    def scores(self, node: Node):
+        """What each token is given in a state: torch float32 [size].  Made when the search first comes there."""
+        if node.scores is None:
+            import torch
+
+            states, costs = [], [np.float32(0)]  # this one and those it falls back to; what is taken back on the way
+            state = node
+            while state is not self.root:
+                states.append(state)
+                costs.append(costs[-1] + np.float32(0 if state.is_end else state.fail.total - state.total))
+                state = state.fail
+            scores = self.at_root + costs.pop()
+            for state, cost in zip(reversed(states), reversed(costs), strict=True):
+                for token, child in state.next.items():
+                    scores[token] = cost + np.float32(child.gain)
+            node.scores = torch.from_numpy(scores * self.alpha).to(self.device)
+        return node.scores

@@ -1,0 +1,127 @@
+"""Confidences are those of NeMo 2.7.3: its formulas, and its values on the same model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from support import CLIP, ROOT
+
+from nemotron_npu.audio import read_audio
+from nemotron_npu.confidence import ALPHA, METHODS, confidence, statistic
+from nemotron_npu.nemo_engine import NemoRecognizer
+from nemotron_npu.recognizer import Recognizer
+
+CPU = torch.device("cpu")
+DEMO = ROOT / "demo" / "demo.nemo"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [29, 53, 1025])
+def test_the_formulas_are_nemos_for_any_distribution(method, size):
+    from nemo.collections.asr.parts.utils.asr_confidence_utils import get_confidence_measure_bank
+
+    torch.manual_seed(size)
+    spread = torch.logspace(-2, 1.5, 64)[:, None]
+    logs = (torch.randn(64, size) * spread).log_softmax(-1)
+    measure = get_confidence_measure_bank()[method if method == "max_prob" else f"entropy_{method}_exp"]
+    theirs = measure(logs.double(), size, 1.0 if method == "max_prob" else ALPHA).tolist()
+    ours = [confidence(s, method, size) for s in statistic(logs.double(), method).tolist()]
+    assert ours == pytest.approx(theirs, abs=1e-9)
+    assert all(-1e-6 <= c <= 1 + 1e-6 for c in ours)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_from_uniform_to_certain_it_goes_from_0_to_1(method):
+    size = 1025
+    uniform = torch.zeros(size).log_softmax(-1)
+    certain = torch.full((size,), -200.0).index_fill(0, torch.tensor(3), 0.0).log_softmax(-1)
+    assert confidence(float(statistic(uniform, method)), method, size) == pytest.approx(0, abs=1e-3)
+    assert confidence(float(statistic(certain, method)), method, size) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def waveforms():
+    clip = read_audio(str(CLIP))
+    return [clip, clip[:40000], clip[20000:]]
+
+
+@pytest.mark.parametrize("checkpoint", ["demo", "tiny"])
+@pytest.mark.parametrize("method", METHODS)
+def test_tokens_and_words_of_both_engines_are_equally_sure_parity(checkpoint, method, tiny, waveforms, engines):
+    native, nemo = engines(DEMO if checkpoint == "demo" else tiny)
+    native.measure_confidence(method)
+    nemo.measure_confidence(method)
+    for ours, theirs in zip(native.transcribe(waveforms, slots=2), nemo.transcribe(waveforms), strict=True):
+        assert len(ours.tokens) > 1 and [t.id for t in ours.tokens] == [t.id for t in theirs.tokens]
+        assert [t.confidence for t in ours.tokens] == pytest.approx([t.confidence for t in theirs.tokens], abs=1e-5)
+        assert [w.confidence for w in ours.words] == pytest.approx([w.confidence for w in theirs.words], abs=1e-5)
+
+
+def test_words_are_as_sure_as_in_nemos_own_word_confidence(waveforms, engines):
+    native, nemo = engines(DEMO)
+    native.measure_confidence("tsallis")
+    nemo.measure_confidence("tsallis")
+    model = nemo.model
+    decoding = model.cfg.decoding.copy()
+    decoding.confidence_cfg.preserve_word_confidence = True
+    model.change_decoding_strategy(decoding, verbose=False)
+    features, lengths = nemo.preprocess(waveforms[:1])
+    encoded, frames = nemo.encode(features, lengths)
+    hypothesis = model.decoding.rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True)[0]
+    expected = [float(c) for c in hypothesis.word_confidence]
+    assert len(expected) == 8
+    assert [w.confidence for w in native.transcribe(waveforms[:1])[0].words] == pytest.approx(expected, abs=1e-5)
+
+
+def test_live_streams_have_the_confidences_of_the_file(waveforms, engines):
+    native, _ = engines(DEMO)
+    native.measure_confidence("gibbs")
+    with native.stream() as stream:
+        for first in range(0, len(waveforms[0]), 3000):
+            stream.feed(waveforms[0][first : first + 3000])
+    expected = native.transcribe(waveforms[:1])[0]
+    assert [t.confidence for t in stream.finish().tokens] == pytest.approx(
+        [t.confidence for t in expected.tokens], abs=1e-5
+    )
+
+
+def test_the_search_looks_at_the_device_no_more_often_for_confidences(waveforms, engines, monkeypatch):
+    native, _ = engines(DEMO)
+    looks = {}
+    tolist = torch.Tensor.tolist
+    for method in METHODS:
+        count = []
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor, count=count: count.append(1) or tolist(tensor))
+        native.measure_confidence(method)
+        native.transcribe(waveforms[:1])
+        looks[method] = len(count)
+    monkeypatch.undo()
+    assert len(set(looks.values())) == 1 and looks["max_prob"] > 8
+
+
+@pytest.fixture(scope="module")
+def engines():
+    """(native, NeMo) of a checkpoint, made once."""
+    made = {}
+
+    def get(path):
+        if path not in made:
+            made[path] = Recognizer(path, CPU, 160), NemoRecognizer(path, CPU, 160)
+        return made[path]
+
+    return get
+
+
+def test_the_command_line_measures_by_max_prob_or_as_asked(cli):
+    def confidences(*options):
+        code, out, _ = cli(CLIP, "--device", "cpu", "--output_format", "json", "--quiet", *options)
+        assert code == 0
+        return [token["confidence"] for token in json.loads(out)["tokens"]]
+
+    usual = confidences()
+    assert usual == confidences("--confidence", "max_prob") != confidences("--confidence", "tsallis")
+    assert confidences("--engine", "nemo") == [None] * 8, "NeMo is only asked to measure when the user asks"
+    assert confidences("--engine", "nemo", "--confidence", "max_prob") == pytest.approx(usual, abs=1e-5)
+    assert cli(CLIP, "--confidence", "guess")[0] == 2

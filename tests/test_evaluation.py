@@ -1,0 +1,237 @@
+"""Error rates are those of NeMo, normalised ones those of Whisper's normalizer; what a person sees of them."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import CLIP, CLIP_WORDS, ROOT
+
+import inference
+from nemotron_npu.errors import SetupError
+from nemotron_npu.evaluation import (
+    Errors,
+    character_errors,
+    evaluate,
+    normalize,
+    to_chunk_table,
+    to_report,
+    to_table,
+    use_color,
+    word_errors,
+)
+from nemotron_npu.recognizer import Recognizer
+
+CPU = torch.device("cpu")
+DEMO = ROOT / "demo" / "demo.nemo"
+TEXTS = st.lists(
+    st.text(alphabet="ab ,\t'é", max_size=12) | st.lists(st.sampled_from(["one", "two", "three"])).map(" ".join),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=80, deadline=None, database=None)
+@given(st.data())
+def test_word_and_character_error_rates_are_nemos(data):
+    from nemo.collections.asr.metrics.wer import word_error_rate
+
+    references = data.draw(TEXTS)
+    hypotheses = [data.draw(st.sampled_from(references) | TEXTS.map(" ".join)) for _ in references]
+    overall = evaluate(("", r, h, 1.0) for r, h in zip(references, hypotheses, strict=True)).overall
+    assert overall.words.rate == pytest.approx(word_error_rate(hypotheses, references))
+    assert overall.characters.rate == pytest.approx(word_error_rate(hypotheses, references, use_cer=True))
+
+
+def test_each_kind_of_error_is_counted():
+    assert word_errors("one two three four", "one too three four five") == Errors(3, 1, 1, 0)
+    assert word_errors("one two three", "one three") == Errors(2, 0, 0, 1)
+    assert character_errors("two", "to") == Errors(2, 0, 0, 1)
+    assert word_errors("", "one two") == Errors(insertions=2) and word_errors("", "one").rate == float("inf")
+    assert word_errors("one two", "").rate == 1
+    assert word_errors("", "").rate == float("inf"), "as NeMo has it: there is no word to be wrong"
+
+
+def test_normalised_texts_are_those_of_whispers_normalizer():
+    """As transformers has it, with the spellings of the package; every English text that Python brings along."""
+    import importlib.resources
+    from pydoc_data.topics import topics
+
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    spellings = importlib.resources.files("whisper_normalizer") / "normalizers" / "english.json"
+    whisper = EnglishTextNormalizer(json.loads(spellings.read_text()))
+    lines = [line for name in sorted(topics)[::4] for line in topics[name].splitlines()]
+    lines += ["kinda, sorta; dunno 'cause: of the cause", "Mr. O'Brien paid $3.50 -- twenty-five percent of it, um."]
+    assert [normalize(line) for line in lines] == [whisper(line).strip() for line in lines]
+
+
+def test_normalised_rates_forgive_case_punctuation_numbers_and_spelling():
+    score = evaluate(
+        [("a.wav", "Mr. Brown's colour: twenty-one, uh, it's!", "mister browns color 21 it is", 3.0)]
+    ).files[0]
+    assert score.words.rate == 1 and score.normalized_words == Errors(5, 1, 0, 1)
+
+
+@pytest.fixture
+def evaluation():
+    return evaluate(
+        [
+            ("good.wav", "one two three", "one two three", 2.0),
+            ("bad.wav", "one two three four", "one too three four five", 3.0),
+            ("worse.wav", "six seven", "six", 1.0),
+        ]
+    )
+
+
+def test_the_table_has_every_count(evaluation):
+    lines = to_table(evaluation).splitlines()
+    assert lines[0] == "Word errors in 3 files with a reference text (6 s)"
+    assert " ".join(lines[2].split()) == "as written 33.33 % 9 7 1 1 1 30.00 %"
+
+
+def test_the_report_shows_the_worst_first_word_for_word(evaluation):
+    report = to_report(evaluation)
+    assert report.index("bad.wav: 50.00 %, 2 of 4 words") < report.index("worse.wav: 50.00 %, 1 of 2 words")
+    assert "good.wav" not in report and "\x1b" not in report
+    assert "  ref one two three four ****\n  hyp one too three four five\n          S              I" in report
+    assert "  ref six seven\n  hyp six *****\n          D" in report
+
+
+def test_the_report_compares_the_texts_that_differ_less():
+    punctuated = evaluate([("a.wav", "hello world how are you", "Hello, world. How are they?", 2.0)])
+    assert "texts normalised" in to_report(punctuated) and "hyp hello world how are they" in to_report(punctuated)
+    digits = evaluate([("a.wav", "one two three", "one two four", 2.0)])
+    assert "texts as written" in to_report(digits)
+    assert to_report(evaluate([("a.wav", "one", "one", 1.0)])) == "No errors, texts as written"
+
+
+def test_a_colored_report_is_the_plain_one_with_colors(evaluation):
+    import re
+
+    colored = to_report(evaluation, color=True)
+    assert {f"\x1b[{color}m" for color in ("31", "32", "33")} <= set(re.findall(r"\x1b\[\d\dm", colored))
+    strip = lambda text: [line.rstrip() for line in re.sub(r"\x1b\[\d+m", "", text).splitlines()]  # noqa: E731
+    assert strip(colored) == strip(to_report(evaluation))
+
+
+def test_a_long_alignment_is_broken_at_the_width_of_the_terminal():
+    text = " ".join(f"word{i}" for i in range(100))
+    for width in (20, 60, 100):
+        report = to_report(evaluate([("a.wav", text, text.replace("word7 ", "wrong "), 9.0)]), width)
+        aligned = [line for line in report.splitlines() if line.startswith("  ")]
+        assert max(map(len, aligned)) <= width and sum("ref" in line for line in aligned) > 5
+        assert " ".join(line[6:] for line in aligned if line.startswith("  ref")).split() == text.split()
+
+
+def test_color_is_for_terminals_and_no_color_is_respected(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert use_color(Terminal()) and not use_color(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not use_color(Terminal())
+
+
+def test_the_chunk_table_stands_beside_what_was_published_and_says_that_it_is_not_measured(evaluation):
+    table = to_chunk_table([(80, evaluation, 0.5), (1120, evaluation, 0.25), (240, evaluation, 1)])
+    rows = [" ".join(line.split()) for line in table.splitlines()]
+    assert rows[2].startswith("80 33.33 % ") and rows[2].endswith(" 30.00 % 12.0 8.43 % 2.80 %")
+    assert rows[3].endswith("24.0 6.93 % 2.32 %") and rows[4].endswith(" 6.0"), "nothing was published of 240 ms"
+    assert "no measurement of this run" in table
+
+
+# ---------------------------------------------------------------- at each chunk size, on loaded weights
+
+
+@pytest.fixture(scope="module")
+def demo() -> Recognizer:
+    return Recognizer(DEMO, CPU)
+
+
+def test_a_recognizer_at_another_chunk_size_shares_the_weights_and_gives_the_same_tokens(demo, tiny):
+    for first in (demo, Recognizer(tiny, CPU)):
+        for chunk_ms in (80, 160, 560):
+            other = first.at_chunk(chunk_ms)
+            loaded = Recognizer(DEMO if first is demo else tiny, CPU, chunk_ms)
+            assert other.encoder.layers is first.encoder.layers and other.encoder.positions is first.encoder.positions
+            assert (other.chunk_ms, other.chunk_samples) == (loaded.chunk_ms, loaded.chunk_samples)
+            assert other.transcribe([CLIP])[0] == loaded.transcribe([CLIP])[0]
+            with other.stream() as live, loaded.stream() as expected:
+                for stream in (live, expected):
+                    stream.feed(soundfile.read(CLIP, dtype="float32")[0])
+            assert live.finish() == expected.finish()
+    assert demo.chunk_ms == 1120 and demo.transcribe([CLIP])[0].text == CLIP_WORDS
+    with pytest.raises(SetupError, match="--chunk_ms 100: this checkpoint offers"):
+        demo.at_chunk(100)
+
+
+class Known(str):
+    """A sound file whose text is known: what a manifest's entry is."""
+
+    def __new__(cls, path, text):
+        self = super().__new__(cls, path)
+        self.fields = {"audio_filepath": str(path), "text": text}
+        return self
+
+
+@pytest.fixture
+def known(tmp_path):
+    """(name, source) of inputs with a reference text, one of them broken."""
+    samples, rate = soundfile.read(CLIP)
+    soundfile.write(tmp_path / "begin.wav", samples[: 3 * rate], rate)
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    files = {CLIP: CLIP_WORDS, tmp_path / "begin.wav": "three one five", tmp_path / "broken.wav": "nine"}
+    return [(str(path), Known(str(path), text)) for path, text in files.items()]
+
+
+def test_word_errors_are_printed_where_the_text_is_known(cli, known, monkeypatch):
+    monkeypatch.setattr(inference, "_inputs", lambda args, console: (known, 0))
+    code, out, err = cli(CLIP, "--device", "cpu")
+    assert code == 1 and "broken.wav" in err and len(err.splitlines()) == 3
+    assert "Word errors in 2 files with a reference text (10 s)" in out and "The worst" not in out
+    code, out, err = cli(CLIP, "--device", "cpu", "--wer_report")
+    assert "The worst 1 of 2 files" in out and "  ref three one" in out and "  hyp three one four one\n" in out
+    code, out, err = cli(CLIP, "--device", "cpu", "--wer_report", "--output_format", "json")
+    first, second = map(json.loads, out.splitlines())
+    assert first["reference"] == CLIP_WORDS and first["errors"]["words"]["rate"] == 0
+    assert second["errors"]["words"]["substitutions"] == 1 and "The worst 1 of 2 files" in err
+
+
+def test_every_figure_is_in_the_report(cli, known, monkeypatch, tmp_path):
+    monkeypatch.setattr(inference, "_inputs", lambda args, console: (known, 0))
+    cli(CLIP, "--device", "cpu", "--wer_report", "--report", tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())["evaluation"]
+    assert len(figures["files"]) == 2 and figures["files"][1]["audio"].endswith("begin.wav")
+    assert figures["overall"]["words"]["hits"] == 10
+
+
+@pytest.mark.parametrize("engine", ["native", "nemo"])
+def test_all_chunk_sizes_in_one_table(cli, known, monkeypatch, engine):
+    monkeypatch.setattr(inference, "_inputs", lambda args, console: (known, 0))
+    code, out, err = cli(CLIP, "--device", "cpu", "--chunk_ms", "all", "--engine", engine)
+    assert code == 1 and err.count("broken.wav") == 1, "what failed once is not tried again"
+    assert [line.split()[0] for line in out.splitlines()[2:6]] == ["80", "160", "560", "1120"]
+    code, out, err = cli(CLIP, "--device", "cpu", "--chunk_ms", "all", "--engine", engine, "--output_format", "json")
+    assert [json.loads(line)["chunk_ms"] for line in out.splitlines()] == [80, 160, 560, 1120]
+    assert all(json.loads(line)["words"]["length"] == 11 for line in out.splitlines()) and "published" in err
+
+
+@pytest.mark.parametrize("option", [("--wer_report",), ("--chunk_ms", "all")])
+def test_without_a_reference_text_there_is_nothing_to_compare(cli, option):
+    code, out, err = cli(CLIP, "--device", "cpu", *option)
+    assert (code, out) == (2, "") and "no input has a reference text" in err and len(err.splitlines()) == 1
+    assert "loading" not in err
+
+
+def test_all_chunk_sizes_make_a_table_of_their_own(cli):
+    for option in ("--stream", "--precision_compare", "--benchmark"):
+        assert cli(CLIP, "--chunk_ms", "all", option)[0] == 2

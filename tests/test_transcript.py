@@ -1,0 +1,195 @@
+"""Tokens -> words and segments: spelled and timed as NeMo does it, in portions that a subtitle holds."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from checkpoints import TINY_SIZE, build_model, train_tokenizer
+from support import CLIP, CLIP_WORDS, ROOT
+
+from nemotron_npu.audio import read_audio
+from nemotron_npu.decoder import Emission
+from nemotron_npu.recognizer import Recognizer
+from nemotron_npu.transcript import LINE_CHARACTERS, Speller, Transcript, Word, split_segments
+
+CPU = torch.device("cpu")
+FRAME = 0.08
+SPEECH = [
+    "Well, it's a quarter to nine, isn't it?",
+    "Mr. Brown said: no! I'm not going.",
+    "the state-of-the-art, twenty-one year old 'model'",
+    "hello world. how are you? fine, thanks.",
+]
+
+
+@pytest.fixture(scope="module")
+def nemo(tmp_path_factory):
+    """A NeMo model whose vocabulary has punctuation."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(SPEECH * 20, 70, directory)
+    return build_model(directory, **{**TINY_SIZE, "pieces": 70})
+
+
+@pytest.fixture(scope="module")
+def speller(nemo) -> Speller:
+    return Speller(list(nemo.tokenizer.vocab), nemo.tokenizer.ids_to_text, FRAME)
+
+
+def emitted(ids, frames, confidence=None) -> list[Emission]:
+    return [Emission(id, frame, 0.5, confidence) for id, frame in zip(ids, frames, strict=True)]
+
+
+def by_nemo(model, ids, frames) -> tuple[str, list[tuple[str, int, int]]]:
+    """Text and (word, start, end), in frames, as NeMo computes them from such tokens."""
+    from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
+
+    hypothesis = Hypothesis(score=0.0, y_sequence=torch.tensor(ids), timestamp=torch.tensor(frames))
+    model.decoding.decode_hypothesis([hypothesis])
+    words = model.decoding.compute_rnnt_timestamps(hypothesis).timestamp["word"]
+    return hypothesis.text, [(word["word"], word["start_offset"], word["end_offset"]) for word in words]
+
+
+def in_frames(transcript: Transcript) -> list[tuple[str, int, int]]:
+    return [(word.text, round(word.start / FRAME), round(word.end / FRAME)) for word in transcript.words]
+
+
+def test_words_and_their_times_are_those_of_nemo_for_text_with_punctuation(nemo, speller):
+    rng = random.Random(0)
+    for text in SPEECH[:2] + SPEECH[3:]:
+        ids = nemo.tokenizer.text_to_ids(text)
+        frames = sorted(rng.choices(range(100), k=len(ids)))
+        transcript = speller.transcript(emitted(ids, frames), 60.0)
+        assert (transcript.text, in_frames(transcript)) == by_nemo(nemo, ids, frames)
+        assert transcript.text == text and len(transcript.words) == len(text.split())
+
+
+def test_any_tokens_are_spelled_as_nemo_spells_them_and_words_are_that_text_split(nemo, speller):
+    """Where NeMo's own words are not those of its text (a lone ``▁`` makes an empty one, marks of a second space are
+    apart), ours follow the text; everywhere else words and times are equal."""
+    rng, same = random.Random(1), 0
+    for _ in range(400):
+        ids = rng.choices(range(len(nemo.tokenizer.vocab)), k=rng.randrange(1, 25))
+        frames = sorted(rng.choices(range(100), k=len(ids)))
+        transcript = speller.transcript(emitted(ids, frames), 60.0)
+        text, words = by_nemo(nemo, ids, frames)
+        assert transcript.text == text
+        assert [word.text for word in transcript.words] == text.split()
+        words = [word for word in words if word[0]]
+        if " ".join(word for word, _, _ in words) == text.strip() and "⁇" not in text:
+            assert in_frames(transcript) == words
+            same += 1
+    assert same > 250
+
+
+def test_punctuation_belongs_to_the_word_before_it(speller):
+    pieces = ["▁hello", "▁", ".", "▁", "h", "o", "w"]
+    if not set(pieces) <= set(speller.pieces):
+        pieces = ["▁", "h", "▁", ".", "▁", "h"]
+    transcript = speller.transcript(emitted([speller.pieces.index(p) for p in pieces], range(len(pieces))), 60.0)
+    assert transcript.words[0].text.endswith(".") and transcript.words[0].end == pytest.approx(
+        (pieces.index(".") + 1) * FRAME
+    )
+    assert transcript.text.split() == [word.text for word in transcript.words]
+
+
+def test_wordpieces_are_joined_too():
+    pieces = ["[UNK]", "hel", "##lo", "there", "##'", "##s"]
+    spell = lambda ids: " ".join(pieces[i] for i in ids).replace(" ##", "")  # noqa: E731
+    transcript = Speller(pieces, spell, FRAME).transcript(emitted([1, 2, 3, 4, 5], [3, 4, 9, 9, 12]), 60.0)
+    assert in_frames(transcript) == [("hello", 3, 5), ("there's", 9, 13)]
+
+
+def test_a_word_is_as_sure_as_its_least_sure_token_and_ends_with_the_recording(nemo, speller):
+    ids = nemo.tokenizer.text_to_ids("nine")
+    assert len(ids) > 1
+    tokens = [Emission(id, 20 + i, 0.5, 0.9 - 0.1 * i) for i, id in enumerate(ids)]
+    word = speller.transcript(tokens, 1.61).words[0]
+    assert word.confidence == pytest.approx(0.9 - 0.1 * (len(ids) - 1))
+    assert word.end == 1.61 and 0 <= word.start < word.end
+    assert speller.transcript(emitted(ids, [0] * len(ids)), 60.0).words[0].confidence is None
+
+
+def test_nothing_was_said(speller):
+    transcript = speller.transcript([], 3.0)
+    assert (transcript.text, transcript.words, transcript.segments) == ("", (), ())
+
+
+def test_real_speech_has_the_words_and_times_of_nemos_own_timestamps():
+    """NeMo's ``transcribe(timestamps=True)``, from the native engine and from the NeMo engine."""
+    from nemotron_npu.nemo_engine import NemoRecognizer
+
+    samples = read_audio(str(CLIP))
+    native = Recognizer(ROOT / "demo" / "demo.nemo", CPU, 160).transcribe([samples])[0]
+    nemo = NemoRecognizer(ROOT / "demo" / "demo.nemo", CPU, 160)
+    stock = nemo.transcribe([samples])[0]
+    assert [word.text for word in native.words] == CLIP_WORDS.split()
+    assert [(w.text, w.start, w.end) for w in stock.words] == [(w.text, w.start, w.end) for w in native.words]
+    hypothesis = nemo.model.transcribe([samples], timestamps=True, verbose=False)[0]
+    theirs = [(w["word"], round(w["start"], 3), round(w["end"], 3)) for w in hypothesis.timestamp["word"]]
+    assert theirs == [(w.text, w.start, w.end) for w in native.words]
+
+
+# ---------------------------------------------------------------- segments
+
+
+def spoken(text: str, gap: float = 0.15, pauses: dict[int, float] | None = None) -> tuple[Word, ...]:
+    """Words of 0.2 s with ``gap`` between them, and longer ones before the words that ``pauses`` names."""
+    words, now = [], 0.5
+    for i, word in enumerate(text.split()):
+        now += (pauses or {}).get(i, 0.0)
+        words.append(Word(word, round(now, 3), round(now + 0.2, 3), 0.8))
+        now += 0.2 + gap
+    return tuple(words)
+
+
+def texts(words, duration=1000.0) -> list[str]:
+    return [segment.text for segment in split_segments(words, duration)]
+
+
+def test_segments_end_with_sentences_and_before_pauses():
+    assert texts(spoken("Hello there. How are you? Fine!")) == ["Hello there.", "How are you?", "Fine!"]
+    assert texts(spoken('He said "no." Then he left.')) == ['He said "no."', "Then he left."]
+    assert texts(spoken("one two three four", pauses={2: 1.0})) == ["one two", "three four"]
+    assert texts(spoken("one two three four", pauses={2: 0.5})) == ["one two three four"]
+
+
+def test_titles_initials_and_numbers_end_no_sentence():
+    words = spoken("Mr. Smith and Dr. J. Jones paid 3.50 for it. Then I. Am here.")
+    assert texts(words) == ["Mr. Smith and Dr. J. Jones paid 3.50 for it.", "Then I.", "Am here."]
+
+
+def test_a_segment_fits_two_lines_of_42_characters_and_7_seconds():
+    text = "and so my fellow americans ask not what your country can do for you ask what you can do for your country "
+    for gap in (0.05, 0.3, 0.9):
+        segments = list(split_segments(spoken(text * 5, gap), 1000.0))
+        assert " ".join(segment.text for segment in segments) == " ".join((text * 5).split())
+        for segment in segments:
+            assert len(segment.text) <= 2 * LINE_CHARACTERS and segment.end - segment.start <= 7.0
+            assert segment.text == " ".join(word.text for word in segment.words)
+        assert sum(len(segment.text) for segment in segments) / len(segments) > 12, "no crumbs"
+
+
+def test_a_long_sentence_is_cut_after_a_clause():
+    sentence = (
+        "when the rain had finally stopped in the late afternoon, we took our bicycles and went down to the lake."
+    )
+    assert texts(spoken(sentence)) == [sentence.partition(", ")[0] + ",", sentence.partition(", ")[2]]
+
+
+def test_a_word_that_is_longer_than_a_line_stays_whole():
+    word = "donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft" * 2
+    assert any(word in text for text in texts(spoken(f"the {word} is late")))
+
+
+def test_a_short_segment_stays_long_enough_to_be_read_but_not_into_the_next_nor_beyond_the_end():
+    first, second, third = split_segments(spoken("Yes. No. Go.", pauses={1: 0.1, 2: 5.0}), 6.7)
+    assert first.end == second.start, "0.45 s later"
+    assert second.end == pytest.approx(second.start + 1.0)
+    assert third.end == 6.7 and third.confidence == pytest.approx(0.8)
+
+
+def test_segments_of_hours_without_any_mark_or_pause_are_found_quickly():
+    words = spoken("word " * 20_000)
+    assert sum(len(segment.words) for segment in split_segments(words, 9000.0)) == 20_000
