@@ -511,7 +511,7 @@ def _recognise(args: argparse.Namespace, console: Console, path: Path, chunk_ms,
             _stream_files(args, recognizer, facts, results, progress)
         else:
             _recognise_files(args, console, path, recognizer, facts, results, progress)
-    _evaluate(args, console, results)
+    _evaluate(args, console, facts, results)
     if args.benchmark and results.done:
         del recognizer  # its memory is needed
         _benchmark(args, console, path, device, facts, results)
@@ -614,7 +614,7 @@ def _in_order(results):
         raise
 
 
-def _evaluate(args, console: Console, results: Results) -> None:
+def _evaluate(args, console: Console, facts: dict, results: Results) -> None:
     """Print the error rates of all that is done and has a reference text; with a report write all figures."""
     from nemotron_npu.evaluation import evaluate, to_report, to_table, use_color
 
@@ -629,7 +629,7 @@ def _evaluate(args, console: Console, results: Results) -> None:
         width = shutil.get_terminal_size((100, 24)).columns
         _show_table(args, console, "\n" + to_report(evaluation, width, color))
     if args.report:
-        _write_report(args.report, "evaluation.json", evaluation.as_dict())
+        _write_report(args.report, "evaluation.json", {**facts, "evaluation": evaluation.as_dict()})
 
 
 def _shows_text(args) -> bool:

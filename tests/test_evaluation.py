@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import CLIP, CLIP_WORDS, ROOT
 
-import inference
 from nemotron_npu.errors import SetupError
 from nemotron_npu.evaluation import (
     Errors,
@@ -174,53 +173,43 @@ def test_a_recognizer_at_another_chunk_size_shares_the_weights_and_gives_the_sam
         demo.at_chunk(100)
 
 
-class Known(str):
-    """A sound file whose text is known: what a manifest's entry is."""
-
-    def __new__(cls, path, text):
-        self = super().__new__(cls, path)
-        self.fields = {"audio_filepath": str(path), "text": text}
-        return self
-
-
 @pytest.fixture
 def known(tmp_path):
-    """(name, source) of inputs with a reference text, one of them broken."""
+    """A manifest of inputs with a reference text, one of them broken."""
     samples, rate = soundfile.read(CLIP)
     soundfile.write(tmp_path / "begin.wav", samples[: 3 * rate], rate)
     (tmp_path / "broken.wav").write_bytes(b"no sound")
-    files = {CLIP: CLIP_WORDS, tmp_path / "begin.wav": "three one five", tmp_path / "broken.wav": "nine"}
-    return [(str(path), Known(str(path), text)) for path, text in files.items()]
+    texts = {str(CLIP): CLIP_WORDS, "begin.wav": "three one five", "broken.wav": "nine"}
+    lines = [json.dumps({"audio_filepath": path, "text": text}) + "\n" for path, text in texts.items()]
+    (tmp_path / "known.jsonl").write_text("".join(lines))
+    return tmp_path / "known.jsonl"
 
 
-def test_word_errors_are_printed_where_the_text_is_known(cli, known, monkeypatch):
-    monkeypatch.setattr(inference, "_inputs", lambda args, console: (known, 0))
-    code, out, err = cli(CLIP, "--device", "cpu")
-    assert code == 1 and "broken.wav" in err and len(err.splitlines()) == 3
+def test_word_errors_are_printed_where_the_text_is_known(cli, known):
+    code, out, err = cli(known, "--device", "cpu")
+    assert code == 1 and "broken.wav" in err and len(err.splitlines()) == 4
     assert "Word errors in 2 files with a reference text (10 s)" in out and "The worst" not in out
-    code, out, err = cli(CLIP, "--device", "cpu", "--wer_report")
+    code, out, err = cli(known, "--device", "cpu", "--wer_report")
     assert "The worst 1 of 2 files" in out and "  ref three one" in out and "  hyp three one four one\n" in out
-    code, out, err = cli(CLIP, "--device", "cpu", "--wer_report", "--output_format", "json")
+    code, out, err = cli(known, "--device", "cpu", "--wer_report", "--output_format", "json")
     first, second = map(json.loads, out.splitlines())
     assert first["reference"] == CLIP_WORDS and first["errors"]["words"]["rate"] == 0
     assert second["errors"]["words"]["substitutions"] == 1 and "The worst 1 of 2 files" in err
 
 
-def test_every_figure_is_in_the_report(cli, known, monkeypatch, tmp_path):
-    monkeypatch.setattr(inference, "_inputs", lambda args, console: (known, 0))
-    cli(CLIP, "--device", "cpu", "--wer_report", "--report", tmp_path / "figures.json")
-    figures = json.loads((tmp_path / "figures.json").read_text())["evaluation"]
+def test_every_figure_is_in_the_report(cli, known, tmp_path):
+    cli(known, "--device", "cpu", "--wer_report", "--report", tmp_path)
+    figures = json.loads((tmp_path / "evaluation.json").read_text())["evaluation"]
     assert len(figures["files"]) == 2 and figures["files"][1]["audio"].endswith("begin.wav")
     assert figures["overall"]["words"]["hits"] == 10
 
 
 @pytest.mark.parametrize("engine", ["native", "nemo"])
-def test_all_chunk_sizes_in_one_table(cli, known, monkeypatch, engine):
-    monkeypatch.setattr(inference, "_inputs", lambda args, console: (known, 0))
-    code, out, err = cli(CLIP, "--device", "cpu", "--chunk_ms", "all", "--engine", engine)
+def test_all_chunk_sizes_in_one_table(cli, known, engine):
+    code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all", "--engine", engine)
     assert code == 1 and err.count("broken.wav") == 1, "what failed once is not tried again"
     assert [line.split()[0] for line in out.splitlines()[2:6]] == ["80", "160", "560", "1120"]
-    code, out, err = cli(CLIP, "--device", "cpu", "--chunk_ms", "all", "--engine", engine, "--output_format", "json")
+    code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all", "--engine", engine, "--output_format", "json")
     assert [json.loads(line)["chunk_ms"] for line in out.splitlines()] == [80, 160, 560, 1120]
     assert all(json.loads(line)["words"]["length"] == 11 for line in out.splitlines()) and "published" in err
 
@@ -233,5 +222,5 @@ def test_without_a_reference_text_there_is_nothing_to_compare(cli, option):
 
 
 def test_all_chunk_sizes_make_a_table_of_their_own(cli):
-    for option in ("--stream", "--precision_compare", "--benchmark"):
-        assert cli(CLIP, "--chunk_ms", "all", option)[0] == 2
+    for option in (["--stream"], ["--precision_compare"], ["--benchmark"], ["--output_dir", "out"]):
+        assert cli(CLIP, "--chunk_ms", "all", *option)[0] == 2

@@ -9,7 +9,7 @@ import pytest
 from nemotron_npu.errors import InputError, SetupError
 from nemotron_npu.outputs import OutputFolder, name_outputs
 from nemotron_npu.sources import Recording
-from nemotron_npu.transcript import Token, Transcript
+from nemotron_npu.transcript import Token, Transcript, Word
 from nemotron_npu.writers import to_document
 
 KINDS = ("txt", "json", "srt", "manifest", "jsonl")
@@ -21,7 +21,9 @@ def recordings(*paths: str, **more) -> list[Recording]:
 
 
 def transcript(text: str) -> Transcript:
-    return Transcript(text, tuple(Token(1, f"▁{word}", i, i * 0.08, 0.9) for i, word in enumerate(text.split())), 2.0)
+    words = text.split()
+    tokens = tuple(Token(1, f"▁{word}", i, i * 0.08, 0.9) for i, word in enumerate(words))
+    return Transcript(text, tokens, 2.0, tuple(Word(word, i * 0.08, (i + 1) * 0.08) for i, word in enumerate(words)))
 
 
 def write(folder: OutputFolder, place: int, text: str) -> None:
