@@ -308,6 +308,11 @@ class Results:
         self.skipped = len(recordings) - len(self.todo)
         self.done: dict[int, tuple[str, float]] = folder.done if folder else {}
         """Text and duration (s) by place, of an earlier run too."""
+        if folder and folder.began_anew:
+            console.say(
+                f"{args.output_dir}: begun anew, the record of the last run is kept as results.jsonl~ "
+                "(--resume goes on with it instead)"
+            )
 
     def check(self) -> None:
         """Look at the first headers: what cannot be read need not wait for the model."""

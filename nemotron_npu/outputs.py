@@ -46,6 +46,8 @@ class OutputFolder:
         self.recordings: list[Recording] = []
         self.done: dict[int, tuple[str, float]] = {}
         """Text and duration (s) of each recording that is done, by its place among all."""
+        self.began_anew = False
+        """Whether there was a record of another run, now ``results.jsonl~``."""
         self.record = self.manifest = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,7 @@ class OutputFolder:
         name_outputs(clashing, recorded | {recording.output for recording in recordings})
         if not self.resume and (self.path / RECORD).exists():
             os.replace(self.path / RECORD, self.path / f"{RECORD}~")
+            self.began_anew = True
         if dropped or broken:
             self._keep([entry for entry in entries if entry not in dropped])
         self.record = _append_to(self.path / RECORD)

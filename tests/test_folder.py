@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from omegaconf import OmegaConf
 from support import CLIP, CLIP_WORDS, ROOT, run_process
 
+import inference
 from nemotron_npu import progress
 from nemotron_npu.progress import Progress
 from nemotron_npu.sources import Recording
@@ -110,27 +112,33 @@ def test_stdout_has_them_in_the_order_of_the_input(cli, calls):
 
 
 def test_a_manifest_comes_back_with_what_was_recognised(cli, tmp_path, digits):
-    from nemo.collections.asr.parts.utils.manifest_utils import read_manifest
+    from nemo.collections.asr.parts.utils.transcribe_utils import write_transcription
 
     shutil.copy(CLIP, tmp_path / "digits.wav")
     entries = [
         {"audio_filepath": "digits.wav", "duration": 6.831, "text": CLIP_WORDS, "speaker": "george"},
         {"audio_filepath": "digits.wav", "offset": 0.0, "duration": 1.0, "text": "three"},
         {"audio_filepath": "digits.wav", "offset": 1.0, "duration": 1.6, "text": "one four", "lang": "ä"},
-        {"audio_filepath": "gone.wav", "duration": 1.0, "text": "one"},
     ]
     manifest = tmp_path / "test.json"
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     options = ["--output_format", "manifest", "--device", "cpu", "--quiet"]
     code, out, err = cli(manifest, *options, "--output_dir", tmp_path / "out")
-    assert (code, err) == (1, "inference.py: gone.wav: No such file or directory\n")
-    assert out.startswith("Word errors in 3 files with a reference text")
-    found = lines(tmp_path / "out" / "manifest.jsonl")
-    assert [{name: line[name] for name in entry} for line, entry in zip(found, entries, strict=False)] == entries[:3]
-    assert [line["pred_text"] for line in found] == [CLIP_WORDS, "three", "one four"]
-    assert cli(manifest, *options)[1] == (tmp_path / "out" / "manifest.jsonl").read_text(), "stdout takes it too"
-    assert read_manifest(str(tmp_path / "out" / "manifest.jsonl")) == found
+    assert (code, err) == (0, "") and out.startswith("Word errors in 3 files with a reference text")
     assert files(tmp_path / "out") == COLLECTED
+    ours = (tmp_path / "out" / "manifest.jsonl").read_text()
+    paths = {"output_filename": str(tmp_path / "nemo.json"), "dataset_manifest": str(manifest), "audio_dir": None}
+    options_of_nemo = {**paths, "append_pred": False, "decoding": {"beam": {"return_best_hypothesis": True}}}
+    write_transcription([CLIP_WORDS, "three", "one four"], OmegaConf.create(options_of_nemo), "model")
+    assert ours == (tmp_path / "nemo.json").read_text()
+    assert cli(manifest, *options) == (0, ours, ""), "stdout takes it too"
+
+    with manifest.open("a") as file:
+        file.write('{"audio_filepath": "gone.wav", "duration": 1.0, "text": "one"}\n{"audio_filepath"\n')
+    code, out, err = cli(manifest, *options)
+    assert (code, out) == (1, ours) and err.splitlines() == [
+        f"inference.py: {manifest}:5: not JSON", "inference.py: gone.wav: No such file or directory"
+    ]  # fmt: skip
 
 
 def test_nemo_hears_the_same_parts_of_a_file(cli, tmp_path):
@@ -148,6 +156,14 @@ def test_ctm_of_several_goes_to_stdout_and_subtitles_of_one(cli, calls):
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["call01"] * 8 + ["call02"] * 8
     code, out, _ = cli(CLIP, "--output_format", "srt", "--device", "cpu", "--quiet")
     assert code == 0 and out.startswith("1\n00:00:0") and " --> " in out
+
+
+def test_broken_files_that_are_met_late_are_a_line_each_too(cli, calls, monkeypatch):
+    """Of many inputs only the first are looked at before the model is loaded."""
+    monkeypatch.setattr(inference, "EARLY_CHECKS", 3)
+    code, out, err = cli(calls, "--batch_size", 2, "--device", "cpu", "--quiet")
+    assert code == 1 and len(out.splitlines()) == 20 and len(err.splitlines()) == 5
+    assert all(f"{calls}/{name}: " in err for name in BROKEN)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +249,8 @@ def test_killed_again_and_again_each_file_is_there_exactly_once_in_the_end(cli, 
 def test_what_is_done_does_not_wait_for_a_model(cli, tmp_path, monkeypatch):
     options = [CLIP, "--output_dir", tmp_path, "--device", "cpu"]
     assert cli(*options)[0] == 0
+    said = "begun anew, the record of the last run is kept as results.jsonl~ (--resume goes on with it instead)"
+    assert f"{tmp_path}: {said}\n" in cli(*options)[2]
     monkeypatch.setattr("nemotron_npu.recognizer.load_recognizer", None)
     code, out, err = cli(*options, "--resume")
     assert (code, out, err) == (0, "", "1 recording: 0 done, 1 done before, 0 failed\n")
