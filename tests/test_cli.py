@@ -123,7 +123,8 @@ def test_nemo_gives_the_same_tokens_without_their_probabilities(cli):
     native, nemo = documents
     assert (nemo["engine"], nemo["text"], nemo["parameters"]) == ("nemo", CLIP_WORDS, native["parameters"])
     assert {token["probability"] for token in nemo["tokens"]} == {None}
-    assert [{**token, "probability": None} for token in native["tokens"]] == nemo["tokens"]
+    unmeasured = {"probability": None, "confidence": None}
+    assert [token | unmeasured for token in native["tokens"]] == nemo["tokens"]
 
 
 @pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1120])

@@ -55,8 +55,8 @@ def test_tokens_and_words_of_both_engines_are_equally_sure_parity(checkpoint, me
     nemo.measure_confidence(method)
     for ours, theirs in zip(native.transcribe(waveforms, slots=2), nemo.transcribe(waveforms), strict=True):
         assert len(ours.tokens) > 1 and [t.id for t in ours.tokens] == [t.id for t in theirs.tokens]
-        assert [t.confidence for t in ours.tokens] == pytest.approx([t.confidence for t in theirs.tokens], abs=1e-5)
-        assert [w.confidence for w in ours.words] == pytest.approx([w.confidence for w in theirs.words], abs=1e-5)
+        assert [t.confidence for t in ours.tokens] == pytest.approx([t.confidence for t in theirs.tokens], abs=5e-5)
+        assert [w.confidence for w in ours.words] == pytest.approx([w.confidence for w in theirs.words], abs=5e-5)
 
 
 def test_words_are_as_sure_as_in_nemos_own_word_confidence(waveforms, engines):
