@@ -333,7 +333,7 @@ SLOW_RUN = """
 import sys, time, inference
 from nemotron_npu.encoder import Encoder
 step = Encoder.step
-Encoder.step = lambda *args: time.sleep(0.07) or step(*args)
+Encoder.step = lambda *args: time.sleep(0.3) or step(*args)
 sys.exit(inference.main(sys.argv[2:]))
 """
 
