@@ -324,6 +324,10 @@ class Results:
             except InputError as error:
                 self.fail(place, error)
         self.todo = [place for place in self.todo if place not in self.broken]
+        if self.folder and self.args.batch_size > 1:  # where no order is kept: side by side are those of one length
+            lengths = {place: self.recordings[place].seconds for place in self.todo}
+            if None not in lengths.values():
+                self.todo.sort(key=lengths.get, reverse=True)
 
     def fail(self, place: int, error: Exception) -> None:
         """One line for a recording that gave no transcript; an InputError names it itself."""

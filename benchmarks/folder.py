@@ -4,7 +4,8 @@
     python benchmarks/folder.py calls/ --batch_size 8
 
 Each round takes all candidates in turn, so that a machine that slows down slows all of them; medians are printed.
-Every candidate starts from the files; the one named "every format" also writes all results into a new folder.
+Every candidate starts from the files, longest first, as ``inference.py`` takes those of an output folder; the one
+named "every format" also writes all results into a new folder.
 Files that cannot be read are left out, since NeMo's ``transcribe`` ends at the first.
 """
 
@@ -87,7 +88,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     from nemotron_npu.nemo_engine import NemoRecognizer
 
-    recordings = readable(args.folder)
+    recordings = sorted(readable(args.folder), key=lambda recording: recording.seconds, reverse=True)
     cpu = torch.device("cpu")
     recognizer = Recognizer(args.model_path, cpu)
     model = NemoRecognizer(args.model_path, cpu).model

@@ -105,6 +105,12 @@ def test_a_folder_gives_every_format_and_a_line_for_each_broken_file(cli, calls,
     assert [line.split()[4] for line in ends] == words_of(stems[1]).split()
 
 
+def test_side_by_side_are_recordings_of_one_length(cli, calls, tmp_path):
+    cli(calls, "--output_dir", tmp_path, "--output_format", "jsonl", "--batch_size", 4, "--device", "cpu", "--quiet")
+    durations = [line["duration"] for line in lines(tmp_path / "results.jsonl")]
+    assert min(durations[:12]) > 6, "13 are whole clips, the last of them beside first words"
+
+
 def test_stdout_has_them_in_the_order_of_the_input(cli, calls):
     code, out, _ = cli(f"{calls}/**/call*", "--batch_size", 4, "--device", "cpu", "--quiet")
     paths = sorted(calls.rglob("call*"))
