@@ -12,7 +12,9 @@ result in place, for any number of slots.  Names of weights and formulas follow 
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -177,6 +179,19 @@ class Encoder:
         self.positions = [self._project(layer, self.block) for layer in self.layers] if self.streams else None
         weights.release()
         self.bands = {}  # masks of the attention context alone, by (frames, slots)
+        self.observer: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+        """For comparisons: is shown each layer's input [n * slots, width], frames first, and at last what the last
+        layer makes of its own; what it returns takes its place."""
+
+    def at_context(self, left: int, right: int) -> Encoder:
+        """The same weights, shared, at another attention context in chunks; a state belongs to one of them."""
+        other = copy.copy(self)
+        other.left = other.keep = left
+        other.right, other.chunk = right, right + 1
+        other.block = max(self.block, other.chunk)
+        other.positions = [other._project(layer, other.block) for layer in other.layers]
+        other.bands = {}
+        return other
 
     # ------------------------------------------------------------------ lengths
 
@@ -251,7 +266,11 @@ class Encoder:
         state.attention.reserve(count)
         state.convolution.reserve(count + self.conv_right)
         for index, layer in enumerate(self.layers):
+            if self.observer:
+                x = self.observer(index, x)
             x = self._layer_step(index, layer, x, mask, count, slots, state, ends)
+        if self.observer:
+            x = self.observer(len(self.layers), x)
         state.attention.end += count
         state.convolution.end += count
         state.position = [position + count for position in state.position]
