@@ -14,6 +14,8 @@ HERE = Path(__file__).resolve().parent
 DEMO_MODEL = HERE / "demo" / "demo.nemo"
 DEMO_CLIP = HERE / "demo" / "digits.wav"
 
+SINE = "1 s sine of 440 Hz"  # the write-up's input
+
 CATCH_UP_SECONDS = 5  # of sound, in which a stream may make up for the time that loading took
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -90,12 +92,22 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     measuring.add_argument(
         "--precision_compare",
         action="store_true",
-        help="compare the device with the CPU, on AUDIO or the sine; exit code 1 if it fails",
+        help="compare the device with NeMo on the CPU, stage by stage, on the sine and on AUDIO or the bundled clip; "
+        "exit code 1 if it fails",
+    )
+    measuring.add_argument(
+        "--bounds",
+        metavar="NAME=PERCENT,...",
+        help="what --precision_compare allows, in place of the dtype's own: mel, encoder, alone, joint, tokens, words",
     )
     measuring.add_argument(
         "--benchmark", action="store_true", help="time the forward pass of the sine and the whole transcription"
     )
-    measuring.add_argument("--report", metavar="FILE.json", help="every figure of --precision_compare and --benchmark")
+    measuring.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write every figure there: precision.json and precision.html, benchmark.json (made if missing)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output_format", choices=["text", "json"], default="text", help="json: one document a file, each on a line"
@@ -115,6 +127,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("--sample_rate is for raw PCM on stdin: files tell their own")
     if options.report and not (options.precision_compare or options.benchmark):
         parser.error("--report needs --precision_compare or --benchmark: there are no figures to write without them")
+    if options.bounds and not options.precision_compare:
+        parser.error("--bounds needs --precision_compare")
     return options
 
 
@@ -163,7 +177,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
     from nemotron_npu.checkpoint import choose_context, find_checkpoint, is_hub_id, read_config
 
-    _check_report(args.report)
+    _make_report_folder(args.report)
     if not args.debug:
         _silence_libraries(args.quiet)
     if args.model_path and is_hub_id(args.model_path):
@@ -189,6 +203,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
     from nemotron_npu.recognizer import load_recognizer
 
+    reference = _load_reference(args, path, console) if args.precision_compare else None
     console.say(f"loading {path.name} ...")
     recognizer = load_recognizer(
         path, device, args.chunk_ms, args.engine, args.dtype, _decoder_device(args), announce=console.say
@@ -209,33 +224,29 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.stream:
         failures += _stream_files(args, console, recognizer, inputs, facts)
         return SOME_FAILED if failures else OK
-    reference = None
-    if args.precision_compare:
-        import torch
-
-        console.say("loading the CPU reference: NeMo ...")
-        reference = load_recognizer(path, torch.device("cpu"), args.chunk_ms, "nemo")
-    done, comparisons = [], []
-    for (name, source), transcript in _transcribe(recognizer, inputs, args.batch_size, console):
-        if transcript is None:
-            failures += 1
-            continue
-        done.append(source)
-        document = {"audio": name, **facts}
-        if not args.audio and (args.model_path or args.output_format == "json"):  # where they are shown
-            document |= _shapes(recognizer, _waveform(source))
-        comparison = None
-        if reference:
-            comparison = _compare(recognizer, reference, name, source, console)
-            failures += comparison is None or not comparison.passed
-        if comparison:
-            comparisons.append({"audio": name, **comparison.as_dict()})
-        _print_result(args, document, transcript, comparison)
-    figures = {**facts, "precision_compare": comparisons} if reference else dict(facts)
+    precision = _begin_precision(args, path, recognizer, reference, console) if reference else None
+    done = []
+    try:
+        for (name, source), transcript in _transcribe(recognizer, inputs, args.batch_size, console):
+            if transcript is None:
+                failures += 1
+                continue
+            done.append(source)
+            document = {"audio": name, **facts}
+            if not args.audio and (args.model_path or args.output_format == "json"):  # where they are shown
+                document |= _shapes(recognizer, _waveform(source))
+            comparison = None
+            if precision:
+                comparison = _compare(args, precision, name, source, transcript, console)
+                failures += comparison is None
+            _print_result(args, document, transcript, comparison)
+    finally:
+        if precision:
+            failures += not _end_precision(args, path, precision, facts, console)
     if args.benchmark and done:
-        figures["benchmark"] = _benchmark(args, console, recognizer, [_waveform(source) for source in done])
-    if args.report:
-        _write_report(args.report, figures)
+        figures = {**facts, "benchmark": _benchmark(args, console, recognizer, [_waveform(source) for source in done])}
+        if args.report:
+            _write_json(args.report, "benchmark.json", {**figures, "environment": _environment(path)})
     return SOME_FAILED if failures else OK
 
 
@@ -248,11 +259,12 @@ def _decoder_device(args):
 def _inputs(args: argparse.Namespace, console: Console) -> tuple[list, int]:
     """(name, path or samples) of every input that looks readable, and how many do not."""
     if not args.audio:
+        clip = (DEMO_CLIP.name, str(DEMO_CLIP))
         if args.model_path or args.precision_compare:
             from nemotron_npu.audio import sine
 
-            return [("1 s sine of 440 Hz", sine())], 0
-        return [(DEMO_CLIP.name, str(DEMO_CLIP))], 0
+            return [(SINE, sine()), *([clip] if args.precision_compare else [])], 0
+        return [clip], 0
     from nemotron_npu.audio import check_audio
     from nemotron_npu.errors import InputError
 
@@ -429,26 +441,80 @@ def _shapes(recognizer, waveform) -> dict:
     return {"preprocessed_shape": list(features.shape), "encoder_output_shape": list(encoded.shape)}
 
 
-def _compare(recognizer, reference, name: str, source, console: Console):
-    """The comparison of one file; None, and a line on stderr, if it cannot be made."""
-    from nemotron_npu.precision import compare
+def _load_reference(args, path: Path, console: Console):
+    """Stock NeMo on the CPU; before the candidate, since loading it takes twice its memory for a moment."""
+    import torch
 
+    from nemotron_npu.device import trim_memory
+    from nemotron_npu.recognizer import load_recognizer
+
+    console.say("loading the CPU reference: NeMo ...")
+    reference = load_recognizer(path, torch.device("cpu"), args.chunk_ms, "nemo")
+    trim_memory()
+    return reference
+
+
+def _begin_precision(args, path: Path, recognizer, reference, console: Console):
+    """The comparison to which inputs are added; with AUDIO it begins with the table of the write-up's sine."""
+    from nemotron_npu.audio import sine
+    from nemotron_npu.checkpoint import read_config
+    from nemotron_npu.measures import BOUNDS
+    from nemotron_npu.precision import Precision, to_table
+
+    bounds = BOUNDS[args.dtype].changed(args.bounds)
+    precision = Precision(recognizer, reference, read_config(path), bounds, args.chunk_ms)
+    if args.audio:
+        _print_table(args, to_table(precision.add_signal(sine()), SINE, str(recognizer.device)), console)
+    return precision
+
+
+def _compare(args, precision, name: str, source, transcript, console: Console):
+    """The comparison of one input; None, and a line on stderr, if it cannot be made."""
     try:
-        return compare(recognizer, reference, _waveform(source))
+        waveform = _waveform(source)
+        if name == SINE and not args.audio:
+            return precision.add_signal(waveform)
+        console.say(f"comparing {name} ...")
+        return precision.add(name, waveform, transcript)
     except Exception as error:
         console.error(f"{name}: cannot be compared: {type(error).__name__}: {error}", error)
         return None
 
 
+def _end_precision(args, path: Path, precision, facts: dict, console: Console) -> bool:
+    """Show what all inputs together say, and write the report; whether it is PASSED."""
+    from nemotron_npu.precision import stage_table
+
+    if precision.recordings:
+        _print_table(args, stage_table(precision, facts), console)
+    if args.report:
+        from nemotron_npu.precision_page import to_html
+
+        document = precision.as_dict(facts, _environment(path))
+        _write_json(args.report, "precision.json", document)
+        page = Path(args.report, "precision.html")
+        page.write_text(to_html(document, precision.pictures), encoding="utf-8")
+        console.say(f"report: {page}")
+    return precision.passed
+
+
+def _print_table(args, table: str, console: Console) -> None:
+    if args.output_format == "json":  # there stdout is for one document a file
+        console.say(table)
+    else:
+        print(table, flush=True)
+
+
 def _print_result(args, document: dict, transcript, comparison) -> None:
     """One file's result on stdout."""
-    from nemotron_npu.precision import to_table
     from nemotron_npu.writers import to_json, to_text
 
     if args.output_format == "json":
         extra = {"precision_compare": comparison.as_dict()} if comparison else {}
         print(to_json(transcript, **document, **extra), flush=True)
         return
+    if not args.audio and document["audio"] != SINE and comparison:
+        return  # the bundled clip beside the sine: its table comes at the end
     if args.model_path and not args.audio:  # as the write-up prints it
         print(f"Parameters: {document['parameters']:,}")
         print(f"Preprocessed shape: {document['preprocessed_shape']}")
@@ -457,8 +523,10 @@ def _print_result(args, document: dict, transcript, comparison) -> None:
     else:
         several = len(args.audio) > 1
         print((f"{document['audio']}: " if several else "") + to_text(transcript), flush=True)
-    if comparison:
-        print(to_table(comparison, document["audio"], document["device"]), flush=True)
+    if comparison and not args.audio:
+        from nemotron_npu.precision import to_table
+
+        print(to_table(comparison, SINE, document["device"]), flush=True)
 
 
 def _benchmark(args, console: Console, recognizer, waveforms) -> dict:
@@ -471,31 +539,34 @@ def _benchmark(args, console: Console, recognizer, waveforms) -> dict:
     operators = count_operators(recognizer)
     throughput = benchmark_transcribe(recognizer, waveforms, args.batch_size)
     table = to_table(forward, operators, throughput, str(recognizer.device))
-    if args.output_format == "json":  # there stdout is for one document a file
-        console.say(table)
-    else:
-        print(table, flush=True)
+    _print_table(args, table, console)
     return {"forward": asdict(forward), "operators": asdict(operators), "transcribe": asdict(throughput)}
 
 
-def _check_report(name: str | None) -> None:
-    from nemotron_npu.errors import SetupError
+def _make_report_folder(name: str | None) -> None:
+    """Make it before the work, so that a wrong name costs no time."""
+    from nemotron_npu.errors import SetupError, first_line
 
-    if name is not None and (os.path.isdir(name) or not os.access(os.path.dirname(name) or ".", os.W_OK)):
-        raise SetupError(f"--report {name}: name a file in a folder that exists and can be written to")
+    if name is None:
+        return
+    try:
+        os.makedirs(name, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"--report {name}: not a folder that can be made: {first_line(error)}") from error
+    if not os.access(name, os.W_OK | os.X_OK):
+        raise SetupError(f"--report {name}: this folder cannot be written to")
 
 
-def _write_report(name: str, figures: dict) -> None:
-    import platform
+def _environment(path: Path) -> dict:
+    from nemotron_npu.environment import environment
 
-    import torch
+    return environment(path)
 
+
+def _write_json(folder: str, name: str, document: dict) -> None:
     from nemotron_npu.writers import dump
 
-    environment = {"python": platform.python_version(), "torch": torch.__version__, "command": sys.argv}
-    if "torch_npu" in sys.modules:
-        environment["torch_npu"] = sys.modules["torch_npu"].__version__
-    Path(name).write_text(dump({**figures, "environment": environment}, indent=2) + "\n")
+    Path(folder, name).write_text(dump(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _silence_libraries(quiet: bool) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from .errors import SetupError
+
 ROW_FACTOR = 10  # one row (a frame, a token) may be so many times further off than the bound for the whole recording
 QUIET = 0.1  # of the mean row: a row with less in it is measured against this much, since its own sum says little
 
@@ -55,18 +57,18 @@ class Bounds:
     words: float
     """Word error rate against the reference's words, of all recordings together."""
 
-    def changed(self, text: str) -> Bounds:
-        """``"encoder=2,tokens=0.5"`` in place of these.  Raises ValueError with one line for the user."""
+    def changed(self, text: str | None) -> Bounds:
+        """These, but for ``"encoder=2,tokens=0.5"``.  Raises SetupError for what is no bound."""
         names = [f.name for f in dataclasses.fields(self)]
         changes = {}
-        for item in text.split(","):
+        for item in text.split(",") if text else []:
             name, _, value = item.partition("=")
             try:
                 changes[name.strip()] = number = float(value)
             except ValueError:
                 number = -1.0
             if name.strip() not in names or not number >= 0:
-                raise ValueError(f"{item!r} is no bound: NAME=PERCENT, NAME one of {', '.join(names)}")
+                raise SetupError(f"--bounds: {item!r} is none: NAME=PERCENT, NAME one of {', '.join(names)}")
         return dataclasses.replace(self, **changes)
 
 

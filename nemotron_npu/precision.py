@@ -237,6 +237,11 @@ class Precision:
             probe.use(chunk_ms, self.contexts[chunk_ms])
 
     @property
+    def pictures(self) -> dict[str, list[np.ndarray]]:
+        """Differences of the recording that is shown, by stage; see ``Walk.pictures``."""
+        return self.shown.walks["recording"].pictures if self.shown else {}
+
+    @property
     def failures(self) -> list[Failure]:
         """Everything that speaks against the candidate, the first stage of the whole recordings first."""
         found = [failure for walk in self.totals.values() for failure in walk.failures()]
