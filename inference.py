@@ -246,7 +246,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.benchmark and done:
         figures = {**facts, "benchmark": _benchmark(args, console, recognizer, [_waveform(source) for source in done])}
         if args.report:
-            _write_json(args.report, "benchmark.json", {**figures, "environment": _environment(path)})
+            from nemotron_npu.environment import environment
+            from nemotron_npu.writers import dump
+
+            text = dump({**figures, "environment": environment(path)}, indent=1)
+            Path(args.report, "benchmark.json").write_text(text + "\n", encoding="utf-8")
     return SOME_FAILED if failures else OK
 
 
@@ -488,12 +492,10 @@ def _end_precision(args, path: Path, precision, facts: dict, console: Console) -
     if precision.recordings:
         _print_table(args, stage_table(precision, facts), console)
     if args.report:
-        from nemotron_npu.precision_page import to_html
+        from nemotron_npu.environment import environment
+        from nemotron_npu.precision_page import write_report
 
-        document = precision.as_dict(facts, _environment(path))
-        _write_json(args.report, "precision.json", document)
-        page = Path(args.report, "precision.html")
-        page.write_text(to_html(document, precision.pictures), encoding="utf-8")
+        page = write_report(precision, facts, environment(path), Path(args.report))
         console.say(f"report: {page}")
     return precision.passed
 
@@ -555,18 +557,6 @@ def _make_report_folder(name: str | None) -> None:
         raise SetupError(f"--report {name}: not a folder that can be made: {first_line(error)}") from error
     if not os.access(name, os.W_OK | os.X_OK):
         raise SetupError(f"--report {name}: this folder cannot be written to")
-
-
-def _environment(path: Path) -> dict:
-    from nemotron_npu.environment import environment
-
-    return environment(path)
-
-
-def _write_json(folder: str, name: str, document: dict) -> None:
-    from nemotron_npu.writers import dump
-
-    Path(folder, name).write_text(dump(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _silence_libraries(quiet: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,8 +117,7 @@ def decide(
     first: int,
     ours: torch.Tensor,
     theirs: torch.Tensor,
-    spell,
-    frame_seconds: float,
+    spell: Callable[[int], str],
 ) -> None:
     """Add the steps ``first`` .. of the reference's ``path``, where the log-probabilities float64 [steps, vocabulary]
     of candidate and reference are ``ours`` and ``theirs``; ``spell`` turns an id into what is shown of it."""
@@ -139,7 +139,6 @@ def decide(
     own_margin = float(_margins(ours[at : at + 1], own_path.chosen[differs : differs + 1])[0])
     decisions.first_difference = {
         "frame": int(path.frames[differs]),
-        "time": round(int(path.frames[differs]) * frame_seconds, 3),
         "reference": spell(int(path.chosen[differs])),
         "candidate": spell(chosen),
         "reference_margin": float(margins[at]),

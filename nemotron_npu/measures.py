@@ -72,11 +72,21 @@ class Bounds:
         return dataclasses.replace(self, **changes)
 
 
+# Chosen above what was seen, so that what exceeds them is a fault and not the dtype.  The largest of any recording, with
+# the bundled model (5 layers) on a CPU and, for the whole encoder in that dtype, on the fake npu of the tests:
+#
+#                    float32   float16   bfloat16   int8
+#     encoder        0.00004   0.23      1.4        1.3
+#     alone          0.00004   0.17      1.1        1.0
+#     joint          0.00001   0.025     0.15       0.22
+#
+# float32: the encoder's is the write-up's own, whose NPU was at 0.055 % behind 24 layers; a device need not round as a
+# CPU does, but its tokens must be the same.  The others: two to five times what was seen, since 24 layers add up to more.
 BOUNDS = {
-    "float32": Bounds(mel=0.01, encoder=1.0, alone=0.1, joint=1.0, tokens=0.0, words=0.0),
-    "float16": Bounds(mel=0.01, encoder=1.0, alone=0.5, joint=1.0, tokens=1.0, words=1.0),
-    "bfloat16": Bounds(mel=0.01, encoder=3.0, alone=1.0, joint=3.0, tokens=1.0, words=1.0),
-    "int8": Bounds(mel=0.01, encoder=5.0, alone=2.0, joint=5.0, tokens=2.0, words=2.0),
+    "float32": Bounds(mel=0.01, encoder=1.0, alone=0.1, joint=0.5, tokens=0.0, words=0.0),
+    "float16": Bounds(mel=0.01, encoder=1.0, alone=0.5, joint=0.5, tokens=1.0, words=1.0),
+    "bfloat16": Bounds(mel=0.01, encoder=5.0, alone=3.0, joint=1.0, tokens=2.0, words=2.0),
+    "int8": Bounds(mel=0.01, encoder=5.0, alone=3.0, joint=1.0, tokens=2.0, words=2.0),
 }
 
 

@@ -51,6 +51,8 @@ class Comparison:
     cpu_range: tuple[float, float]
     cpu_against_cpu: Difference
     """The CPU's encoder output of two runs: must be exactly 0, or the method itself is not to be trusted."""
+    threshold: float
+    """Percent of relative error that PASSED needs to be under."""
     failures: list[str]
     """Why the verdict is FAILED; empty when it is PASSED."""
 
@@ -62,7 +64,9 @@ class Comparison:
         return {**asdict(self), "verdict": verdict(self.passed)}
 
 
-def compare(candidate: Recognizer, reference: Recognizer, waveform: np.ndarray) -> Comparison:
+def compare(
+    candidate: Recognizer, reference: Recognizer, waveform: np.ndarray, threshold: float = THRESHOLD
+) -> Comparison:
     """Run preprocessor and encoder of both on ``waveform``, the reference twice.
 
     The candidate's encoder is fed its own features, as it is in use.
@@ -74,8 +78,8 @@ def compare(candidate: Recognizer, reference: Recognizer, waveform: np.ndarray) 
     failures = []
     if not (torch.isfinite(encoded).all() and torch.isfinite(encoded_cpu).all()):
         failures.append("encoder output is not finite")
-    elif not encoder.relative_error_percent < THRESHOLD:
-        failures.append(f"relative error {encoder.relative_error_percent:.4f} % is not under {THRESHOLD:g} %")
+    elif not encoder.relative_error_percent < threshold:
+        failures.append(f"relative error {encoder.relative_error_percent:.4f} % is not under {threshold:g} %")
     if not torch.equal(again, encoded_cpu):
         failures.append(f"two runs on the CPU differ by up to {repeat.max_error:.3g}")
     return Comparison(
@@ -86,6 +90,7 @@ def compare(candidate: Recognizer, reference: Recognizer, waveform: np.ndarray) 
         device_range=(float(encoded.min()), float(encoded.max())),
         cpu_range=(float(encoded_cpu.min()), float(encoded_cpu.max())),
         cpu_against_cpu=repeat,
+        threshold=threshold,
         failures=failures,
     )
 
@@ -110,7 +115,7 @@ def to_table(comparison: Comparison, name: str, device: str) -> str:
         (f"Output range, {device}", f"{c.device_range[0]:.6f} .. {c.device_range[1]:.6f}"),
         ("Output range, cpu", f"{c.cpu_range[0]:.6f} .. {c.cpu_range[1]:.6f}"),
         ("cpu against cpu", f"MAE = {c.cpu_against_cpu.mae}, max = {c.cpu_against_cpu.max_error}"),
-        ("Verdict", f"PASSED (< {THRESHOLD:g} %)" if c.passed else "FAILED: " + "; ".join(c.failures)),
+        ("Verdict", f"PASSED (< {c.threshold:g} %)" if c.passed else "FAILED: " + "; ".join(c.failures)),
     ]
     return writers.to_table(f"Precision of {device} against cpu: {name}", rows)
 
@@ -198,7 +203,7 @@ class Precision:
 
     def add_signal(self, waveform: np.ndarray) -> Comparison:
         """The write-up's comparison, of its signal."""
-        self.signal = compare(self.candidate, self.reference, waveform)
+        self.signal = compare(self.candidate, self.reference, waveform, self.bounds.encoder)
         return self.signal
 
     def add(

@@ -9,9 +9,12 @@ import base64
 import io
 import math
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
+from . import writers
+from .precision import Precision
 from .probe import CACHES
 
 PICTURE_COLUMNS = 640  # of a heat map, at most
@@ -62,6 +65,16 @@ img.heat { display: block; width: 100%; height: 200px; image-rendering: pixelate
 """
 
 
+def write_report(precision: Precision, facts: dict, environment: dict, folder: Path) -> Path:
+    """Write ``precision.json`` and ``precision.html`` into ``folder``, made if missing; the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = precision.as_dict(facts, environment)
+    (folder / "precision.json").write_text(writers.dump(document, indent=1) + "\n", encoding="utf-8")
+    page = folder / "precision.html"
+    page.write_text(to_html(document, precision.pictures), encoding="utf-8")
+    return page
+
+
 def to_html(document: dict, pictures: dict[str, list[np.ndarray]]) -> str:
     """The page of a ``precision.json`` document and of the differences [frames, channels] of its shown recording."""
     walks = document["walks"]
@@ -95,11 +108,12 @@ def to_html(document: dict, pictures: dict[str, list[np.ndarray]]) -> str:
 
 STAGES_NOTE = (
     "Whole recordings. Accumulated: the candidate's own way from the samples on. Alone: the reference's input given to "
-    "the candidate's stage. Error: 100 · Σ|candidate - reference| / Σ|reference|. Layers are numbered as in the checkpoint."
+    "the candidate's stage. Error: 100 · Σ|candidate - reference| / Σ|reference|. Layers are numbered as in the "
+    "checkpoint."
 )
 BOUNDS_NOTE = (
-    "Percent. mel, encoder (subsampling, layers, caches, output), alone and joint: relative error over a recording, ten "
-    "times as much in a single frame; tokens and words: share that differs, over all recordings."
+    "Percent. mel, encoder (subsampling, layers, caches, output), alone and joint: relative error over a recording, "
+    "ten times as much in a single frame; tokens and words: share that differs, over all recordings."
 )
 
 
@@ -232,9 +246,10 @@ class _Plot:
         self.text(LEFT + 4, at + 17, name, "start")
 
     def bar(self, x: tuple[float, float], y: float, color: str, title: str) -> None:
-        left, right, top = self.px(x[0]), self.px(x[1]), self.py(y)
+        left, top = self.px(x[0]), self.py(y)
+        width, height = round(self.px(x[1]) - left - 1, 1), round(HEIGHT - BOTTOM - top, 1)
         self.parts.append(
-            f'<rect x="{left}" y="{top}" width="{round(right - left - 1, 1)}" height="{round(HEIGHT - BOTTOM - top, 1)}" '
+            f'<rect x="{left}" y="{top}" width="{width}" height="{height}" '
             f'fill="var({color})" fill-opacity=".75"><title>{escape(title)}</title></rect>'
         )
 

@@ -163,28 +163,37 @@ class Walk:
             return Failure(stage, reason)
         return Failure(stage, reason, "", row.frame, row.step, round(row.frame * self.frame_seconds, 3))
 
+    def _where(self, difference: dict | None) -> dict:
+        if difference is None:
+            return {}
+        return {key: difference.get(key, "") for key in ("audio", "frame", "step", "time")}
+
     def failures(self) -> list[Failure]:
         """Everything that speaks against the candidate, the first stage first."""
         found = self.failed if self.failed else self.stage_failures()
         order = {name: i for i, name in enumerate(stage_names(self.layers))}
         found = sorted(found, key=lambda f: order[f.stage])
-        for stage, errors, count, percent, bound in (
-            ("tokens", self.decisions.token_errors, self.decisions.reference_tokens, self.decisions.token_percent,
-             self.bounds.tokens),
-            ("words", self.decisions.word_errors, self.decisions.reference_words, self.decisions.word_percent,
-             self.bounds.words),
-        ):  # fmt: skip
-            first = self.decisions.first_difference or {}
-            where = [first.get(key) for key in ("audio", "frame", "step", "time")]
-            where[0] = where[0] or ""
-            if stage == "tokens" and self.decisions.search_fault:
-                found.append(Failure(stage, self.decisions.search_fault, *where))
-            elif errors and percent > bound:
-                found.append(Failure(stage, f"{errors} of {count} differ, {percent:.2f} % > {bound:g} %", *where))
+        d = self.decisions
+        where = self._where(d.first_difference)
+        if d.search_fault:
+            found.append(Failure("tokens", d.search_fault, **where))
+        elif d.token_errors > allowed(self.bounds.tokens, d.reference_tokens):
+            found.append(Failure("tokens", _too_many(d.token_errors, d.reference_tokens, self.bounds.tokens), **where))
+        if d.word_errors > allowed(self.bounds.words, d.reference_words):
+            found.append(Failure("words", _too_many(d.word_errors, d.reference_words, self.bounds.words), **where))
         for side, repeat in (("candidate", self.candidate_repeat), ("reference", self.reference_repeat)):
             if repeat.stage:
                 found.append(Failure(repeat.stage, f"two runs of the {side} differ by up to {repeat.max_error:.3g}"))
         return found
+
+
+def allowed(bound: float, count: int) -> float:
+    """Of so many tokens or words; where some may differ at all, one always may, however few there are."""
+    return max(1.0, bound * count / 100) if bound else 0.0
+
+
+def _too_many(errors: int, count: int, bound: float) -> str:
+    return f"{errors:,} of {count:,} differ, {100 * errors / max(1, count):.2f} % > {bound:g} %"
 
 
 def _reason(tally: Tally, alone: bool) -> str:
@@ -354,5 +363,8 @@ def _compare_search(candidate, reference, encoded, expected_encoded, transcript,
         frames = path.frames[first : first + len(theirs)]
         result.accumulated["joint"].add(ours, theirs, frames, frames // result.block)
         result.alone["joint"].add(alone, theirs, frames, frames // result.block)
-        decide(result.decisions, path, own_path, first, ours, theirs, reference.spell, result.frame_seconds)
+        decide(result.decisions, path, own_path, first, ours, theirs, reference.spell)
         first += len(theirs)
+    if difference := result.decisions.first_difference:
+        difference["time"] = round(difference["frame"] * result.frame_seconds, 3)
+        difference["step"] = difference["frame"] // result.block
