@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every stage, token and word of the native engine's dtypes against NeMo, float32, on a CPU, on speech with known words.
+"""Every stage, token and word of the native engine's dtypes against NeMo, float32, on a CPU, where the words are known.
 
     python benchmarks/agreement.py --data FSDD --strings 240 --dtypes float32,bfloat16,int8
 

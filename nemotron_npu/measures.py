@@ -72,8 +72,8 @@ class Bounds:
         return dataclasses.replace(self, **changes)
 
 
-# Chosen above what was seen, so that what exceeds them is a fault and not the dtype.  The largest of any recording, with
-# the bundled model (5 layers) on a CPU and, for the whole encoder in that dtype, on the fake npu of the tests:
+# Chosen above what was seen, so that what exceeds them is a fault and not the dtype.  The largest of any recording,
+# with the bundled model (5 layers) on a CPU and, for the whole encoder in that dtype, on the fake npu of the tests:
 #
 #                    float32   float16   bfloat16   int8
 #     encoder        0.00004   0.23      1.4        1.3
@@ -81,7 +81,7 @@ class Bounds:
 #     joint          0.00001   0.025     0.15       0.22
 #
 # float32: the encoder's is the write-up's own, whose NPU was at 0.055 % behind 24 layers; a device need not round as a
-# CPU does, but its tokens must be the same.  The others: two to five times what was seen, since 24 layers add up to more.
+# CPU does, but its tokens must be the same.  The others: two to five times what was seen: 24 layers add up to more.
 BOUNDS = {
     "float32": Bounds(mel=0.01, encoder=1.0, alone=0.1, joint=0.5, tokens=0.0, words=0.0),
     "float16": Bounds(mel=0.01, encoder=1.0, alone=0.5, joint=0.5, tokens=1.0, words=1.0),

@@ -5,7 +5,7 @@ Both answer the same calls in the same layout, [frames, width] on the host, so t
     mel(waveform)                              log-mel features [features, mels]
     step(mel, first, block, state, observe)    encoder output [frames, width] of the frames from ``first`` on
     caches(state)                              what each layer remembers: keys, values, convolution inputs
-    predict(ids), joint(...), search(...)      prediction network, joint network, greedy tokens
+    predict(ids), joint(...), recognise(...)   prediction network, joint network, the transcript
 
 ``observe(index, x)`` is shown the input [frames, width] of each layer, and at index ``layers`` the output of the last,
 all on the device; what it returns takes its place.  So one pass records, and another is fed, layer by layer.
@@ -119,10 +119,12 @@ class NativeProbe:
             logits = torch.addmm(decoder.output[1], hidden, decoder.output[0])
             yield logits.float().cpu().double().log_softmax(-1)
 
-    def stream(self, waveform: np.ndarray, piece: int) -> Transcript | None:
-        """The transcript of a live stream that is fed ``piece`` samples at a time."""
+    def recognise(self, waveform: np.ndarray, piece: int | None, encoded: torch.Tensor) -> Transcript:
+        """The transcript of a recording, or of a live stream that is fed ``piece`` samples at a time."""
         recognizer = copy.copy(self.recognizer)
         recognizer.encoder, recognizer.chunk_ms = self.encoder, self.chunk_ms
+        if not piece:
+            return recognizer.transcribe([waveform])[0]
         with recognizer.stream() as stream:
             for first in range(0, len(waveform), piece):
                 stream.feed(waveform[first : first + piece])
@@ -280,9 +282,9 @@ class NemoProbe:
         )
         return self.recognizer._transcript(hypotheses[0], np.empty(samples, np.float32))
 
-    def stream(self, waveform: np.ndarray, piece: int) -> None:
-        """NeMo's own streaming is not offered here (``NemoRecognizer.stream``)."""
-        return None
+    def recognise(self, waveform: np.ndarray, piece: int | None, encoded: torch.Tensor) -> Transcript:
+        """What the search makes of the encoder output: NeMo is not offered as a stream of sound here."""
+        return self.search(encoded, len(waveform))
 
 
 def _kept(history) -> torch.Tensor:

@@ -202,7 +202,7 @@ def _reason(tally: Tally, alone: bool) -> str:
         side, count = "candidate", tally.candidate_not_finite
         if not count:
             side, count = "reference", tally.reference_not_finite
-        return f"{count:,} values of the {side} are not finite{given}"
+        return f"{count:,} {'value' if count == 1 else 'values'} of the {side} not finite{given}"
     if tally.percent > tally.bound:
         return f"error {tally.percent:.3g} % > {tally.bound:g} %{given}"
     return f"error {tally.over.percent:.3g} % > {ROW_FACTOR * tally.bound:g} % in one frame{given}"
@@ -249,10 +249,8 @@ def walk(
         return result
     encoded, expected_encoded = _encode(candidate, reference, own, theirs, result)
     expected = reference.search(expected_encoded, len(waveform))
-    if transcript is None and live:
-        transcript = candidate.stream(waveform, piece)
-    if transcript is None:  # NeMo streams no sound: its search over what its own steps made
-        transcript = candidate.search(encoded, len(waveform))
+    if transcript is None:
+        transcript = candidate.recognise(waveform, piece, encoded)
     _compare_search(candidate, reference, encoded, expected_encoded, transcript, expected, result, max_symbols)
     count_tokens(result.decisions, transcript.tokens, expected.tokens)
     count_words(result.decisions, transcript.text, expected.text, text)

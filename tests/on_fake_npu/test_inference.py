@@ -226,11 +226,10 @@ def test_an_operator_that_the_device_lacks_is_one_line_for_each_file(cli, tiny, 
 
 def test_the_benchmark_synchronises_the_device_around_every_run(cli, tiny, tmp_path):
     fake_npu.CALLS.clear()
-    report = tmp_path / "report.json"
-    code, out, err = cli("--model_path", tiny, "--device", "npu:0", "--benchmark", "--report", report)
+    code, out, err = cli("--model_path", tiny, "--device", "npu:0", "--benchmark", "--report", tmp_path)
     assert code == 0 and "Forward of 1 s, mean" in out, err
     assert sum(call.startswith("synchronize") for call in fake_npu.CALLS) >= 26
-    figures = json.loads(report.read_text())
+    figures = json.loads((tmp_path / "benchmark.json").read_text())
     assert figures["device"] == "npu:0" and "fake" in figures["device_name"] and figures["engine"] == "native"
     assert figures["environment"]["torch_npu"].endswith("+fake")
     assert len(figures["benchmark"]["forward"]["runs_ms"]) == 10
