@@ -84,9 +84,10 @@ class NativeProbe:
             encoder.observer = None
 
     def _show(self, observe: Observer, index: int, x: torch.Tensor, count: int) -> torch.Tensor:
-        """Frames behind the end of the recording mean nothing: they are neither shown nor replaced."""
-        given = observe(index, x[:count])
-        return x if given is x else torch.cat([given.to(x), x[count:]])
+        """Frames behind the end of the recording mean nothing: they are not shown, and replaced by zeros."""
+        shown = x[:count]
+        given = observe(index, shown)
+        return x if given is shown else F.pad(given, (0, 0, 0, len(x) - count))
 
     def caches(self, state) -> list[tuple[torch.Tensor, ...]]:
         """For each layer ``CACHES``, [rows, width] each: the newest rows last."""
@@ -236,8 +237,9 @@ class NemoProbe:
         return self._shown(self.layers, output)
 
     def _shown(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        given = self.observer(index, x[0])
-        return x if given.data_ptr() == x.data_ptr() else given.to(x)[None]
+        shown = x[0]
+        given = self.observer(index, shown)
+        return x if given is shown else given[None]
 
     @torch.inference_mode()
     def caches(self, state) -> list[tuple[torch.Tensor, ...]]:
