@@ -175,8 +175,10 @@ class Console:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
+    from nemotron_npu.bounds import BOUNDS
     from nemotron_npu.checkpoint import choose_context, find_checkpoint, is_hub_id, read_config
 
+    bounds = BOUNDS[args.dtype].changed(args.bounds)
     _make_report_folder(args.report)
     if not args.debug:
         _silence_libraries(args.quiet)
@@ -224,7 +226,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.stream:
         failures += _stream_files(args, console, recognizer, inputs, facts)
         return SOME_FAILED if failures else OK
-    precision = _begin_precision(args, path, recognizer, reference, console) if reference else None
+    precision = _begin_precision(args, path, recognizer, reference, bounds, console) if reference else None
     done = []
     try:
         for (name, source), transcript in _transcribe(recognizer, inputs, args.batch_size, console):
@@ -458,15 +460,17 @@ def _load_reference(args, path: Path, console: Console):
     return reference
 
 
-def _begin_precision(args, path: Path, recognizer, reference, console: Console):
-    """The comparison to which inputs are added; with AUDIO it begins with the table of the write-up's sine."""
+def _begin_precision(args, path: Path, recognizer, reference, bounds, console: Console):
+    """The comparison to which inputs are added; with AUDIO it begins with the table of the write-up's sine.
+
+    AUDIO is streamed at every chunk length; without it one has to do, since the bundled clip is only a first look.
+    """
     from nemotron_npu.audio import sine
     from nemotron_npu.checkpoint import read_config
-    from nemotron_npu.measures import BOUNDS
     from nemotron_npu.precision import Precision, to_table
 
-    bounds = BOUNDS[args.dtype].changed(args.bounds)
-    precision = Precision(recognizer, reference, read_config(path), bounds, args.chunk_ms)
+    chunk_ms = args.chunk_ms or (None if args.audio else recognizer.chunk_ms)
+    precision = Precision(recognizer, reference, read_config(path), bounds, chunk_ms)
     if args.audio:
         _print_table(args, to_table(precision.add_signal(sine()), SINE, str(recognizer.device)), console)
     return precision

@@ -21,9 +21,10 @@ import torch
 
 from . import writers
 from .audio import SAMPLE_RATE
+from .bounds import BOUNDS, Bounds
 from .checkpoint import attention_contexts
 from .decisions import BINS, Decisions
-from .measures import BOUNDS, Bounds, Difference, Tally, difference
+from .measures import Difference, Tally, difference
 from .probe import CACHES, make_probe
 from .recognizer import Recognizer
 from .transcript import Transcript

@@ -37,14 +37,13 @@ class NativeProbe:
 
     def __init__(self, recognizer):
         self.recognizer = recognizer
-        self.encoders = {recognizer.chunk_ms: recognizer.encoder}
         self.use(recognizer.chunk_ms, None)
 
     def use(self, chunk_ms: int | None, context: list[int] | None) -> None:
         """Attend in chunks of ``chunk_ms``, which is that attention context; the weights are shared."""
-        if chunk_ms not in self.encoders:
-            self.encoders[chunk_ms] = self.recognizer.encoder.at_context(*context)
-        self.chunk_ms, self.encoder = chunk_ms, self.encoders[chunk_ms]
+        own = self.recognizer
+        self.encoder = own.encoder if chunk_ms == own.chunk_ms else own.encoder.at_context(*context)
+        self.chunk_ms = chunk_ms
         self.streams, self.chunk = self.encoder.streams, self.encoder.chunk
         self.layers, self.factor = len(self.encoder.layers), self.encoder.factor
         self.projects = self.encoder.out is not None

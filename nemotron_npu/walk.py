@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from .audio import SAMPLE_RATE
+from .bounds import ROW_FACTOR, Bounds
 from .decisions import Decisions, Path, count_tokens, count_words, decide
-from .measures import ROW_FACTOR, Bounds, Row, Tally
+from .measures import Row, Tally
 from .probe import CACHES, NativeProbe, NemoProbe
 from .transcript import Transcript
 

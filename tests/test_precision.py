@@ -12,6 +12,7 @@ import torch
 from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu.audio import read_audio, sine
+from nemotron_npu.bounds import BOUNDS
 from nemotron_npu.checkpoint import attention_contexts, read_config
 from nemotron_npu.decisions import Decisions, Path, count_words, decide
 from nemotron_npu.decoder import Decoder, Emission
@@ -19,7 +20,7 @@ from nemotron_npu.encoder import Encoder
 from nemotron_npu.environment import environment
 from nemotron_npu.errors import SetupError
 from nemotron_npu.frontend import FeatureStream
-from nemotron_npu.measures import BOUNDS, Tally, difference
+from nemotron_npu.measures import Tally, difference
 from nemotron_npu.precision import Precision, compare, stage_table, to_table
 from nemotron_npu.precision_page import write_report
 from nemotron_npu.probe import NativeProbe, NemoProbe
