@@ -287,14 +287,13 @@ def _by_stage(walk: dict, bounds: dict) -> str:
     plot.bound(bounds["alone"], f"{bounds['alone']:g} %, alone")
     names = [short.get(row["stage"], row["stage"].replace("layer ", "")) for row in rows]
     every = max(1, -(-len(rows) // 12))
+    ends = {"mel", "joint"} if every > 1 else {"mel", "sub", "out", "pred", "joint"}
     ticks, wide = [], set()
     for index, name in enumerate(names):
-        number = int(name) if name.isdigit() else None
-        if number is not None and number % every:
-            continue
-        if number is None and name != "joint":
-            wide.add(len(ticks))
-        ticks.append((index, name))
+        if name in ends or (name.isdigit() and int(name) % every == 0):
+            if name in ("sub", "out", "pred", "mel"):
+                wide.add(len(ticks))
+            ticks.append((index, name))
     plot.x_ticks(ticks, wide)
     plot.x_label("log-mel, subsampling, layers, output, search")
     for way, values, color in zip(("accumulated", "alone"), errors, COLORS, strict=False):
