@@ -483,7 +483,10 @@ def _compare(args, precision, name: str, source, transcript, console: Console):
         if name == SINE and not args.audio:
             return precision.add_signal(waveform)
         console.say(f"comparing {name} ...")
-        return precision.add(name, waveform, transcript)
+        recording = precision.add(name, waveform, transcript)
+        if not recording.passed:
+            console.say(f"{name}: FAILED, first at {recording.failures[0]}")
+        return recording
     except Exception as error:
         console.error(f"{name}: cannot be compared: {type(error).__name__}: {error}", error)
         return None

@@ -183,11 +183,11 @@ class Encoder:
         """For comparisons: is shown each layer's input [n * slots, width], frames first, and at last what the last
         layer makes of its own; what it returns takes its place."""
 
-    def at_context(self, left: int, right: int) -> Encoder:
-        """The same weights, shared, at another attention context in chunks; a state belongs to one of them."""
+    def at_context(self, context: list[int]) -> Encoder:
+        """The same with another [left, right] attention context in chunks.  The weights are shared."""
         other = copy.copy(self)
-        other.left = other.keep = left
-        other.right, other.chunk = right, right + 1
+        other.left, other.right = context
+        other.keep, other.chunk = other.left, other.right + 1
         other.block = max(self.block, other.chunk)
         other.positions = [other._project(layer, other.block) for layer in other.layers]
         other.bands = {}

@@ -42,7 +42,7 @@ class NativeProbe:
     def use(self, chunk_ms: int | None, context: list[int] | None) -> None:
         """Attend in chunks of ``chunk_ms``, which is that attention context; the weights are shared."""
         own = self.recognizer
-        self.encoder = own.encoder if chunk_ms == own.chunk_ms else own.encoder.at_context(*context)
+        self.encoder = own.encoder if chunk_ms == own.chunk_ms else own.encoder.at_context(context)
         self.chunk_ms = chunk_ms
         self.streams, self.chunk = self.encoder.streams, self.encoder.chunk
         self.layers, self.factor = len(self.encoder.layers), self.encoder.factor

@@ -1,6 +1,7 @@
 """The comparison measures what it says, passes what is right, and names the stage, layer and step of what is not."""
 
 import copy
+import dataclasses
 import json
 import math
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ from nemotron_npu.audio import read_audio, sine
 from nemotron_npu.bounds import BOUNDS
 from nemotron_npu.checkpoint import attention_contexts, read_config
 from nemotron_npu.decisions import Decisions, Path, count_words, decide
-from nemotron_npu.decoder import Decoder, Emission
+from nemotron_npu.decoder import Decoder
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.environment import environment
 from nemotron_npu.errors import SetupError
@@ -273,7 +274,7 @@ def test_stages_of_both_engines_are_laid_out_alike_and_shown_without_a_trace(tin
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_another_context_of_a_loaded_encoder_is_that_of_one_loaded_with_it(tiny, recognizer, chunk_ms, clip):
     loaded, moved = load_recognizer(tiny, CPU, chunk_ms), copy.copy(recognizer)
-    moved.encoder = recognizer.encoder.at_context(*attention_contexts(read_config(tiny))[chunk_ms])
+    moved.encoder = recognizer.encoder.at_context(attention_contexts(read_config(tiny))[chunk_ms])
     for a, b in zip(loaded.encode(*loaded.preprocess([clip])), moved.encode(*moved.preprocess([clip])), strict=True):
         assert torch.equal(a, b)
     assert moved.encoder.layers is recognizer.encoder.layers
@@ -461,8 +462,7 @@ def test_a_swapped_token(demo, demo_nemo, clip, monkeypatch):
     step = Decoder.step
 
     def swapped(self, *args):
-        return [[Emission(e.id ^ 1 if e.frame == third else e.id, e.frame, e.probability) for e in s]
-                for s in step(self, *args)]  # fmt: skip
+        return [[dataclasses.replace(e, id=e.id ^ (e.frame == third)) for e in slot] for slot in step(self, *args)]
 
     right = demo.transcribe([clip])[0].tokens[2]
     third = right.frame
