@@ -390,7 +390,7 @@ def safety_line(d: Decisions) -> str:
 def words_line(d: Decisions) -> str:
     line = f"{d.reference_words:,} of {d.reference_words:,} equal"
     if d.word_errors:
-        line = f"{d.word_errors:,} errors in {d.reference_words:,} words ({d.word_percent:.2g} %) against the reference"
+        line = f"{d.word_errors:,} of {d.reference_words:,} wrong against the reference ({d.word_percent:.2g} %)"
     if d.transcript_words:
         own, theirs = (
             100 * errors / d.transcript_words
