@@ -18,6 +18,8 @@ DEMO_MODEL = HERE / "demo" / "demo.nemo"
 DEMO_CLIP = HERE / "demo" / "digits.wav"
 
 EARLY_CHECKS = 1000  # recordings whose headers are looked at before the model is loaded
+SINE = "1 s sine of 440 Hz"  # the write-up's input
+
 CATCH_UP_SECONDS = 5  # of sound, in which a stream may make up for the time that loading took
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -156,7 +158,13 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     measuring.add_argument(
         "--precision_compare",
         action="store_true",
-        help="compare the device with the CPU, on AUDIO or the sine; exit code 1 if it fails",
+        help="compare the device with NeMo on the CPU, stage by stage, on the sine and on AUDIO or the bundled clip; "
+        "exit code 1 if it fails",
+    )
+    measuring.add_argument(
+        "--bounds",
+        metavar="NAME=PERCENT,...",
+        help="what --precision_compare allows, in place of the dtype's own: mel, encoder, alone, joint, tokens, words",
     )
     measuring.add_argument(
         "--benchmark",
@@ -206,6 +214,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("--boost_alpha weighs --boost_words: name their file")
     if options.report and not (options.precision_compare or options.benchmark or options.wer_report):
         parser.error("--report needs --precision_compare, --benchmark or --wer_report: without them it has no figures")
+    if options.bounds and not options.precision_compare:
+        parser.error("--bounds needs --precision_compare")
     if options.benchmark:
         options.benchmark = _candidates(options)
     options.engine, options.dtype = options.engine or "native", options.dtype or "float32"
@@ -324,7 +334,7 @@ class Results:
             except InputError as error:
                 self.fail(place, error)
         self.todo = [place for place in self.todo if place not in self.broken]
-        if self.folder and self.args.batch_size > 1:  # where no order is kept: side by side are those of one length
+        if self.folder and self.args.batch_size != 1:  # where no order is kept: side by side are those of one length
             lengths = {place: self.recordings[place].seconds for place in self.todo}
             if None not in lengths.values():
                 self.todo.sort(key=lengths.get, reverse=True)
@@ -359,11 +369,15 @@ class Results:
             self.folder.write(place, transcript, document)
         else:
             self.done[place] = to_text(transcript), transcript.duration
-            self._print(recording, transcript, document)
-        if comparison and (self.folder or self.args.output_format == ("txt",)):
+            beside = (
+                comparison and not self.args.audio and recording.path != SINE
+            )  # the clip: its table comes at the end
+            if not (beside and _shows_text(self.args)):
+                self._print(recording, transcript, document)
+        if comparison and recording.path == SINE and _shows_text(self.args):
             from nemotron_npu.precision import to_table
 
-            self.console.result(to_table(comparison, recording.path, document["device"]))
+            self.console.result(to_table(comparison, SINE, document["device"]))
 
     def _print(self, recording, transcript, document: dict) -> None:
         from nemotron_npu.writers import dump, render, to_manifest, to_text
@@ -402,10 +416,12 @@ class Results:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
+    from nemotron_npu.bounds import BOUNDS
     from nemotron_npu.checkpoint import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
     from nemotron_npu.errors import SetupError
 
-    _check_report(args.report)
+    bounds = BOUNDS[args.dtype].changed(args.bounds)
+    _make_report_folder(args.report)
     if not args.debug:
         _silence_libraries(args.quiet)
     if args.model_path and is_hub_id(args.model_path):
@@ -426,7 +442,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     settings = {"model": str(path), "chunk_ms": chunk_ms, "dtype": args.dtype}
     with _output_folder(args, settings) as folder:
         results = Results(args, console, recordings, failed, folder)
-        code = _recognise(args, console, path, chunk_ms, phrases, results)
+        code = _recognise(args, console, path, chunk_ms, phrases, bounds, results)
     return code or (SOME_FAILED if results.failed else OK)
 
 
@@ -437,12 +453,13 @@ def _recordings(args: argparse.Namespace, console: Console) -> tuple[list, int]:
 
     if args.audio == ["-"]:
         return [Recording("stdin", "stdin")], 0
-    if not args.audio and (args.model_path or args.precision_compare):
+    if not args.audio:
+        clip = Recording(str(DEMO_CLIP), DEMO_CLIP.stem)
+        if not args.model_path and not args.precision_compare:
+            return [clip], 0
         from nemotron_npu.audio import sine
 
-        return [Recording("1 s sine of 440 Hz", "sine", samples=sine())], 0
-    if not args.audio:
-        return [Recording(str(DEMO_CLIP), DEMO_CLIP.stem)], 0
+        return [Recording(SINE, "sine", samples=sine()), *([clip] if args.precision_compare else [])], 0
     recordings, failed = [], 0
     for found in find_recordings(args.audio):
         if isinstance(found, InputError):
@@ -461,7 +478,9 @@ def _output_folder(args, settings: dict):
     return OutputFolder(args.output_dir, args.output_format, settings, args.resume)
 
 
-def _recognise(args: argparse.Namespace, console: Console, path: Path, chunk_ms, phrases, results: Results) -> int:
+def _recognise(
+    args: argparse.Namespace, console: Console, path: Path, chunk_ms, phrases, bounds, results: Results
+) -> int:
     """Recognise what is still to be done; return the exit code, but for what ``results`` counts as failed."""
     live = args.audio == ["-"]
     if live:
@@ -485,6 +504,7 @@ def _recognise(args: argparse.Namespace, console: Console, path: Path, chunk_ms,
     console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
     from nemotron_npu.recognizer import load_recognizer
 
+    reference = _load_reference(args, path, chunk_ms, console) if args.precision_compare else None
     console.say(f"loading {path.name} ...")
     began = time.perf_counter()
     recognizer = load_recognizer(
@@ -515,31 +535,27 @@ def _recognise(args: argparse.Namespace, console: Console, path: Path, chunk_ms,
     }
     if live:
         return _listen(args, console, recognizer, source, facts, results)
+    precision = _begin_precision(args, path, recognizer, reference, bounds, console) if reference else None
     with _progress(args, console, results) as progress:
         if args.stream:
             _stream_files(args, recognizer, facts, results, progress)
         else:
-            _recognise_files(args, console, path, recognizer, facts, results, progress)
-    _evaluate(args, console, facts, results)
+            try:
+                _recognise_files(args, console, recognizer, precision, facts, results, progress)
+            finally:
+                if precision:
+                    results.failed += not _end_precision(args, path, precision, facts, console)
+    _evaluate(args, console, path, facts, results)
     if args.benchmark and results.done:
-        del recognizer  # its memory is needed
+        del recognizer, reference, precision  # their memory is needed
         _benchmark(args, console, path, device, facts, results)
     return OK
 
 
-def _recognise_files(args, console: Console, path: Path, recognizer, facts: dict, results: Results, progress) -> None:
-    """Recognise files, and compare and measure as asked for."""
+def _recognise_files(args, console: Console, recognizer, precision, facts: dict, results: Results, progress) -> None:
+    """Recognise files, and add each to the comparison if there is one."""
     from nemotron_npu.errors import InputError
 
-    reference = None
-    if args.precision_compare:
-        import torch
-
-        from nemotron_npu.recognizer import load_recognizer
-
-        console.say("loading the CPU reference: NeMo ...")
-        reference = load_recognizer(path, torch.device("cpu"), args.chunk_ms, "nemo")
-    comparisons = []
     with closing(recognizer.results(progress.watched(), args.batch_size or recognizer.slots)) as transcripts:
         ordered = transcripts if results.folder else _in_order(transcripts)  # a folder takes them as they come
         last = time.perf_counter()
@@ -555,18 +571,14 @@ def _recognise_files(args, console: Console, path: Path, recognizer, facts: dict
             if not args.audio and (args.model_path or args.output_format != ("txt",)):  # where they are shown
                 document |= _shapes(recognizer, _waveform(recording))
             comparison = None
-            if reference:
-                comparison = _compare(recognizer, reference, recording, console)
-                results.failed += comparison is None or not comparison.passed
+            if precision:
+                comparison = _compare(args, precision, recording, transcript, console)
+                results.failed += comparison is None
                 last = time.perf_counter()
-            if comparison:
-                comparisons.append({"audio": recording.path, **comparison.as_dict()})
             try:
                 results.add(place, transcript, document, comparison)
             except InputError as error:
                 results.fail(place, error)
-    if args.report and reference:
-        _write_report(args.report, "precision.json", {**facts, "precision_compare": comparisons})
 
 
 def _timings(facts: dict, transcript, seconds: float) -> dict:
@@ -623,7 +635,7 @@ def _in_order(results):
         raise
 
 
-def _evaluate(args, console: Console, facts: dict, results: Results) -> None:
+def _evaluate(args, console: Console, path: Path, facts: dict, results: Results) -> None:
     """Print the error rates of all that is done and has a reference text; with a report write all figures."""
     from nemotron_npu.evaluation import evaluate, to_report, to_table, use_color
 
@@ -638,7 +650,7 @@ def _evaluate(args, console: Console, facts: dict, results: Results) -> None:
         width = shutil.get_terminal_size((100, 24)).columns
         _show_table(args, console, "\n" + to_report(evaluation, width, color))
     if args.report:
-        _write_report(args.report, "evaluation.json", {**facts, "evaluation": evaluation.as_dict()})
+        _write_report(args, path, "evaluation.json", {**facts, "evaluation": evaluation.as_dict()})
 
 
 def _shows_text(args) -> bool:
@@ -822,15 +834,65 @@ def _shapes(recognizer, waveform) -> dict:
     return {"preprocessed_shape": list(features.shape), "encoder_output_shape": list(encoded.shape)}
 
 
-def _compare(recognizer, reference, recording, console: Console):
-    """The comparison of one file; None, and a line on stderr, if it cannot be made."""
-    from nemotron_npu.precision import compare
+def _load_reference(args, path: Path, chunk_ms, console: Console):
+    """Stock NeMo on the CPU; before the candidate, since loading it takes twice its memory for a moment."""
+    import torch
 
+    from nemotron_npu.device import trim_memory
+    from nemotron_npu.recognizer import load_recognizer
+
+    console.say("loading the CPU reference: NeMo ...")
+    reference = load_recognizer(path, torch.device("cpu"), chunk_ms, "nemo")
+    trim_memory()
+    return reference
+
+
+def _begin_precision(args, path: Path, recognizer, reference, bounds, console: Console):
+    """The comparison to which inputs are added; with AUDIO it begins with the table of the write-up's sine.
+
+    AUDIO is streamed at every chunk length; without it one has to do, since the bundled clip is only a first look.
+    """
+    from nemotron_npu.audio import sine
+    from nemotron_npu.checkpoint import read_config
+    from nemotron_npu.precision import Precision, to_table
+
+    chunk_ms = args.chunk_ms or (None if args.audio else recognizer.chunk_ms)
+    precision = Precision(recognizer, reference, read_config(path), bounds, chunk_ms)
+    if args.audio:
+        _show_table(args, console, to_table(precision.add_signal(sine()), SINE, str(recognizer.device)))
+    return precision
+
+
+def _compare(args, precision, recording, transcript, console: Console):
+    """The comparison of one input; None, and a line on stderr, if it cannot be made."""
     try:
-        return compare(recognizer, reference, _waveform(recording))
+        waveform = _waveform(recording)
+        if recording.path == SINE:
+            return precision.add_signal(waveform)
+        name = recording.name if args.audio else DEMO_CLIP.name
+        console.say(f"comparing {name} ...")
+        comparison = precision.add(name, waveform, transcript, recording.reference)
+        if not comparison.passed:
+            console.say(f"{recording.name}: FAILED, first at {comparison.failures[0]}")
+        return comparison
     except Exception as error:
         console.error(f"{recording.name}: cannot be compared: {type(error).__name__}: {error}", error)
         return None
+
+
+def _end_precision(args, path: Path, precision, facts: dict, console: Console) -> bool:
+    """Show what all inputs together say, and write the report; whether it is PASSED."""
+    from nemotron_npu.precision import stage_table
+
+    if precision.recordings:
+        _show_table(args, console, stage_table(precision, facts))
+    if args.report:
+        from nemotron_npu.environment import environment
+        from nemotron_npu.precision_page import write_report
+
+        page = write_report(precision, facts, environment(path), Path(args.report))
+        console.say(f"report: {page}")
+    return precision.passed
 
 
 def _benchmark(args, console: Console, path: Path, device, facts: dict, results: Results) -> None:
@@ -852,33 +914,29 @@ def _benchmark(args, console: Console, path: Path, device, facts: dict, results:
     _show_table(args, console, table)
     if args.report:
         plot(result, path.name, Path(args.report) / "benchmark.png")
-        _write_report(args.report, "benchmark.json", {**facts, "benchmark": as_dict(result)})
+        _write_report(args, path, "benchmark.json", {**facts, "benchmark": as_dict(result)})
 
 
-def _check_report(name: str | None) -> None:
-    from nemotron_npu.errors import SetupError
+def _make_report_folder(name: str | None) -> None:
+    """Make it before the work, so that a wrong name costs no time."""
+    from nemotron_npu.errors import SetupError, first_line
 
     if name is None:
         return
     try:
         os.makedirs(name, exist_ok=True)
-        if not os.access(name, os.W_OK):
-            raise PermissionError(0, "no permission to write there")
     except OSError as error:
-        raise SetupError(f"--report {name}: {error.strerror}: name a folder that can be made or written to") from error
+        raise SetupError(f"--report {name}: not a folder that can be made: {first_line(error)}") from error
+    if not os.access(name, os.W_OK | os.X_OK):
+        raise SetupError(f"--report {name}: this folder cannot be written to")
 
 
-def _write_report(folder: str, name: str, figures: dict) -> None:
-    import platform
-
-    import torch
-
+def _write_report(args, path: Path, name: str, figures: dict) -> None:
+    from nemotron_npu.environment import environment
     from nemotron_npu.writers import dump
 
-    environment = {"python": platform.python_version(), "torch": torch.__version__, "command": sys.argv}
-    if "torch_npu" in sys.modules:
-        environment["torch_npu"] = sys.modules["torch_npu"].__version__
-    Path(folder, name).write_text(dump({**figures, "environment": environment}, indent=2) + "\n")
+    text = dump({**figures, "environment": environment(path)}, indent=1)
+    Path(args.report, name).write_text(text + "\n", encoding="utf-8")
 
 
 def _silence_libraries(quiet: bool) -> None:

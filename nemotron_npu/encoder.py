@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -209,6 +210,9 @@ class Encoder:
         self.out = _linear(weights, "out_proj", dtype) if weights.has("out_proj.weight") else None
         self.positions = [self._project(layer, self.block) for layer in self.layers] if self.streams else None
         weights.release()
+        self.observer: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+        """For comparisons: is shown each layer's input [n * slots, width], frames first, and at last what the last
+        layer makes of its own; what it returns takes its place."""
 
     def _set_context(self, context: list[int]) -> None:
         """Everything that follows from the attention context but the projected positions."""
@@ -295,7 +299,7 @@ class Encoder:
         """
         count = features.shape[1] // self.factor
         steady = min(state.position) >= max(self.keep, 1) and all(end is None for end in ends)
-        if not (self.record and self.streams and steady):
+        if not (self.record and self.streams and steady) or self.observer:
             encoded = self._encode(features, state, ends)
         elif count not in state.recorded:  # once as ever: what is made at the first use is not to be recorded
             state.recorded[count] = None
@@ -320,7 +324,11 @@ class Encoder:
         state.attention.reserve(count)
         state.convolution.reserve(count + self.conv_right)
         for index, layer in enumerate(self.layers):
+            if self.observer:
+                x = self.observer(index, x)
             x = self._layer_step(index, layer, x, mask, count, slots, state, ends)
+        if self.observer:
+            x = self.observer(len(self.layers), x)
         state.attention.advance(count)
         state.convolution.advance(count)
         if self.out is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +32,24 @@ def tiny(tmp_path_factory) -> Path:
 def digits() -> tuple[np.ndarray, int]:
     """The bundled clip as recorded: float32 [samples] and its rate, 8000 Hz."""
     return soundfile.read(CLIP, dtype="float32")
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    """Open a page in headless Chromium, if there is one: ``chromium(path, width)`` -> (its DOM, the browser's log)."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no Chromium here")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+
+    def show(page: Path, width: int) -> tuple[str, str]:
+        place = [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1000"]
+        command = [browser, *options, *place, "--dump-dom", page.as_uri()]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return result.stdout, result.stderr
+
+    return show
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -290,30 +291,45 @@ def test_a_checkpoint_with_broken_weights_is_one_line(cli, tiny, tmp_path):
 # ---------------------------------------------------------------- measuring
 
 
-def test_the_precision_of_speech_is_compared_file_by_file_and_reported(cli, tmp_path, stereo_mp3):
-    report = tmp_path / "a new folder"
-    code, out, _ = cli(CLIP, stereo_mp3, "--device", "cpu", "--precision_compare", "--report", report)
-    assert code == 0 and out.count("PASSED (< 1 %)") == 2 and out.count(CLIP_WORDS) == 2
+def test_the_precision_of_speech_is_compared_stage_by_stage_and_reported(cli, tmp_path, stereo_mp3):
+    report = tmp_path / "new" / "report"
+    options = ["--device", "cpu", "--precision_compare", "--chunk_ms", 560, "--report", report]
+    code, out, err = cli(CLIP, stereo_mp3, *options)
+    assert code == 0 and out.count(CLIP_WORDS) == 2, err
+    assert out.index("Precision of cpu against cpu: 1 s sine of 440 Hz") < out.index(CLIP_WORDS)
+    table = out[out.index("stage by stage: 2 recordings") :]
+    for line in (r"layer 4 .* 1\.0000", r"tokens +16 of 16 equal; smallest margin", r"words +16 of 16 equal",
+                 r"stream, 560 ms .* 16 of 16 tokens equal", r"the same twice +cpu 0, NeMo on the cpu 0",
+                 r"Verdict +PASSED"):  # fmt: skip
+        assert re.search(line, table), (line, table)
     figures = json.loads((report / "precision.json").read_text())
-    assert [c["audio"] for c in figures["precision_compare"]] == [str(CLIP), str(stereo_mp3)]
-    for comparison in figures["precision_compare"]:
-        assert comparison["verdict"] == "PASSED" and comparison["encoder"]["max_error"] < 1e-4
-        assert comparison["cpu_against_cpu"] == {"mse": 0, "mae": 0, "max_error": 0, "relative_error_percent": 0}
-    assert figures["environment"]["command"] and figures["parameters"] > 1e6
+    assert [r["audio"] for r in figures["recordings"]] == [str(CLIP), str(stereo_mp3)]
+    assert {r["verdict"] for r in figures["recordings"]} == {"PASSED"}
+    assert figures["sine"]["cpu_against_cpu"] == {"mse": 0, "mae": 0, "max_error": 0, "relative_error_percent": 0}
+    assert figures["environment"]["command"] and figures["candidate"]["parameters"] > 1e6
+    assert "PASSED" in (report / "precision.html").read_text() and str(report) in err
 
 
 def test_nemo_compared_with_nemo_on_the_cpu_is_equal_to_the_last_bit(cli, tiny, tmp_path):
-    options = ["--engine", "nemo", "--device", "cpu", "--precision_compare", "--report", tmp_path]
+    options = ["--engine", "nemo", "--device", "cpu", "--precision_compare", "--chunk_ms", 1120, "--report", tmp_path]
     assert cli("--model_path", tiny, *options)[0] == 0
     figures = json.loads((tmp_path / "precision.json").read_text())
-    comparison = figures["precision_compare"][0]
-    assert figures["engine"] == "nemo"
-    assert comparison["encoder"]["max_error"] == comparison["preprocessor"]["max_error"] == 0
+    assert figures["candidate"]["engine"] == "nemo"
+    assert figures["sine"]["encoder"]["max_error"] == figures["sine"]["preprocessor"]["max_error"] == 0
+    for walk in figures["walks"].values():
+        assert all(row["accumulated"]["max_error"] == 0 for row in walk["stages"])
 
 
-def test_without_audio_the_comparison_takes_the_sine(cli):
-    code, out, _ = cli("--device", "cpu", "--precision_compare")
-    assert code == 0 and "Precision of cpu against cpu: 1 s sine of 440 Hz" in out
+def test_without_audio_the_comparison_takes_the_sine_and_the_bundled_clip(cli):
+    options = ["--device", "cpu", "--precision_compare", "--chunk_ms", 1120]
+    code, out, _ = cli(*options)
+    assert code == 0 and "Precision of cpu against cpu: 1 s sine of 440 Hz" in out and CLIP_WORDS not in out
+    assert out.index("Verdict                 PASSED (< 1 %)") < out.index("stage by stage: digits.wav, 6.8 s")
+    code, out, err = cli(*options, "--output_format", "json")
+    sine, clip = map(json.loads, out.splitlines())
+    assert sine["precision_compare"]["verdict"] == clip["precision_compare"]["verdict"] == "PASSED"
+    assert clip["text"] == CLIP_WORDS and clip["precision_compare"]["stages"][0]["stage"] == "log-mel"
+    assert "stage by stage" in err
 
 
 def test_a_comparison_that_fails_says_so_and_ends_with_1(cli, tiny, monkeypatch, tmp_path):
@@ -326,28 +342,38 @@ def test_a_comparison_that_fails_says_so_and_ends_with_1(cli, tiny, monkeypatch,
         return encoded * 1.05, frames
 
     monkeypatch.setattr(Recognizer, "encode", spoiled)
-    arguments = ["--model_path", tiny, "--device", "cpu", "--precision_compare", "--report", tmp_path]
-    code, out, _ = cli(*arguments)
+    arguments = ["--model_path", tiny, "--device", "cpu", "--precision_compare", "--chunk_ms", 1120]
+    code, out, _ = cli(*arguments, "--report", tmp_path)
     assert code == 1 and "FAILED: relative error 5.0" in out
-    assert json.loads((tmp_path / "precision.json").read_text())["precision_compare"][0]["verdict"] == "FAILED"
+    figures = json.loads((tmp_path / "precision.json").read_text())
+    assert figures["verdict"] == figures["sine"]["verdict"] == "FAILED"
+    assert "FAILED" in (tmp_path / "precision.html").read_text()
     code, out, _ = cli(*arguments, "--output_format", "json")
-    assert code == 1 and json.loads(out)["precision_compare"]["verdict"] == "FAILED"
+    assert code == 1 and json.loads(out.splitlines()[0])["precision_compare"]["verdict"] == "FAILED"
+    assert cli(*arguments, "--bounds", "encoder=6")[0] == 0
 
 
 def test_a_file_that_cannot_be_compared_does_not_cost_the_others(cli, tiny, poison, monkeypatch):
-    from nemotron_npu import precision
+    from nemotron_npu.precision import Precision
 
-    compare = precision.compare
+    add = Precision.add
 
-    def failing(candidate, reference, waveform):
+    def failing(self, audio, waveform, *rest):
         if len(waveform) == POISON:
             raise RuntimeError("the device said no")
-        return compare(candidate, reference, waveform)
+        return add(self, audio, waveform, *rest)
 
-    monkeypatch.setattr(precision, "compare", failing)
-    code, out, err = cli("--model_path", tiny, poison, CLIP, "--device", "cpu", "--precision_compare", "--quiet")
-    assert code == 1 and out.count("PASSED") == 1
+    monkeypatch.setattr(Precision, "add", failing)
+    options = ["--device", "cpu", "--precision_compare", "--chunk_ms", 1120, "--quiet"]
+    code, out, err = cli("--model_path", tiny, poison, CLIP, *options)
+    assert code == 1 and re.search(r"stage by stage: .*digits.wav", out) and "PASSED" in out.splitlines()[-1]
     assert err == f"inference.py: {poison}: cannot be compared: RuntimeError: the device said no\n"
+
+
+def test_bounds_that_are_none_are_known_before_the_work(cli):
+    code, out, err = cli("--precision_compare", "--bounds", "layer=1")
+    assert (code, out) == (2, "") and err.startswith("inference.py: --bounds: 'layer=1' is none: NAME=PERCENT")
+    assert cli(CLIP, "--bounds", "encoder=1")[0] == 2
 
 
 def test_debug_shows_where_an_error_came_from(cli, tmp_path):
@@ -355,16 +381,16 @@ def test_debug_shows_where_an_error_came_from(cli, tmp_path):
     assert code == 2 and "Traceback" in err and "none.nemo: no such file" in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["no/such/folder/report", CLIP])
-def test_a_report_that_cannot_be_written_is_known_before_the_work(cli, name, tmp_path):
-    (tmp_path / "no").touch()
-    name = name if name == CLIP else tmp_path / name
-    code, out, err = cli("--precision_compare", "--report", name)
-    assert (code, out, len(err.splitlines())) == (2, "", 1) and f"--report {name}" in err
+def test_a_report_that_cannot_be_written_is_known_before_the_work(cli, tmp_path):
+    taken = tmp_path / "file"
+    taken.write_text("")
+    for name in (taken, taken / "inside"):
+        code, out, err = cli("--precision_compare", "--report", name)
+        assert (code, out, len(err.splitlines())) == (2, "", 1) and f"--report {name}: not a folder" in err
 
 
 def test_a_report_of_nothing_is_refused(cli):
-    code, _, err = cli(CLIP, "--report", "report.json")
+    code, _, err = cli(CLIP, "--report", "report")
     assert code == 2 and "--report needs" in err
 
 

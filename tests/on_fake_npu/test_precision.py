@@ -1,0 +1,92 @@
+"""The comparison on ``npu:0``: what a device does wrong, and its dtypes, show where they are."""
+
+import json
+
+import fake_npu
+import pytest
+import torch
+from checkpoints import TINY_SIZE, build_model, train_tokenizer
+from support import CLIP
+
+from nemotron_npu.audio import read_audio
+from nemotron_npu.checkpoint import read_config
+from nemotron_npu.device import choose_device
+from nemotron_npu.precision import Precision
+from nemotron_npu.recognizer import load_recognizer
+
+fake_npu.install()
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+LAYERS = 8
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A random checkpoint of 8 layers; what layer 3's first feed-forward makes in between does not fit into float16."""
+    folder = tmp_path_factory.mktemp("deep")
+    train_tokenizer(["one two three four five six seven eight nine zero"] * 50, 32, folder)
+    model = build_model(folder, **{**TINY_SIZE, "layers": LAYERS, "pieces": 32}).eval()
+    with torch.no_grad():
+        model.encoder.layers[3].feed_forward1.linear1.weight *= 3e5
+        model.encoder.layers[3].feed_forward1.linear2.weight /= 3e5
+    path = folder / "deep.nemo"
+    model.save_to(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(deep):
+    return load_recognizer(deep, CPU, engine="nemo")
+
+
+def compared(deep, reference, dtype="float32"):
+    device, _ = choose_device("npu:0")
+    precision = Precision(load_recognizer(deep, device, dtype=dtype), reference, read_config(deep), chunk_ms=560)
+    precision.add("digits.wav", read_audio(str(CLIP))[:48000])
+    return precision
+
+
+def over(stages):
+    return [name for name, tally in stages.tallies.items() if tally.exceeds]
+
+
+def test_a_device_that_computes_as_the_cpu_does_passes(deep, reference):
+    precision = compared(deep, reference)
+    assert precision.passed, precision.failures
+    assert precision.totals["recording"].decisions.reference_tokens > 0
+
+
+def test_an_operator_with_a_wrong_result_in_layer_7_is_that_layers_fault(deep, reference, monkeypatch):
+    run, calls = fake_npu._run, []
+
+    def wrong(func, args, kwargs):
+        out = run(func, args, kwargs)
+        if func is torch.ops.aten._softmax.default:
+            calls.append(func)
+            if len(calls) % LAYERS == 0:  # one for each layer: the last one's
+                out._raw.mul_(1.2)  # probabilities that add up to 1.2
+        return out
+
+    monkeypatch.setattr(fake_npu, "_run", wrong)
+    precision = compared(deep, reference)
+    assert calls and precision.failures[0].stage == "layer 7" and precision.failures[0].frame == 0
+    recording = precision.totals["recording"]
+    assert over(recording.alone) == ["layer 7"] and over(recording.accumulated)[0] == "layer 7"
+
+
+def test_an_overflow_of_float16_in_layer_3_is_that_layers_fault(deep, reference):
+    precision = compared(deep, reference, "float16")
+    first = precision.failures[0]
+    assert first.stage == "layer 3" and "of the candidate not finite" in first.reason, precision.failures
+    assert over(precision.totals["recording"].alone) == ["layer 3"]
+
+
+def test_the_command_line_reports_the_device_with_all_versions(cli, tmp_path):
+    options = ["--device", "npu:0", "--precision_compare", "--chunk_ms", 1120, "--report", tmp_path]
+    code, out, err = cli(CLIP, *options)
+    assert code == 0 and "npu:0 (native, float32) against NeMo (cpu, float32)" in out, err
+    figures = json.loads((tmp_path / "precision.json").read_text())
+    assert figures["candidate"]["device"] == "npu:0" and figures["environment"]["torch_npu"].endswith("+fake")
+    assert figures["walks"]["recording"]["repeated"]["candidate"] == {"max_error": 0, "stage": None}
+    assert "npu:0" in (tmp_path / "precision.html").read_text()
