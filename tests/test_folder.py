@@ -19,7 +19,7 @@ import pytest
 import soundfile
 import soxr
 from omegaconf import OmegaConf
-from support import CLIP, CLIP_WORDS, ROOT, run_process
+from support import CLIP, CLIP_WORDS, ROOT, run_process, take_certainties
 
 import inference
 from nemotron_npu import progress
@@ -70,7 +70,7 @@ def files(folder: Path) -> set[str]:
 
 
 def contents(folder: Path) -> dict:
-    """What is in the files, but for how long it took."""
+    """What is in the files, but for how long it took and the last bits of probabilities, which neighbours change."""
     found = {}
     for name in files(folder):
         text = (folder / name).read_text()
@@ -78,7 +78,10 @@ def contents(folder: Path) -> dict:
             documents = [json.loads(line) for line in text.splitlines()]
             for document in documents:
                 document.pop("timings", None)
+                take_certainties(document)
             text = sorted(json.dumps(document) for document in documents) if name == "results.jsonl" else documents
+        elif name.endswith(".ctm"):
+            text = [line.split()[:5] for line in text.splitlines()]
         found[name] = text
     return found
 
