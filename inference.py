@@ -583,7 +583,7 @@ def _recognise_files(args, console: Console, recognizer, precision, facts: dict,
 
 def _timings(facts: dict, transcript, seconds: float) -> dict:
     """Seconds of loading the model, and of this recording since the one before it."""
-    return {**facts["timings"], "seconds": round(seconds, 4), "rtfx": round(transcript.duration / seconds, 2)}
+    return {**facts["timings"], "seconds": round(seconds, 4), "rtfx": round(transcript.duration / max(seconds, 1e-6), 2)}
 
 
 def _decoder_device(args):
@@ -757,6 +757,8 @@ def _stream_files(args, recognizer, facts: dict, results: Results, progress) -> 
     def blocks(watched):
         for block in watched.blocks():
             for first in range(0, len(block), recognizer.chunk_samples):
+                if stopped and results.folder:
+                    raise KeyboardInterrupt  # half a recording is not done: --resume begins it again
                 if stopped:
                     return
                 yield block[first : first + recognizer.chunk_samples]

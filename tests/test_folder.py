@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import soundfile
 import soxr
 from omegaconf import OmegaConf
-from support import CLIP, CLIP_WORDS, ROOT, run_process
+from support import CLIP, CLIP_WORDS, ROOT, run_process, take_certainties
 
 import inference
 from nemotron_npu import progress
@@ -70,7 +71,7 @@ def files(folder: Path) -> set[str]:
 
 
 def contents(folder: Path) -> dict:
-    """What is in the files, but for how long it took."""
+    """What is in the files, but for how long it took and the last bits of probabilities, which neighbours change."""
     found = {}
     for name in files(folder):
         text = (folder / name).read_text()
@@ -78,7 +79,10 @@ def contents(folder: Path) -> dict:
             documents = [json.loads(line) for line in text.splitlines()]
             for document in documents:
                 document.pop("timings", None)
+                take_certainties(document)
             text = sorted(json.dumps(document) for document in documents) if name == "results.jsonl" else documents
+        elif name.endswith(".ctm"):
+            text = [line.split()[:5] for line in text.splitlines()]
         found[name] = text
     return found
 
@@ -279,6 +283,25 @@ def test_ctrl_c_keeps_what_is_done_and_says_what_is_left(cli, calls, tmp_path, m
     assert (code, out) == (130, "") and err.splitlines()[-1] == "inference.py: interrupted"
     assert "7 recordings: 1 done, 0 failed, 6 left: --resume goes on with them; " in err.splitlines()[-2]
     assert len(lines(tmp_path / "results.jsonl")) == len(lines(tmp_path / "manifest.jsonl")) == 1
+
+
+def test_a_stream_that_is_cut_short_is_not_done(cli, calls, tmp_path, monkeypatch):
+    from nemotron_npu.encoder import Encoder
+
+    step, calls_of_step = Encoder.step, []
+
+    def interrupted(*args):
+        calls_of_step.append(args)
+        if len(calls_of_step) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*args)
+
+    monkeypatch.setattr(Encoder, "step", interrupted)
+    options = [calls / "day 1", "--stream", "--output_dir", tmp_path, "--device", "cpu"]
+    code, out, err = cli(*options)
+    assert (code, out) == (130, "") and "0 done, 0 failed, 7 left: --resume goes on with them" in err
+    assert cli(*options, "--resume")[0] == 0
+    assert [line["pred_text"] for line in lines(tmp_path / "manifest.jsonl")] == [CLIP_WORDS] * 7
 
 
 def test_a_disk_that_is_full_is_one_line_and_exit_code_2(cli, calls, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import soundfile
-from support import CLIP, CLIP_WORDS, ROOT, run_process
+from support import CLIP, CLIP_WORDS, ROOT, run_process, take_certainties
 
 import inference
 from nemotron_npu.audio import read_audio
@@ -193,15 +193,6 @@ def assert_same_document(live: dict, file: dict) -> None:
     certain = [take_certainties(document) for document in (live, file)]
     assert live == file
     assert certain[0] == pytest.approx(certain[1], abs=1e-4)
-
-
-def take_certainties(value) -> list[float]:
-    """Remove the probabilities and confidences from a document, and return them."""
-    taken = []
-    if isinstance(value, dict):
-        taken = [value.pop(name) for name in ("probability", "confidence") if value.get(name) is not None]
-        value = list(value.values())
-    return taken + [x for item in value if isinstance(item, (dict, list)) for x in take_certainties(item)]
 
 
 @pytest.mark.parametrize(
