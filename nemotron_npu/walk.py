@@ -112,7 +112,7 @@ class Walk:
     mismatch: str | None = None
     """Two different numbers of feature frames."""
     failed: list[Failure] = field(default_factory=list)
-    """The first failure of each recording that was absorbed."""
+    """What ``stage_failures`` said of each recording that was absorbed."""
     pictures: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """|candidate - reference| of mel and encoder output, a float32 [frames, channels] of each block; of one recording.
     Channels are pooled to ``PICTURE_ROWS`` at most by their largest."""
