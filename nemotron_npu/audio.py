@@ -18,6 +18,7 @@ import soxr
 
 from .errors import InputError, SetupError
 
+SINE = "1 s sine of 440 Hz"  # what the write-up's input is called
 SAMPLE_RATE = 16_000  # Hz, what the model was trained on
 HEADER_BYTES = 1 << 24  # of a wav stream, at most
 BLOCK_SECONDS = 30  # of a file decoded at a time

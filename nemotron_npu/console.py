@@ -1,0 +1,34 @@
+"""What a person reads while it runs."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+
+
+class Console:
+    """What a person reads while it runs, on stderr.  Results are printed to stdout."""
+
+    def __init__(self, quiet: bool, debug: bool):
+        self.quiet, self.debug = quiet, debug
+        self.aside = nullcontext
+        """Makes way for what is written meanwhile: a progress bar's."""
+
+    def say(self, message: str) -> None:
+        if not self.quiet:
+            with self.aside():
+                print(message, file=sys.stderr, flush=True)
+
+    def error(self, message: str, cause: Exception | None = None) -> None:
+        """One line; with --debug the traceback of ``cause`` before it."""
+        with self.aside():
+            if self.debug and cause:
+                import traceback
+
+                traceback.print_exception(cause)
+            line = " ".join(message.splitlines())
+            print(f"inference.py: {line}", file=sys.stderr, flush=True)
+
+    def result(self, text: str, end: str = "\n") -> None:
+        with self.aside():
+            print(text, end=end, flush=True)

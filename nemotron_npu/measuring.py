@@ -1,0 +1,167 @@
+"""``--precision_compare``, ``--benchmark``, ``--wer_report`` and ``--report`` on the command line: run, show, write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from .audio import SINE
+from .console import Console
+from .errors import SetupError, first_line
+from .results import Results, show_table, shows_text
+
+
+def waveform_of(recording):
+    """The samples of a recording, decoded: float32 [samples] at 16 kHz."""
+    from .audio import read_audio
+
+    return read_audio(recording)
+
+
+def evaluate_results(args, console: Console, path: Path, facts: dict, results: Results) -> None:
+    """Print the error rates of all that is done and has a reference text; with a report write all figures."""
+    from .evaluation import evaluate, to_report, to_table, use_color
+
+    done = [(results.recordings[place], *results.done[place]) for place in sorted(results.done)]
+    scored = [(r.name, r.reference, text, duration) for r, text, duration in done if r.reference is not None]
+    if not scored:
+        return
+    evaluation = evaluate(scored)
+    show_table(args, console, to_table(evaluation))
+    if args.wer_report:
+        color = use_color(sys.stdout if shows_text(args) else sys.stderr)
+        width = shutil.get_terminal_size((100, 24)).columns
+        show_table(args, console, "\n" + to_report(evaluation, width, color))
+    if args.report:
+        write_report(args, path, "evaluation.json", {**facts, "evaluation": evaluation.as_dict()})
+
+
+def compare_chunks(args, console: Console, recognizer, results: Results) -> None:
+    """Transcribe at each chunk size that the model offers and print the errors of each."""
+    from .checkpoint import attention_contexts
+    from .evaluation import evaluate, to_chunk_table
+    from .writers import dump
+
+    places = [place for place in results.todo if results.recordings[place].reference is not None]
+    rows = []
+    for chunk_ms in sorted(attention_contexts(recognizer.config)):
+        console.say(f"transcribing at {chunk_ms} ms ...")
+        began, scored = time.perf_counter(), []
+        recordings = [results.recordings[place] for place in places]
+        for index, transcript in recognizer.at_chunk(chunk_ms).results(recordings, args.batch_size or recognizer.slots):
+            if isinstance(transcript, Exception):
+                results.fail(places[index], transcript)
+            else:
+                recording = recordings[index]
+                scored.append((recording.name, recording.reference, transcript.text, transcript.duration))
+        seconds = time.perf_counter() - began
+        places = [place for place in places if place not in results.broken]  # what failed once is not tried again
+        if not scored:
+            return
+        evaluation = evaluate(scored)
+        rows.append((chunk_ms, evaluation, seconds))
+        if not shows_text(args):
+            overall = {"files": len(scored), "duration": evaluation.overall.duration, **evaluation.overall.as_dict()}
+            console.result(dump({"chunk_ms": chunk_ms, "seconds": seconds, **overall}))
+    show_table(args, console, to_chunk_table(rows))
+
+
+def load_reference(args, path: Path, chunk_ms, console: Console):
+    """Stock NeMo on the CPU; before the candidate, since loading it takes twice its memory for a moment."""
+    import torch
+
+    from .device import trim_memory
+    from .recognizer import load_recognizer
+
+    console.say("loading the CPU reference: NeMo ...")
+    reference = load_recognizer(path, torch.device("cpu"), chunk_ms, "nemo")
+    trim_memory()
+    return reference
+
+
+def begin_precision(args, path: Path, recognizer, reference, bounds, console: Console):
+    """The comparison to which inputs are added; with AUDIO it begins with the table of the write-up's sine.
+
+    AUDIO is streamed at every chunk length; without it one has to do, since the bundled clip is only a first look.
+    """
+    from .audio import sine
+    from .checkpoint import read_config
+    from .precision import Precision, to_table
+
+    chunk_ms = args.chunk_ms or (None if args.audio else recognizer.chunk_ms)
+    precision = Precision(recognizer, reference, read_config(path), bounds, chunk_ms)
+    if args.audio:
+        show_table(args, console, to_table(precision.add_signal(sine()), SINE, str(recognizer.device)))
+    return precision
+
+
+def compare(args, precision, recording, transcript, console: Console):
+    """The comparison of one input; None, and a line on stderr, if it cannot be made."""
+    try:
+        waveform = waveform_of(recording)
+        if recording.path == SINE:
+            return precision.add_signal(waveform)
+        name = recording.name if args.audio else Path(recording.path).name
+        console.say(f"comparing {name} ...")
+        comparison = precision.add(name, waveform, transcript, recording.reference)
+        if not comparison.passed:
+            console.say(f"{recording.name}: FAILED, first at {comparison.failures[0]}")
+        return comparison
+    except Exception as error:
+        console.error(f"{recording.name}: cannot be compared: {type(error).__name__}: {error}", error)
+        return None
+
+
+def end_precision(args, path: Path, precision, facts: dict, console: Console) -> bool:
+    """Show what all inputs together say, and write the report; whether it is PASSED."""
+    from .precision import stage_table
+
+    if precision.recordings:
+        show_table(args, console, stage_table(precision, facts))
+    if args.report:
+        from .environment import environment
+        from .precision_page import write_report
+
+        page = write_report(precision, facts, environment(path), Path(args.report))
+        console.say(f"report: {page}")
+    return precision.passed
+
+
+def run_benchmark(args, console: Console, path: Path, device, facts: dict, recordings: list) -> None:
+    """Measure with the sound of ``recordings``, print the table, and write figures and plot where there is a report."""
+    import numpy as np
+
+    from .benchmark import as_dict, benchmark, plot, to_table
+    from .linear import offered_dtypes
+
+    speech = np.concatenate([waveform_of(recording) for recording in recordings])
+    candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
+    result = benchmark(path, device, candidates, speech, args.graph == "on", console.say)
+    table = to_table(result, path.name)
+    show_table(args, console, table)
+    if args.report:
+        plot(result, path.name, Path(args.report) / "benchmark.png")
+        write_report(args, path, "benchmark.json", {**facts, "benchmark": as_dict(result)})
+
+
+def make_report_folder(name: str | None) -> None:
+    """Make it before the work, so that a wrong name costs no time."""
+    if name is None:
+        return
+    try:
+        os.makedirs(name, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"--report {name}: not a folder that can be made: {first_line(error)}") from error
+    if not os.access(name, os.W_OK | os.X_OK):
+        raise SetupError(f"--report {name}: this folder cannot be written to")
+
+
+def write_report(args, path: Path, name: str, figures: dict) -> None:
+    from .environment import environment
+    from .writers import dump
+
+    text = dump({**figures, "environment": environment(path)}, indent=1)
+    Path(args.report, name).write_text(text + "\n", encoding="utf-8")
