@@ -20,3 +20,12 @@ def run_process(*args, **kwargs) -> subprocess.CompletedProcess:
     """Run a script with this Python in a process of its own."""
     command = [sys.executable, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def take_certainties(value) -> list[float]:
+    """Remove the probabilities and confidences from a document, and return them."""
+    taken = []
+    if isinstance(value, dict):
+        taken = [value.pop(name) for name in ("probability", "confidence") if value.get(name) is not None]
+        value = list(value.values())
+    return taken + [x for item in value if isinstance(item, (dict, list)) for x in take_certainties(item)]
