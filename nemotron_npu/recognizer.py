@@ -264,7 +264,7 @@ class Recognizer:
         """
         features = [FeatureStream(self.frontend).finish(torch.from_numpy(waveform)) for waveform in waveforms]
         lengths = torch.tensor([len(f) for f in features])
-        padded = torch.zeros(len(features), int(lengths.max()) + 1, self.frontend.mels)
+        padded = torch.zeros(len(features), max(map(len, features)) + 1, self.frontend.mels)
         for row, f in zip(padded, features, strict=True):
             row[: len(f)] = f
         return padded.transpose(1, 2).to(self.device), lengths.to(self.device)
