@@ -454,7 +454,7 @@ def to_table(result: Benchmark, model: str) -> str:
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     rates = ", ".join(f"{dtype} {rate:g}" for dtype, rate in result.rates["gflop_s"].items())
     head = [
-        f"Benchmark of {model} on {result.device}, {result.threads} CPU thread{'s' * (result.threads > 1)}",
+        f"Benchmark of {model} on {result.device}, {_threads(result)}",
         f"This machine reads {result.rates['read_gb_s']:g} GB/s and multiplies with {rates} GFLOP/s.",
     ]
     lines = [
@@ -469,6 +469,10 @@ def to_table(result: Benchmark, model: str) -> str:
 def _reached(row: Candidate, chunk_ms: int) -> str | None:
     bound = row.step_bound_ms.get(chunk_ms)
     return bound and f"{bound:.1f} ({100 * bound / row.steps[chunk_ms].median:.0f} %)"
+
+
+def _threads(result: Benchmark) -> str:
+    return f"{result.threads} CPU thread{'s' * (result.threads > 1)}"
 
 
 def plot(result: Benchmark, model: str, path: Path) -> None:
@@ -494,7 +498,7 @@ def plot(result: Benchmark, model: str, path: Path) -> None:
     axes.set_xticks(places, [f"{chunk} ms" for chunk in chunks])
     axes.set_xlabel("chunk")
     axes.set_ylabel("ms for a chunk: median, and up to the 95th percentile")
-    axes.set_title(f"A step of a live stream: {model} on {result.device}, {result.threads} CPU threads")
+    axes.set_title(f"A step of a live stream: {model} on {result.device}, {_threads(result)}")
     axes.grid(True, axis="y", which="both", alpha=0.2)
     axes.legend()
     figure.savefig(path, dpi=120)
