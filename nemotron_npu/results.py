@@ -101,7 +101,7 @@ class Results:
                 f"Encoder output shape: {document['encoder_output_shape']}\n"
                 f"Transcription: {text}"
             )
-        else:
+        elif recording.path != SINE:  # which says nothing
             self.console.result((f"{recording.name}: " if self.total > 1 else "") + text)
 
     def summary(self, seconds: float) -> str:
@@ -150,5 +150,5 @@ def progress_of(args, console: Console, results: Results):
     finally:
         console.aside = nullcontext
         progress.close()
-        if results.total > 1 or results.folder:
+        if args.audio and (results.total > 1 or results.folder):
             console.say(results.summary(progress.seconds))
