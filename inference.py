@@ -300,7 +300,7 @@ def run(args: argparse.Namespace, console) -> int:
     settings = {"model": str(path), "chunk_ms": chunk_ms, "dtype": args.dtype}
     with _output_folder(args, settings) as folder:
         results = Results(args, console, recordings, failed, folder)
-        code = _recognise(args, console, path, chunk_ms, phrases, bounds, results)
+        code = _recognise(args, console, path, settings, phrases, bounds, results)
     return code or (SOME_FAILED if results.failed else OK)
 
 
@@ -336,7 +336,7 @@ def _output_folder(args, settings: dict):
     return OutputFolder(args.output_dir, args.output_format, settings, args.resume)
 
 
-def _recognise(args, console, path: Path, chunk_ms, phrases: list, bounds, results) -> int:
+def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds, results) -> int:
     """Recognise what is still to be done; return the exit code, but for what ``results`` counts as failed."""
     from nemotron_npu.live import listen, stream_files
     from nemotron_npu.measuring import (
@@ -360,6 +360,7 @@ def _recognise(args, console, path: Path, chunk_ms, phrases: list, bounds, resul
     if not results.todo:
         if results.folder:
             console.say(results.summary(0))
+        evaluate_results(args, console, path, settings, results)  # what an earlier run has done
         return OK
 
     from nemotron_npu.device import choose_device, device_name
@@ -372,6 +373,7 @@ def _recognise(args, console, path: Path, chunk_ms, phrases: list, bounds, resul
     console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
     from nemotron_npu.recognizer import load_recognizer
 
+    chunk_ms = settings["chunk_ms"]
     reference = load_reference(args, path, chunk_ms, console) if args.precision_compare else None
     console.say(f"loading {path.name} ...")
     began = time.perf_counter()

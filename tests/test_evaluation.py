@@ -204,6 +204,15 @@ def test_every_figure_is_in_the_report(cli, known, tmp_path):
     assert figures["overall"]["words"]["hits"] == 10
 
 
+def test_a_folder_that_is_done_is_evaluated_without_a_model(cli, known, tmp_path, monkeypatch):
+    options = [known, "--device", "cpu", "--output_dir", tmp_path / "out", "--output_format", "txt", "--wer_report"]
+    first = cli(*options)[1]
+    monkeypatch.setattr("nemotron_npu.recognizer.load_recognizer", None)
+    code, out, err = cli(*options, "--resume", "--report", tmp_path / "report")
+    assert code == 1 and out == first and "The worst 1 of 2 files" in out and "0 done, 2 done before, 1 failed" in err
+    assert len(json.loads((tmp_path / "report" / "evaluation.json").read_text())["evaluation"]["files"]) == 2
+
+
 @pytest.mark.parametrize("engine", ["native", "nemo"])
 def test_all_chunk_sizes_in_one_table(cli, known, engine):
     code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all", "--engine", engine)
