@@ -272,6 +272,7 @@ def _device(text: str) -> str:
 
 def run(args: argparse.Namespace, console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
+    from nemotron_npu.boosting import digest
     from nemotron_npu.bounds import BOUNDS
     from nemotron_npu.checkpoint import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
     from nemotron_npu.errors import SetupError
@@ -297,7 +298,10 @@ def run(args: argparse.Namespace, console) -> int:
     if recordings and (args.wer_report or args.chunk_ms == "all") and all(r.reference is None for r in recordings):
         option = "--wer_report" if args.wer_report else "--chunk_ms all"
         raise SetupError(f"{option}: no input has a reference text: name a NeMo manifest whose entries have text")
+    confidence = args.confidence or ("max_prob" if args.engine == "native" else None)
+    boost_words = digest(phrases, args.boost_alpha)
     settings = {"model": str(path), "chunk_ms": chunk_ms, "dtype": args.dtype}
+    settings |= {"confidence": confidence, "boost_words": boost_words}
     with _output_folder(args, settings) as folder:
         results = Results(args, console, recordings, failed, folder)
         code = _recognise(args, console, path, settings, phrases, bounds, results)
@@ -400,8 +404,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         "engine": recognizer.engine,
         "device": str(device),
         "device_name": device_name(device),
-        "dtype": args.dtype,
-        "chunk_ms": recognizer.chunk_ms,
+        **{name: settings[name] for name in ("dtype", "chunk_ms", "confidence", "boost_words")},
         "timings": {"load": round(time.perf_counter() - began, 3)},
     }
     if live:
