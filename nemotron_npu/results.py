@@ -59,8 +59,11 @@ class Results:
             name = self.recordings[place].name
             self.console.error(f"{name}: cannot be transcribed: {type(error).__name__}: {error}", error)
 
-    def add(self, place: int, transcript, facts: dict, comparison=None) -> None:
-        """One result.  Raises InputError when it cannot be written, SetupError when nothing can."""
+    def add(self, place: int, transcript, facts: dict, comparison=None, shown: bool = False) -> None:
+        """One result, whose text may be ``shown`` already.
+
+        Raises InputError when it cannot be written, SetupError when nothing can.
+        """
         recording = self.recordings[place]
         facts = {**recording.facts_of_sound(), **facts}
         if comparison:
@@ -78,7 +81,7 @@ class Results:
             beside_the_sine = (
                 comparison and not self.args.audio and recording.path != SINE
             )  # its table is all it is for
-            if not (beside_the_sine and shows_text(self.args)):
+            if not (shown or (beside_the_sine and shows_text(self.args))):
                 self._print(recording, transcript, document)
         if comparison and recording.path == SINE and shows_text(self.args):
             from .precision import to_table
