@@ -200,9 +200,11 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     if len(options.output_format) > 1 and not options.output_dir:
         parser.error("--output_format: stdout takes one format, several need --output_dir")
     if options.chunk_ms == "all":
-        for other in ("stream", "precision_compare", "benchmark", "output_dir"):
+        for other in ("stream", "precision_compare", "benchmark", "output_dir", "wer_report"):
             if getattr(options, other):
                 parser.error(f"--chunk_ms all makes a table of its own: leave --{other} out")
+        if options.output_format[0] not in ("txt", "json", "jsonl"):
+            parser.error("--chunk_ms all makes a table, or in json a line for each chunk size, and nothing else")
     if options.boost_alpha != 1 and not options.boost_words:
         parser.error("--boost_alpha weighs --boost_words: name their file")
     if options.report and not (options.precision_compare or options.benchmark or options.wer_report):

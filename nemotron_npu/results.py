@@ -145,13 +145,23 @@ def timings(facts: dict, transcript, seconds: float) -> dict:
 @contextmanager
 def progress_of(args, console: Console, results: Results):
     """The progress of what is to be done; at the end, however it comes, what became of it."""
+    with show_progress(args, console, [results.recordings[place] for place in results.todo]) as progress:
+        try:
+            yield progress
+        finally:
+            progress.close()
+            if results.total > 1 or results.folder:
+                console.say(results.summary(progress.seconds))
+
+
+@contextmanager
+def show_progress(args, console: Console, recordings: list):
+    """A bar or lines for ``recordings``, which makes way for what the console writes."""
     quiet = args.quiet or (args.stream and sys.stdout.isatty())  # there the words grow
-    progress = Progress([results.recordings[place] for place in results.todo], console.say, quiet)
+    progress = Progress(recordings, console.say, quiet)
     console.aside = progress.aside
     try:
         yield progress
     finally:
         console.aside = nullcontext
         progress.close()
-        if results.total > 1 or results.folder:
-            console.say(results.summary(progress.seconds))

@@ -231,5 +231,29 @@ def test_without_a_reference_text_there_is_nothing_to_compare(cli, option):
 
 
 def test_all_chunk_sizes_make_a_table_of_their_own(cli):
-    for option in (["--stream"], ["--precision_compare"], ["--benchmark"], ["--output_dir", "out"]):
-        assert cli(CLIP, "--chunk_ms", "all", *option)[0] == 2
+    for option in (
+        ["--stream"],
+        ["--precision_compare"],
+        ["--benchmark"],
+        ["--output_dir", "out"],
+        ["--wer_report"],
+        ["--output_format", "srt"],
+    ):
+        code, out, err = cli(CLIP, "--chunk_ms", "all", *option)
+        assert (code, out) == (2, "") and "--chunk_ms all makes a table" in err
+
+
+def test_interrupted_the_chunk_sizes_so_far_are_in_the_table(cli, known, monkeypatch):
+    with known.open("a") as manifest:
+        manifest.write(json.dumps({"audio_filepath": str(CLIP)}) + "\n")
+    at_chunk = Recognizer.at_chunk
+
+    def interrupted(self, chunk_ms):
+        if chunk_ms == 560:
+            raise KeyboardInterrupt
+        return at_chunk(self, chunk_ms)
+
+    monkeypatch.setattr(Recognizer, "at_chunk", interrupted)
+    code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all")
+    assert code == 130 and [line.split()[0] for line in out.splitlines()[2:5]] == ["80", "160", "published:"]
+    assert "left out, without a reference text: 1 of 3" in err
