@@ -200,9 +200,11 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     if len(options.output_format) > 1 and not options.output_dir:
         parser.error("--output_format: stdout takes one format, several need --output_dir")
     if options.chunk_ms == "all":
-        for other in ("stream", "precision_compare", "benchmark", "output_dir"):
+        for other in ("stream", "precision_compare", "benchmark", "output_dir", "wer_report"):
             if getattr(options, other):
                 parser.error(f"--chunk_ms all makes a table of its own: leave --{other} out")
+        if options.output_format[0] not in ("txt", "json", "jsonl"):
+            parser.error("--chunk_ms all makes a table, or in json a line for each chunk size, and nothing else")
     if options.boost_alpha != 1 and not options.boost_words:
         parser.error("--boost_alpha weighs --boost_words: name their file")
     if options.report and not (options.precision_compare or options.benchmark or options.wer_report):
@@ -272,6 +274,7 @@ def _device(text: str) -> str:
 
 def run(args: argparse.Namespace, console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
+    from nemotron_npu.boosting import digest
     from nemotron_npu.bounds import BOUNDS
     from nemotron_npu.checkpoint import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
     from nemotron_npu.errors import SetupError
@@ -297,10 +300,13 @@ def run(args: argparse.Namespace, console) -> int:
     if recordings and (args.wer_report or args.chunk_ms == "all") and all(r.reference is None for r in recordings):
         option = "--wer_report" if args.wer_report else "--chunk_ms all"
         raise SetupError(f"{option}: no input has a reference text: name a NeMo manifest whose entries have text")
+    confidence = args.confidence or ("max_prob" if args.engine == "native" else None)
+    boost_words = digest(phrases, args.boost_alpha)
     settings = {"model": str(path), "chunk_ms": chunk_ms, "dtype": args.dtype}
+    settings |= {"confidence": confidence, "boost_words": boost_words}
     with _output_folder(args, settings) as folder:
         results = Results(args, console, recordings, failed, folder)
-        code = _recognise(args, console, path, chunk_ms, phrases, bounds, results)
+        code = _recognise(args, console, path, settings, phrases, bounds, results)
     return code or (SOME_FAILED if results.failed else OK)
 
 
@@ -336,7 +342,7 @@ def _output_folder(args, settings: dict):
     return OutputFolder(args.output_dir, args.output_format, settings, args.resume)
 
 
-def _recognise(args, console, path: Path, chunk_ms, phrases: list, bounds, results) -> int:
+def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds, results) -> int:
     """Recognise what is still to be done; return the exit code, but for what ``results`` counts as failed."""
     from nemotron_npu.live import listen, stream_files
     from nemotron_npu.measuring import (
@@ -360,6 +366,7 @@ def _recognise(args, console, path: Path, chunk_ms, phrases: list, bounds, resul
     if not results.todo:
         if results.folder:
             console.say(results.summary(0))
+        evaluate_results(args, console, path, settings, results)  # what an earlier run has done
         return OK
 
     from nemotron_npu.device import choose_device, device_name
@@ -372,6 +379,7 @@ def _recognise(args, console, path: Path, chunk_ms, phrases: list, bounds, resul
     console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
     from nemotron_npu.recognizer import load_recognizer
 
+    chunk_ms = settings["chunk_ms"]
     reference = load_reference(args, path, chunk_ms, console) if args.precision_compare else None
     console.say(f"loading {path.name} ...")
     began = time.perf_counter()
@@ -398,8 +406,7 @@ def _recognise(args, console, path: Path, chunk_ms, phrases: list, bounds, resul
         "engine": recognizer.engine,
         "device": str(device),
         "device_name": device_name(device),
-        "dtype": args.dtype,
-        "chunk_ms": recognizer.chunk_ms,
+        **{name: settings[name] for name in ("dtype", "chunk_ms", "confidence", "boost_words")},
         "timings": {"load": round(time.perf_counter() - began, 3)},
     }
     if live:

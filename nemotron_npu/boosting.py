@@ -8,6 +8,7 @@ Follows NeMo 2.7.3: ``context_graph_universal.py``, ``boosting_graph_batched.py`
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import deque
 from collections.abc import Callable
@@ -62,6 +63,18 @@ def read_phrases(path: str | Path) -> list[Phrase]:
     if not phrases:
         raise SetupError(f"--boost_words {path}: holds no phrase: one on each line is wanted")
     return list(phrases.values())
+
+
+def digest(phrases: list[Phrase], alpha: float) -> str | None:
+    """What results have in common with those of the same phrases, scores and weight; None without phrases.
+
+    As ``12 phrases, alpha 1, sha256 0f3a...``: the words themselves may be many.
+    """
+    if not phrases:
+        return None
+    lines = "".join(f"{phrase.text}\t{phrase.score!r}\n" for phrase in phrases)
+    count = f"{len(phrases)} phrase{'s' * (len(phrases) > 1)}"
+    return f"{count}, alpha {alpha:g}, sha256 {hashlib.sha256(lines.encode()).hexdigest()[:16]}"
 
 
 def spell(phrases: list[Phrase], encode: Callable, unknown: int) -> tuple[list[tuple[list[int], float]], list[Phrase]]:

@@ -104,8 +104,8 @@ def show_stream(args, recognizer, blocks, facts: dict, results: Results, place: 
     if growing:
         grow(to_text(transcript))
         print("" if shown else prefix, flush=True)
-    if results.folder or not growing:
-        results.add(place, transcript, {**facts, "timings": timings(facts, transcript, time.perf_counter() - began)})
+    document = {**facts, "timings": timings(facts, transcript, time.perf_counter() - began)}
+    results.add(place, transcript, document, shown=growing)
 
 
 @contextmanager

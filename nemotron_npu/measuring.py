@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 
 from .audio import SINE
 from .console import Console
 from .errors import SetupError, first_line
-from .results import Results, show_table, shows_text
+from .results import Results, show_progress, show_table, shows_text
 
 
 def waveform_of(recording):
@@ -40,33 +39,48 @@ def evaluate_results(args, console: Console, path: Path, facts: dict, results: R
 
 
 def compare_chunks(args, console: Console, recognizer, results: Results) -> None:
-    """Transcribe at each chunk size that the model offers and print the errors of each."""
+    """Transcribe at each chunk size that the model offers and print the errors of each; interrupted, those so far."""
     from .checkpoint import attention_contexts
     from .evaluation import evaluate, to_chunk_table
     from .writers import dump
 
     places = [place for place in results.todo if results.recordings[place].reference is not None]
+    if len(places) < len(results.todo):
+        console.say(f"left out, without a reference text: {len(results.todo) - len(places)} of {len(results.todo)}")
     rows = []
-    for chunk_ms in sorted(attention_contexts(recognizer.config)):
-        console.say(f"transcribing at {chunk_ms} ms ...")
-        began, scored = time.perf_counter(), []
-        recordings = [results.recordings[place] for place in places]
-        for index, transcript in recognizer.at_chunk(chunk_ms).results(recordings, args.batch_size or recognizer.slots):
+    try:
+        for chunk_ms in sorted(attention_contexts(recognizer.config)):
+            console.say(f"transcribing at {chunk_ms} ms ...")
+            scored, seconds = _scored(args, console, recognizer.at_chunk(chunk_ms), results, places)
+            places = [place for place in places if place not in results.broken]  # what failed once is not tried again
+            if not scored:
+                return
+            evaluation = evaluate(scored)
+            rows.append((chunk_ms, evaluation, seconds))
+            if not shows_text(args):
+                overall = {
+                    "files": len(scored),
+                    "duration": evaluation.overall.duration,
+                    **evaluation.overall.as_dict(),
+                }
+                console.result(dump({"chunk_ms": chunk_ms, "seconds": seconds, **overall}))
+    finally:
+        if rows:
+            show_table(args, console, to_chunk_table(rows))
+
+
+def _scored(args, console: Console, recognizer, results: Results, places: list[int]) -> tuple[list, float]:
+    """What ``evaluation.evaluate`` takes of the recordings at ``places``, and the seconds that they took."""
+    scored, recordings = [], [results.recordings[place] for place in places]
+    with show_progress(args, console, recordings) as progress:
+        for index, transcript in recognizer.results(progress.watched(), args.batch_size or recognizer.slots):
+            progress.finished()
             if isinstance(transcript, Exception):
                 results.fail(places[index], transcript)
             else:
                 recording = recordings[index]
                 scored.append((recording.name, recording.reference, transcript.text, transcript.duration))
-        seconds = time.perf_counter() - began
-        places = [place for place in places if place not in results.broken]  # what failed once is not tried again
-        if not scored:
-            return
-        evaluation = evaluate(scored)
-        rows.append((chunk_ms, evaluation, seconds))
-        if not shows_text(args):
-            overall = {"files": len(scored), "duration": evaluation.overall.duration, **evaluation.overall.as_dict()}
-            console.result(dump({"chunk_ms": chunk_ms, "seconds": seconds, **overall}))
-    show_table(args, console, to_chunk_table(rows))
+    return scored, progress.seconds
 
 
 def load_reference(args, path: Path, chunk_ms, console: Console):

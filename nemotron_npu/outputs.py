@@ -23,7 +23,7 @@ from .writers import FORMATS, dump, render, to_manifest, to_text
 
 RECORD, MANIFEST = "results.jsonl", "manifest.jsonl"
 PART = ".part"  # what is being written, until it gets its name
-SETTINGS = ("model", "chunk_ms", "dtype")  # what the results of a folder have in common
+SETTINGS = ("model", "chunk_ms", "dtype", "confidence", "boost_words")  # what the results of a folder have in common
 OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  # other failures would meet all results
 
 
@@ -174,8 +174,8 @@ class OutputFolder:
         for name, value in self.settings.items():
             if entry.settings.get(name) != value:
                 raise SetupError(
-                    f"--resume: the results in {self.path} were made with {name} {entry.settings.get(name)}, "
-                    f"this run has {value}: take another --output_dir"
+                    f"--resume: the results in {self.path} were made with {name} {entry.settings.get(name) or 'none'}, "
+                    f"this run has {value or 'none'}: take another --output_dir"
                 )
 
     def _keep(self, entries: list[_Entry]) -> None:

@@ -59,8 +59,11 @@ class Results:
             name = self.recordings[place].name
             self.console.error(f"{name}: cannot be transcribed: {type(error).__name__}: {error}", error)
 
-    def add(self, place: int, transcript, facts: dict, comparison=None) -> None:
-        """One result.  Raises InputError when it cannot be written, SetupError when nothing can."""
+    def add(self, place: int, transcript, facts: dict, comparison=None, shown: bool = False) -> None:
+        """One result, whose text may be ``shown`` already.
+
+        Raises InputError when it cannot be written, SetupError when nothing can.
+        """
         recording = self.recordings[place]
         facts = {**recording.facts_of_sound(), **facts}
         if comparison:
@@ -78,7 +81,7 @@ class Results:
             beside_the_sine = (
                 comparison and not self.args.audio and recording.path != SINE
             )  # its table is all it is for
-            if not (beside_the_sine and shows_text(self.args)):
+            if not (shown or (beside_the_sine and shows_text(self.args))):
                 self._print(recording, transcript, document)
         if comparison and recording.path == SINE and shows_text(self.args):
             from .precision import to_table
@@ -142,13 +145,23 @@ def timings(facts: dict, transcript, seconds: float) -> dict:
 @contextmanager
 def progress_of(args, console: Console, results: Results):
     """The progress of what is to be done; at the end, however it comes, what became of it."""
+    with show_progress(args, console, [results.recordings[place] for place in results.todo]) as progress:
+        try:
+            yield progress
+        finally:
+            progress.close()
+            if args.audio and (results.total > 1 or results.folder):
+                console.say(results.summary(progress.seconds))
+
+
+@contextmanager
+def show_progress(args, console: Console, recordings: list):
+    """A bar or lines for ``recordings``, which makes way for what the console writes."""
     quiet = args.quiet or (args.stream and sys.stdout.isatty())  # there the words grow
-    progress = Progress([results.recordings[place] for place in results.todo], console.say, quiet)
+    progress = Progress(recordings, console.say, quiet)
     console.aside = progress.aside
     try:
         yield progress
     finally:
         console.aside = nullcontext
         progress.close()
-        if args.audio and (results.total > 1 or results.folder):
-            console.say(results.summary(progress.seconds))

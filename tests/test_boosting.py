@@ -203,3 +203,19 @@ def test_the_command_line_boosts_and_names_what_it_leaves_out(cli, tmp_path):
     code, _, err = cli(CLIP, "--device", "cpu", "--boost_words", file, "--quiet")
     assert code == 2 and "upper or lower case" in err and len(err.splitlines()) == 1
     assert cli(CLIP, "--boost_alpha", "2")[0] == cli(CLIP, "--boost_words", file, "--boost_alpha", "-1")[0] == 2
+
+
+def test_results_of_other_phrases_are_not_mixed_in(cli, tmp_path):
+    file, other = tmp_path / "words.txt", tmp_path / "renamed.txt"
+    file.write_text("one seven nine\t4\n")
+    options = [CLIP, "--device", "cpu", "--output_dir", tmp_path / "out", "--output_format", "txt", "--resume"]
+    assert cli(*options, "--boost_words", file)[0] == 0
+    document = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    assert document["boost_words"].startswith("1 phrase, alpha 1, sha256 ")
+    code, _, err = cli(*options)
+    assert code == 2 and "boost_words 1 phrase, alpha 1, sha256 " in err and "this run has none" in err
+    assert cli(*options, "--boost_words", file, "--boost_alpha", "2")[0] == 2
+    file.rename(other)
+    assert "0 done, 1 done before" in cli(*options, "--boost_words", other)[2], "the name does not matter"
+    other.write_text("one seven nine\t3\n")
+    assert cli(*options, "--boost_words", other)[0] == 2

@@ -204,6 +204,15 @@ def test_every_figure_is_in_the_report(cli, known, tmp_path):
     assert figures["overall"]["words"]["hits"] == 10
 
 
+def test_a_folder_that_is_done_is_evaluated_without_a_model(cli, known, tmp_path, monkeypatch):
+    options = [known, "--device", "cpu", "--output_dir", tmp_path / "out", "--output_format", "txt", "--wer_report"]
+    first = cli(*options)[1]
+    monkeypatch.setattr("nemotron_npu.recognizer.load_recognizer", None)
+    code, out, err = cli(*options, "--resume", "--report", tmp_path / "report")
+    assert code == 1 and out == first and "The worst 1 of 2 files" in out and "0 done, 2 done before, 1 failed" in err
+    assert len(json.loads((tmp_path / "report" / "evaluation.json").read_text())["evaluation"]["files"]) == 2
+
+
 @pytest.mark.parametrize("engine", ["native", "nemo"])
 def test_all_chunk_sizes_in_one_table(cli, known, engine):
     code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all", "--engine", engine)
@@ -222,5 +231,29 @@ def test_without_a_reference_text_there_is_nothing_to_compare(cli, option):
 
 
 def test_all_chunk_sizes_make_a_table_of_their_own(cli):
-    for option in (["--stream"], ["--precision_compare"], ["--benchmark"], ["--output_dir", "out"]):
-        assert cli(CLIP, "--chunk_ms", "all", *option)[0] == 2
+    for option in (
+        ["--stream"],
+        ["--precision_compare"],
+        ["--benchmark"],
+        ["--output_dir", "out"],
+        ["--wer_report"],
+        ["--output_format", "srt"],
+    ):
+        code, out, err = cli(CLIP, "--chunk_ms", "all", *option)
+        assert (code, out) == (2, "") and "--chunk_ms all makes a table" in err
+
+
+def test_interrupted_the_chunk_sizes_so_far_are_in_the_table(cli, known, monkeypatch):
+    with known.open("a") as manifest:
+        manifest.write(json.dumps({"audio_filepath": str(CLIP)}) + "\n")
+    at_chunk = Recognizer.at_chunk
+
+    def interrupted(self, chunk_ms):
+        if chunk_ms == 560:
+            raise KeyboardInterrupt
+        return at_chunk(self, chunk_ms)
+
+    monkeypatch.setattr(Recognizer, "at_chunk", interrupted)
+    code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all")
+    assert code == 130 and [line.split()[0] for line in out.splitlines()[2:5]] == ["80", "160", "published:"]
+    assert "left out, without a reference text: 1 of 3" in err

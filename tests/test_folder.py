@@ -22,8 +22,7 @@ import soxr
 from omegaconf import OmegaConf
 from support import CLIP, CLIP_WORDS, ROOT, run_process, take_certainties
 
-import inference
-from nemotron_npu import progress
+from nemotron_npu import progress, results
 from nemotron_npu.progress import Progress
 from nemotron_npu.sources import Recording
 
@@ -170,7 +169,7 @@ def test_ctm_of_several_goes_to_stdout_and_subtitles_of_one(cli, calls):
 
 def test_broken_files_that_are_met_late_are_a_line_each_too(cli, calls, monkeypatch):
     """Of many inputs only the first are looked at before the model is loaded."""
-    monkeypatch.setattr(inference, "EARLY_CHECKS", 3)
+    monkeypatch.setattr(results, "EARLY_CHECKS", 3)
     code, out, err = cli(calls, "--batch_size", 2, "--device", "cpu", "--quiet")
     assert code == 1 and len(out.splitlines()) == 20 and len(err.splitlines()) == 5
     assert all(f"{calls}/{name}: " in err for name in BROKEN)
@@ -212,7 +211,7 @@ def test_streamed_files_are_written_too(cli, calls, tmp_path):
 
 def test_every_field_of_the_json_is_in_the_readme(cli, tmp_path):
     manifest = tmp_path / "m.json"
-    manifest.write_text(json.dumps({"audio_filepath": str(CLIP), "offset": 1.0}))
+    manifest.write_text(json.dumps({"audio_filepath": str(CLIP), "offset": 1.0, "text": "one four"}))
     options = ["--output_format", "jsonl", "--output_dir", tmp_path / "out", "--precision_compare", "--device", "cpu"]
     assert cli(manifest, *options)[0] == 0
     (document,) = lines(tmp_path / "out" / "results.jsonl")
@@ -223,7 +222,19 @@ def test_every_field_of_the_json_is_in_the_readme(cli, tmp_path):
             return set(value).union(*(names(item) for key, item in value.items() if key != "precision_compare"))
         return set().union(*map(names, value)) if isinstance(value, list) else set()
 
-    assert {"audio", "offset", "segments", "word", "confidence", "tokens", "frame", "rtfx", "output"} < names(document)
+    assert {
+        "audio",
+        "offset",
+        "segments",
+        "word",
+        "confidence",
+        "tokens",
+        "frame",
+        "rtfx",
+        "output",
+        "boost_words",
+        "rate",
+    } < names(document)
     for readme in ("README.md", "README.zh-CN.md"):
         text = (ROOT / readme).read_text()
         assert [name for name in sorted(names(document)) if f"`{name}`" not in text] == [], readme

@@ -276,6 +276,16 @@ def test_on_a_terminal_every_streamed_file_is_a_line_that_grows(start, terminal,
     assert b"".join(read_terminal(ours, until=line.encode())).decode() == f"{line}{silence}: \r\n{line}"
 
 
+def test_streams_on_a_terminal_are_counted_and_evaluated(start, terminal, tmp_path):
+    ours, theirs = terminal
+    manifest = tmp_path / "known.json"
+    manifest.write_text(2 * (json.dumps({"audio_filepath": str(CLIP), "text": CLIP_WORDS}) + "\n"))
+    process = start("--stream", manifest, "--wer_report", stdout=theirs)
+    assert process.wait(60) == 0 and b"2 recordings: 2 done, 0 failed; " in process.stderr.read()
+    shown = b"".join(read_terminal(ours, until=b"No errors, texts as written\r\n")).decode()
+    assert shown.count(f"{CLIP}: {CLIP_WORDS}\r\n") == 2 and "Word errors in 2 files" in shown
+
+
 def test_json_does_not_grow_on_a_terminal(start, terminal, pcm):
     ours, theirs = terminal
     process = start("-", "--quiet", "--output_format", "json", stdout=theirs)

@@ -13,7 +13,7 @@ from nemotron_npu.transcript import Token, Transcript, Word
 from nemotron_npu.writers import to_document
 
 KINDS = ("txt", "json", "srt", "manifest", "jsonl")
-SETTINGS = {"model": "demo.nemo", "chunk_ms": 1120, "dtype": "float32"}
+SETTINGS = {"model": "demo.nemo", "chunk_ms": 1120, "dtype": "float32", "confidence": "max_prob", "boost_words": None}
 
 
 def recordings(*paths: str, **more) -> list[Recording]:
@@ -152,7 +152,16 @@ def test_parts_of_one_file_and_the_same_file_twice_are_told_apart(tmp_path):
     assert [line.get("offset") for line in lines(tmp_path / "results.jsonl")] == [None, 2.5, 2.5, None, None]
 
 
-@pytest.mark.parametrize("name, value", [("chunk_ms", 80), ("dtype", "int8"), ("model", "other.nemo")])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("chunk_ms", 80),
+        ("dtype", "int8"),
+        ("model", "other.nemo"),
+        ("confidence", "gibbs"),
+        ("boost_words", "1 phrase, alpha 1, sha256 0123456789abcdef"),
+    ],
+)
 def test_results_of_different_settings_are_not_mixed(tmp_path, name, value):
     inputs = recordings("a.wav", "b.wav")
     run(tmp_path, inputs, stop_after=1)
