@@ -405,6 +405,7 @@ def _recognise(args, console, path: Path, chunk_ms, phrases: list, bounds, resul
     if live:
         return INTERRUPTED if listen(args, console, recognizer, source, facts, results) else OK
     precision = begin_precision(args, path, recognizer, reference, bounds, console) if reference else None
+    passed = True
     with progress_of(args, console, results) as progress:
         if args.stream:
             stream_files(args, recognizer, facts, results, progress)
@@ -413,13 +414,13 @@ def _recognise(args, console, path: Path, chunk_ms, phrases: list, bounds, resul
                 _recognise_files(args, console, recognizer, precision, facts, results, progress)
             finally:
                 if precision:
-                    results.failed += not end_precision(args, path, precision, facts, console)
+                    passed = end_precision(args, path, precision, facts, results, console)
     evaluate_results(args, console, path, facts, results)
     if args.benchmark and results.done:
         del recognizer, reference, precision  # their memory is needed
         done = [results.recordings[place] for place in results.todo if place in results.done]
         run_benchmark(args, console, path, device, facts, done if args.audio else [Recording(str(DEMO_CLIP), "clip")])
-    return OK
+    return OK if passed else SOME_FAILED
 
 
 def _recognise_files(args, console, recognizer, precision, facts: dict, results, progress) -> None:
@@ -437,6 +438,8 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
             recording = results.recordings[place]
             if isinstance(transcript, Exception):
                 results.fail(place, transcript)
+                if precision and not isinstance(transcript, InputError):  # the candidate's fault
+                    precision.miss(f"cannot be transcribed: {type(transcript).__name__}: {transcript}", recording.name)
                 continue
             seconds, last = time.perf_counter() - last, time.perf_counter()
             document = {**facts, "timings": timings(facts, transcript, seconds)}
@@ -445,7 +448,6 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
             comparison = None
             if precision:
                 comparison = compare(args, precision, recording, transcript, console)
-                results.failed += comparison is None
                 last = time.perf_counter()
             try:
                 results.add(place, transcript, document, comparison)
