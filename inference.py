@@ -196,6 +196,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("--resume is for files: what was said on stdin is gone")
     if options.resume and not options.output_dir:
         parser.error("--resume needs --output_dir: the folder that has what is done")
+    if options.resume and (options.precision_compare or options.benchmark):
+        parser.error("--precision_compare and --benchmark measure all that is named: leave --resume out")
     options.output_format = options.output_format or _formats("all" if options.output_dir else "txt")
     if len(options.output_format) > 1 and not options.output_dir:
         parser.error("--output_format: stdout takes one format, several need --output_dir")

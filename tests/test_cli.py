@@ -406,6 +406,12 @@ def test_bounds_that_are_none_are_known_before_the_work(cli):
     assert cli(CLIP, "--bounds", "encoder=1")[0] == 2
 
 
+@pytest.mark.parametrize("option", ["--precision_compare", "--benchmark"])
+def test_what_measures_is_not_resumed_since_it_would_say_nothing_of_what_is_done(cli, tmp_path, option):
+    code, out, err = cli(CLIP, "--output_dir", tmp_path, "--resume", option)
+    assert (code, out) == (2, "") and "leave --resume out" in err
+
+
 def test_debug_shows_where_an_error_came_from(cli, tmp_path):
     code, _, err = cli("--model_path", tmp_path / "none.nemo", "--debug")
     assert code == 2 and "Traceback" in err and "none.nemo: no such file" in err.splitlines()[-1]
