@@ -166,7 +166,7 @@ def make_report_folder(name: str | None) -> None:
 
 def write_report(args, path: Path, name: str, figures: dict) -> None:
     from .environment import environment
-    from .writers import dump
+    from .writers import dump, encode
 
     text = dump({**figures, "environment": environment(path)}, indent=1)
-    Path(args.report, name).write_text(text + "\n", encoding="utf-8")
+    Path(args.report, name).write_bytes(encode(text + "\n"))
