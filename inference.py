@@ -95,9 +95,10 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     )
     model.add_argument(
         "--block_ms",
-        type=_positive,
+        type=_block,
         metavar="MS",
-        help="sound of each file that is encoded at a time, rounded to chunks (default: what suits model and device)",
+        help="sound of each file that is encoded at a time, at most; rounded down to 1, 2, 4, 8 ... chunks "
+        "(default: what suits model and device)",
     )
     model.add_argument(
         "--graph",
@@ -118,7 +119,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         metavar="D",
         help="where the search for the tokens runs (default: cpu: it is many small operators, each waited for)",
     )
-    model.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: one for each core)")
+    model.add_argument("--threads", type=_threads, metavar="N", help="CPU threads (default: one for each core)")
     model.add_argument(
         "--boost_words",
         metavar="FILE",
@@ -241,6 +242,18 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    if (count := _positive(text)) > 1024:  # beyond what a machine can start, OpenMP ends the process
+        raise argparse.ArgumentTypeError(f"{count} are more threads than the 1024 that can be asked for")
+    return count
+
+
+def _block(text: str) -> int:
+    if (block := _positive(text)) > 600_000:  # memory grows with the square of it
+        raise argparse.ArgumentTypeError(f"{block} ms are more than ten minutes, 600000, the longest block")
+    return block
 
 
 def _chunk(text: str) -> int | str:

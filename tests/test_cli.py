@@ -288,6 +288,12 @@ def test_a_checkpoint_with_broken_weights_is_one_line(cli, tiny, tmp_path):
     assert len(err.splitlines()) == 1 and str(broken) in err
 
 
+@pytest.mark.parametrize("option, value", [("--threads", 100_000), ("--threads", 10**11), ("--block_ms", 10**11)])
+def test_numbers_that_no_machine_can_serve_are_refused(cli, option, value):
+    code, out, err = cli(CLIP, option, value)
+    assert (code, out) == (2, "") and f"argument {option}: {value} " in err
+
+
 # ---------------------------------------------------------------- measuring
 
 
