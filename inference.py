@@ -95,9 +95,10 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     )
     model.add_argument(
         "--block_ms",
-        type=_positive,
+        type=_block,
         metavar="MS",
-        help="sound of each file that is encoded at a time, rounded to chunks (default: what suits model and device)",
+        help="sound of each file that is encoded at a time, at most; rounded down to 1, 2, 4, 8 ... chunks "
+        "(default: what suits model and device)",
     )
     model.add_argument(
         "--graph",
@@ -118,7 +119,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         metavar="D",
         help="where the search for the tokens runs (default: cpu: it is many small operators, each waited for)",
     )
-    model.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: one for each core)")
+    model.add_argument("--threads", type=_threads, metavar="N", help="CPU threads (default: one for each core)")
     model.add_argument(
         "--boost_words",
         metavar="FILE",
@@ -196,6 +197,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("--resume is for files: what was said on stdin is gone")
     if options.resume and not options.output_dir:
         parser.error("--resume needs --output_dir: the folder that has what is done")
+    if options.resume and (options.precision_compare or options.benchmark):
+        parser.error("--precision_compare and --benchmark measure all that is named: leave --resume out")
     options.output_format = options.output_format or _formats("all" if options.output_dir else "txt")
     if len(options.output_format) > 1 and not options.output_dir:
         parser.error("--output_format: stdout takes one format, several need --output_dir")
@@ -241,6 +244,18 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    if (count := _positive(text)) > 1024:  # beyond what a machine can start, OpenMP ends the process
+        raise argparse.ArgumentTypeError(f"{count} are more threads than the 1024 that can be asked for")
+    return count
+
+
+def _block(text: str) -> int:
+    if (block := _positive(text)) > 600_000:  # memory grows with the square of it
+        raise argparse.ArgumentTypeError(f"{block} ms are more than ten minutes, 600000, the longest block")
+    return block
 
 
 def _chunk(text: str) -> int | str:
@@ -412,6 +427,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
     if live:
         return INTERRUPTED if listen(args, console, recognizer, source, facts, results) else OK
     precision = begin_precision(args, path, recognizer, reference, bounds, console) if reference else None
+    passed = True
     with progress_of(args, console, results) as progress:
         if args.stream:
             stream_files(args, recognizer, facts, results, progress)
@@ -420,13 +436,13 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
                 _recognise_files(args, console, recognizer, precision, facts, results, progress)
             finally:
                 if precision:
-                    results.failed += not end_precision(args, path, precision, facts, console)
+                    passed = end_precision(args, path, precision, facts, results, console)
     evaluate_results(args, console, path, facts, results)
     if args.benchmark and results.done:
         del recognizer, reference, precision  # their memory is needed
         done = [results.recordings[place] for place in results.todo if place in results.done]
         run_benchmark(args, console, path, device, facts, done if args.audio else [Recording(str(DEMO_CLIP), "clip")])
-    return OK
+    return OK if passed else SOME_FAILED
 
 
 def _recognise_files(args, console, recognizer, precision, facts: dict, results, progress) -> None:
@@ -444,6 +460,8 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
             recording = results.recordings[place]
             if isinstance(transcript, Exception):
                 results.fail(place, transcript)
+                if precision and not isinstance(transcript, InputError):  # the candidate's fault
+                    precision.miss(f"cannot be transcribed: {type(transcript).__name__}: {transcript}", recording.name)
                 continue
             seconds, last = time.perf_counter() - last, time.perf_counter()
             document = {**facts, "timings": timings(facts, transcript, seconds)}
@@ -452,7 +470,6 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
             comparison = None
             if precision:
                 comparison = compare(args, precision, recording, transcript, console)
-                results.failed += comparison is None
                 last = time.perf_counter()
             try:
                 results.add(place, transcript, document, comparison)

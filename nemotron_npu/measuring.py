@@ -125,14 +125,19 @@ def compare(args, precision, recording, transcript, console: Console):
             console.say(f"{recording.name}: FAILED, first at {comparison.failures[0]}")
         return comparison
     except Exception as error:
-        console.error(f"{recording.name}: cannot be compared: {type(error).__name__}: {error}", error)
+        reason = f"cannot be compared: {type(error).__name__}: {error}"
+        console.error(f"{recording.name}: {reason}", error)
+        precision.miss(reason, recording.name)
         return None
 
 
-def end_precision(args, path: Path, precision, facts: dict, console: Console) -> bool:
+def end_precision(args, path: Path, precision, facts: dict, results: Results, console: Console) -> bool:
     """Show what all inputs together say, and write the report; whether it is PASSED."""
     from .precision import stage_table
 
+    left = [place for place in results.todo if place not in results.done and place not in results.broken]
+    if left:
+        precision.miss(f"interrupted: {len(left)} of {len(results.todo)} not compared")
     if precision.recordings:
         show_table(args, console, stage_table(precision, facts))
     if args.report:
@@ -175,7 +180,7 @@ def make_report_folder(name: str | None) -> None:
 
 def write_report(args, path: Path, name: str, figures: dict) -> None:
     from .environment import environment
-    from .writers import dump
+    from .writers import dump, encode
 
     text = dump({**figures, "environment": environment(path)}, indent=1)
-    Path(args.report, name).write_text(text + "\n", encoding="utf-8")
+    Path(args.report, name).write_bytes(encode(text + "\n"))

@@ -19,7 +19,7 @@ from pathlib import Path
 from .errors import InputError, SetupError
 from .sources import Recording
 from .transcript import Transcript
-from .writers import FORMATS, dump, render, to_manifest, to_text
+from .writers import FORMATS, dump, encode, render, to_manifest, to_text
 
 RECORD, MANIFEST = "results.jsonl", "manifest.jsonl"
 PART = ".part"  # what is being written, until it gets its name
@@ -139,7 +139,7 @@ class OutputFolder:
 
     def _replace(self, path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        (self.path / PART).write_bytes(_encode(text))
+        (self.path / PART).write_bytes(encode(text))
         os.replace(self.path / PART, path)
 
     def _write_manifest(self) -> None:
@@ -216,13 +216,9 @@ def _append_to(path: Path) -> int:
 
 def _append(file: int, line: str) -> None:
     """In one call where the system takes it so: nothing stays in a buffer of this process."""
-    data = _encode(line)
+    data = encode(line)
     while data:
         data = data[os.write(file, data) :]
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")  # a file name that is no text: in JSON this is its escape
 
 
 # ---------------------------------------------------------------- names

@@ -201,6 +201,8 @@ class Precision:
         """The recording that stands for all in plots: the first that failed, else the longest."""
         self.signal: Comparison | None = None
         self.seconds = 0.0
+        self.missing: list[Failure] = []
+        """Recordings that could not be compared."""
 
     def add_signal(self, waveform: np.ndarray) -> Comparison:
         """The write-up's comparison, of its signal."""
@@ -238,6 +240,10 @@ class Precision:
             self.shown = recording
         return recording
 
+    def miss(self, reason: str, audio: str = "") -> None:
+        """A recording, or some, could not be compared: nothing that was not seen is PASSED."""
+        self.missing.append(Failure("recording", " ".join(reason.split()), audio))
+
     def _use(self, chunk_ms: int) -> None:
         for probe in self.probes:
             probe.use(chunk_ms, self.contexts[chunk_ms])
@@ -253,7 +259,7 @@ class Precision:
         found = [failure for walk in self.totals.values() for failure in walk.failures()]
         if self.signal:
             found += [Failure("sine", failure) for failure in self.signal.failures]
-        return found
+        return found + self.missing
 
     @property
     def passed(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import shlex
 from html import escape
 from pathlib import Path
 
@@ -69,9 +70,9 @@ def write_report(precision: Precision, facts: dict, environment: dict, folder: P
     """Write ``precision.json`` and ``precision.html`` into ``folder``, made if missing; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     document = precision.as_dict(facts, environment)
-    (folder / "precision.json").write_text(writers.dump(document, indent=1) + "\n", encoding="utf-8")
+    (folder / "precision.json").write_bytes(writers.encode(writers.dump(document, indent=1) + "\n"))
     page = folder / "precision.html"
-    page.write_text(to_html(document, precision.pictures), encoding="utf-8")
+    page.write_bytes(writers.encode(to_html(document, precision.pictures)))
     return page
 
 
@@ -94,7 +95,7 @@ def to_html(document: dict, pictures: dict[str, list[np.ndarray]]) -> str:
         parts.append(_section("Recordings", "", _recordings(document["recordings"])))
     parts.append(_section("Bounds", BOUNDS_NOTE, _facts(document["bounds"].items())))
     facts = {**document["candidate"], **document["environment"]}
-    facts["command"] = " ".join(facts["command"])
+    facts["command"] = shlex.join(facts["command"])
     parts.append(_section("Measured with", "", _facts(facts.items())))
     title = f"{document['verdict']}: precision of {document['candidate']['device']}"
     return (

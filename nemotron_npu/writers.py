@@ -112,6 +112,11 @@ def to_table(title: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([title] + [f"  {label:<{width}}  {value}" for label, value in rows])
 
 
+def encode(text: str) -> bytes:
+    """As it is written to files."""
+    return text.encode("utf-8", "backslashreplace")  # a file name that is no text: in JSON this is its escape
+
+
 def dump(document, indent: int | None = None) -> str:
     """Valid JSON, also of figures that are not finite: they become null."""
     return json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, indent=indent)

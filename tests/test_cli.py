@@ -288,6 +288,12 @@ def test_a_checkpoint_with_broken_weights_is_one_line(cli, tiny, tmp_path):
     assert len(err.splitlines()) == 1 and str(broken) in err
 
 
+@pytest.mark.parametrize("option, value", [("--threads", 100_000), ("--threads", 10**11), ("--block_ms", 10**11)])
+def test_numbers_that_no_machine_can_serve_are_refused(cli, option, value):
+    code, out, err = cli(CLIP, option, value)
+    assert (code, out) == (2, "") and f"argument {option}: {value} " in err
+
+
 # ---------------------------------------------------------------- measuring
 
 
@@ -353,27 +359,63 @@ def test_a_comparison_that_fails_says_so_and_ends_with_1(cli, tiny, monkeypatch,
     assert cli(*arguments, "--bounds", "encoder=6")[0] == 0
 
 
-def test_a_file_that_cannot_be_compared_does_not_cost_the_others(cli, tiny, poison, monkeypatch):
+def poison_the_comparison(monkeypatch, error):
     from nemotron_npu.precision import Precision
 
     add = Precision.add
 
     def failing(self, audio, waveform, *rest):
         if len(waveform) == POISON:
-            raise RuntimeError("the device said no")
+            raise error
         return add(self, audio, waveform, *rest)
 
     monkeypatch.setattr(Precision, "add", failing)
-    options = ["--device", "cpu", "--precision_compare", "--chunk_ms", 1120, "--quiet"]
-    code, out, err = cli("--model_path", tiny, poison, CLIP, *options)
-    assert code == 1 and re.search(r"stage by stage: .*digits.wav", out) and "PASSED" in out.splitlines()[-1]
-    assert err == f"inference.py: {poison}: cannot be compared: RuntimeError: the device said no\n"
+
+
+COMPARED = ["--device", "cpu", "--precision_compare", "--chunk_ms", 1120]
+
+
+def test_a_file_that_cannot_be_compared_does_not_cost_the_others_but_is_not_passed(cli, tiny, poison, monkeypatch):
+    poison_the_comparison(monkeypatch, RuntimeError("the device said no"))
+    code, out, err = cli("--model_path", tiny, poison, CLIP, *COMPARED, "--quiet")
+    assert code == 1 and re.search(r"stage by stage: .*digits.wav", out)
+    reason = "cannot be compared: RuntimeError: the device said no"
+    assert out.splitlines()[-1].split(None, 1) == ["Verdict", f"FAILED, first at recording: {reason} in {poison}"]
+    assert err == f"inference.py: {poison}: {reason}\n"
+
+
+def test_a_candidate_that_breaks_off_is_not_passed(cli, tiny, poison, monkeypatch, tmp_path):
+    poison_the_encoder(monkeypatch)
+    code, out, _ = cli("--model_path", tiny, poison, *COMPARED, "--quiet", "--report", tmp_path)
+    figures = json.loads((tmp_path / "precision.json").read_text())
+    assert code == 1 and figures["sine"]["verdict"] == "PASSED" and figures["verdict"] == "FAILED"
+    reason = "cannot be transcribed: RuntimeError: the device said no at some length"
+    assert [(f["reason"], f["audio"]) for f in figures["failures"]] == [(reason, str(poison))]
+
+
+def test_a_comparison_that_is_interrupted_is_not_passed(cli, tiny, poison, monkeypatch, tmp_path):
+    poison_the_comparison(monkeypatch, KeyboardInterrupt)
+    code, out, _ = cli("--model_path", tiny, CLIP, poison, CLIP, *COMPARED, "--quiet", "--report", tmp_path)
+    assert code == 130 and "Verdict               FAILED, first at recording: interrupted: 2 of 3 not compared" in out
+    figures = json.loads((tmp_path / "precision.json").read_text())
+    assert figures["verdict"] == "FAILED" and [r["verdict"] for r in figures["recordings"]] == ["PASSED"]
+
+
+def test_a_comparison_that_fails_is_not_counted_as_a_file_that_failed(cli, tiny):
+    code, _, err = cli("--model_path", tiny, CLIP, CLIP, *COMPARED, "--bounds", "encoder=0,alone=0")
+    assert code == 1 and "2 recordings: 2 done, 0 failed" in err
 
 
 def test_bounds_that_are_none_are_known_before_the_work(cli):
     code, out, err = cli("--precision_compare", "--bounds", "layer=1")
     assert (code, out) == (2, "") and err.startswith("inference.py: --bounds: 'layer=1' is none: NAME=PERCENT")
     assert cli(CLIP, "--bounds", "encoder=1")[0] == 2
+
+
+@pytest.mark.parametrize("option", ["--precision_compare", "--benchmark"])
+def test_what_measures_is_not_resumed_since_it_would_say_nothing_of_what_is_done(cli, tmp_path, option):
+    code, out, err = cli(CLIP, "--output_dir", tmp_path, "--resume", option)
+    assert (code, out) == (2, "") and "leave --resume out" in err
 
 
 def test_debug_shows_where_an_error_came_from(cli, tmp_path):

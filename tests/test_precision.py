@@ -617,6 +617,13 @@ def test_a_browser_shows_the_page_without_complaint_and_without_scrolling_sidewa
     assert needed <= there and "CONSOLE" not in log
 
 
+def test_a_report_takes_names_that_are_no_text_and_a_command_that_can_be_run_again(proof, tmp_path):
+    found = {**environment(DEMO), "command": ["inference.py", "my talk.wav"]}
+    page = write_report(proof, {**FACTS, "model": "demo\udcff.nemo"}, found, tmp_path)
+    assert json.loads(page.with_name("precision.json").read_text())["candidate"]["model"] == "demo\udcff.nemo"
+    assert "inference.py &#x27;my talk.wav&#x27;" in page.read_text() and r"demo\udcff.nemo" in page.read_text()
+
+
 def test_versions_of_cann_and_driver_are_read_where_ascend_keeps_them(tmp_path, monkeypatch):
     import platform
 
