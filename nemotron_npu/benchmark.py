@@ -119,7 +119,7 @@ class Benchmark:
     device: str
     threads: int
     chunk_ms: int | None
-    """Chunk size of the forward pass and of recordings: the longest."""
+    """Chunk size of the forward pass and of recordings: the longest that is measured."""
     rates: dict
     """Of the machine: ``read_gb_s``, and by dtype ``gflop_s``."""
     candidates: list[Candidate]
@@ -130,25 +130,32 @@ def benchmark(
     device: torch.device,
     candidates: list[tuple[str, str]],
     waveform: np.ndarray,
+    chunk_ms: int | None = None,
+    decoder_device: torch.device | None = None,
     record: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Benchmark:
     """Measure (engine, dtype) beside (engine, dtype); ``waveform`` is the speech that streams and recordings repeat.
 
-    Raises SetupError when one of them cannot be used.
+    ``chunk_ms`` is the only chunk length to measure; None measures all.  ``decoder_device`` and ``record`` are those of
+    ``Recognizer``.  Raises SetupError when one of them cannot be used.
     """
     rows = [Candidate(engine, dtype) for engine, dtype in candidates]
-    chunks = sorted(attention_contexts(read_config(path)), reverse=True) or [None]
+    chunks = [chunk_ms] if chunk_ms else sorted(attention_contexts(read_config(path)), reverse=True) or [None]
+    options = ["--chunk_ms", chunk_ms] if chunk_ms else []
+    own_options = (["--decoder_device", decoder_device] if decoder_device else []) + ["--graph", "on"] * record
     say("measuring the machine ...")
     rates = machine_rates(device, {row.dtype for row in rows})
     for row in rows:
         say(f"{row.name}: from the shell to the first words ...")
-        row.start = start_times(path, device, row, waveform)
+        more = [*options, *own_options] if row.engine == "native" else options
+        row.start = start_times(path, device, row, waveform, more)
     engines, weights = [], []
     for row in rows:
         say(f"{row.name}: loading ...")
         before = allocated_memory(device)
-        engine = load_recognizer(path, device, chunks[0], row.engine, row.dtype, record=record)
+        own = {"decoder_device": decoder_device, "record": record} if row.engine == "native" else {}
+        engine = load_recognizer(path, device, chunks[0], row.engine, row.dtype, **own)
         if engine.engine != row.engine:
             raise SetupError(
                 f"{path}: the {row.engine} engine does not know it: --engine {engine.engine} measures that"
@@ -257,7 +264,9 @@ def in_turn(calls: list[Callable[[], object]], device: torch.device, rounds: int
     ]
 
 
-def start_times(path: Path, device: torch.device, row: Candidate, waveform: np.ndarray) -> dict[str, float]:
+def start_times(
+    path: Path, device: torch.device, row: Candidate, waveform: np.ndarray, options: list
+) -> dict[str, float]:
     """Medians over processes of the command line that recognise 1 s of sound; see ``Candidate.start``.
 
     Raises SetupError with the command's own line when it fails.
@@ -265,9 +274,10 @@ def start_times(path: Path, device: torch.device, row: Candidate, waveform: np.n
     runs, began = [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         clip = os.path.join(folder, "clip.wav")
-        soundfile.write(clip, waveform[:SAMPLE_RATE], SAMPLE_RATE)
+        soundfile.write(clip, np.resize(waveform, SAMPLE_RATE), SAMPLE_RATE)
         command = [*COMMAND, clip, "--model_path", path, "--device", device, "--engine", row.engine]
         command += ["--dtype", row.dtype, "--threads", torch.get_num_threads(), "--output_format", "json", "--quiet"]
+        command += options
         while len(runs) < STARTS and (not runs or time.monotonic() - began < START_SECONDS):
             started = time.monotonic()
             child = subprocess.Popen([*MEASURED, *map(str, command)], stdout=PIPE, stderr=PIPE, text=True)
@@ -476,7 +486,7 @@ def _threads(result: Benchmark) -> str:
 
 
 def plot(result: Benchmark, model: str, path: Path) -> None:
-    """Latency against chunk size, with the line at which a stream is just live; a PNG.  Nothing without chunks."""
+    """Latency against chunk size, with the line at which a stream is just live; a PNG."""
     import matplotlib
 
     matplotlib.use("agg")

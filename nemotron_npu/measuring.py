@@ -154,15 +154,19 @@ def run_benchmark(args, console: Console, path: Path, device, facts: dict, recor
     import numpy as np
 
     from .benchmark import as_dict, benchmark, plot, to_table
+    from .device import choose_device
     from .linear import offered_dtypes
 
     speech = np.concatenate([waveform_of(recording) for recording in recordings])
     candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
-    result = benchmark(path, device, candidates, speech, args.graph == "on", console.say)
+    decoder_device = choose_device(args.decoder_device)[0] if args.decoder_device else None
+    record = args.graph == "on"
+    result = benchmark(path, device, candidates, speech, args.chunk_ms, decoder_device, record, console.say)
     table = to_table(result, path.name)
     show_table(args, console, table)
     if args.report:
-        plot(result, path.name, Path(args.report) / "benchmark.png")
+        if result.candidates[0].steps:  # whole recordings have none
+            plot(result, path.name, Path(args.report) / "benchmark.png")
         write_report(args, path, "benchmark.json", {**facts, "benchmark": as_dict(result)})
 
 

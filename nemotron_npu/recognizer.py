@@ -460,8 +460,9 @@ def load_recognizer(
             announce(f"{path.name}: not supported by the native engine: {reason}: running on NeMo")
     if dtype != "float32":
         raise SetupError(f"--dtype {dtype} needs the native engine: NeMo runs in float32 here")
-    if record or block_ms:
-        raise SetupError(f"{'--graph on' if record else '--block_ms'} needs the native engine")
+    for option, given in (("--graph on", record), ("--block_ms", block_ms), ("--decoder_device", decoder_device)):
+        if given:
+            raise SetupError(f"{option} needs the native engine")
     from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
 
     return NemoRecognizer(path, device, chunk_ms)

@@ -73,6 +73,13 @@ def test_a_checkpoint_that_cannot_stream_is_measured_without_steps(cli, small, t
     options = ["--device", "cpu", "--engine", "native", "--dtype", "float32", "--quiet"]
     code, out, err = cli("--model_path", path, CLIP, "--benchmark", *options, "--report", tmp_path)
     assert code == 0 and "RTFx" in out and "step of" not in out, err
+    assert (tmp_path / "benchmark.json").exists() and not (tmp_path / "benchmark.png").exists()
+
+
+@pytest.mark.parametrize("option", ["--batch_size", "--block_ms"])
+def test_what_it_would_not_heed_is_refused(cli, option):
+    code, out, err = cli("--benchmark", option, 2)
+    assert (code, out) == (2, "") and "leave --batch_size and --block_ms out" in err
 
 
 def test_a_candidate_that_fails_is_one_line(cli, small, monkeypatch):

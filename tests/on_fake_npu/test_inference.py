@@ -245,6 +245,31 @@ def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli
     assert sum(call.startswith("synchronize") for call in fake_npu.CALLS) >= 2 * runs
 
 
+def test_the_benchmark_measures_with_the_options_of_the_native_engine_beside_nemo(cli, tiny, tmp_path, monkeypatch):
+    for name, value in dict(ROUNDS=2, ROUND_SECONDS=0, OFFLINE_SECONDS=(2,), BATCH_SECONDS=2).items():
+        monkeypatch.setattr(benchmark, name, value)
+    start = dict.fromkeys(("total_s", "import_s", "load_s", "first_s", "peak_bytes"), 1)
+    asked = {}
+    monkeypatch.setattr(benchmark, "start_times", lambda *args: asked.update({args[2].engine: args[4]}) or start)
+    options = [
+        "--device",
+        "npu:0",
+        "--dtype",
+        "float32",
+        "--chunk_ms",
+        560,
+        "--graph",
+        "on",
+        "--decoder_device",
+        "npu:0",
+    ]
+    code, out, err = cli("--model_path", tiny, CLIP, "--benchmark", *options)
+    assert code == 0, err
+    assert "encoder step of 560 ms" in out and "step of 1120 ms" not in out
+    assert list(map(str, asked["native"])) == ["--chunk_ms", "560", "--decoder_device", "npu:0", "--graph", "on"]
+    assert asked["nemo"] == ["--chunk_ms", 560]
+
+
 def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
     monkeypatch.setattr(fake_npu, "DEVICE_COUNT", 0)
     with pytest.raises(SetupError, match="finds no NPU: look at npu-smi info"):
