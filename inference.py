@@ -187,8 +187,6 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
         parser.error("-: stdin is read alone, without files beside it")
     if (options.stream or options.audio == ["-"]) and (options.precision_compare or options.benchmark):
         parser.error("--precision_compare and --benchmark take files, not streams")
-    if options.benchmark and (options.batch_size or options.block_ms):
-        parser.error("--benchmark takes what suits model and device: leave --batch_size and --block_ms out")
     if options.stream and not options.audio and options.model_path:
         parser.error("--stream needs AUDIO")
     if options.stream and (options.batch_size or options.block_ms):

@@ -133,12 +133,15 @@ def benchmark(
     chunk_ms: int | None = None,
     decoder_device: torch.device | None = None,
     record: bool = False,
+    slots: int | None = None,
+    block_ms: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Benchmark:
     """Measure (engine, dtype) beside (engine, dtype); ``waveform`` is the speech that streams and recordings repeat.
 
-    ``chunk_ms`` is the only chunk length to measure; None measures all.  ``decoder_device`` and ``record`` are those of
-    ``Recognizer``.  Raises SetupError when one of them cannot be used.
+    ``chunk_ms`` is the only chunk length to measure; None measures all.  ``slots`` is how many recordings of the batch
+    are side by side; None takes what suits.  ``decoder_device``, ``record`` and ``block_ms`` are those of ``Recognizer``.
+    Raises SetupError when one of them cannot be used.
     """
     rows = [Candidate(engine, dtype) for engine, dtype in candidates]
     chunks = [chunk_ms] if chunk_ms else sorted(attention_contexts(read_config(path)), reverse=True) or [None]
@@ -154,7 +157,9 @@ def benchmark(
     for row in rows:
         say(f"{row.name}: loading ...")
         before = allocated_memory(device)
-        own = {"decoder_device": decoder_device, "record": record} if row.engine == "native" else {}
+        own = (
+            {"decoder_device": decoder_device, "record": record, "block_ms": block_ms} if row.engine == "native" else {}
+        )
         engine = load_recognizer(path, device, chunks[0], row.engine, row.dtype, **own)
         if engine.engine != row.engine:
             raise SetupError(
@@ -166,7 +171,7 @@ def benchmark(
     _measure_forward(rows, engines)
     for row, engine, held in zip(rows, engines, weights, strict=True):
         say(f"{row.name}: recordings ...")
-        _measure_recordings(row, engine, waveform)
+        _measure_recordings(row, engine, waveform, slots)
         row.device_peak_bytes = row.device_peak_bytes + held or None
     live = all(engine.encoder.streams for engine in engines if engine.engine == "native")
     for chunk_ms in filter(None, chunks if live else []):
@@ -301,7 +306,7 @@ def _measure_forward(rows: list[Candidate], engines: list) -> None:
         row.forward, row.forward_operators = times, count_operators(call)
 
 
-def _measure_recordings(row: Candidate, engine, waveform: np.ndarray) -> None:
+def _measure_recordings(row: Candidate, engine, waveform: np.ndarray, slots: int | None) -> None:
     """Recordings of each length; the first is recognised once before, uncounted."""
     searched = 0.0
     search, name = (engine.decoder, "step") if row.engine == "native" else (engine.model.decoding, NEMO_SEARCH)
@@ -331,7 +336,7 @@ def _measure_recordings(row: Candidate, engine, waveform: np.ndarray) -> None:
     finally:
         delattr(search, name)
     together = [np.roll(np.resize(waveform, BATCH_SECONDS * SAMPLE_RATE), place * 1000) for place in range(BATCH)]
-    slots = engine.slots if row.engine == "native" else BATCH
+    slots = slots or (engine.slots if row.engine == "native" else BATCH)
     row.batch_rtfx = BATCH * BATCH_SECONDS * 1000 / timed(lambda: list(engine.results(together, slots)), engine.device)
     row.device_peak_bytes = peak_memory(engine.device).get("device", 0) - before
 

@@ -160,8 +160,8 @@ def run_benchmark(args, console: Console, path: Path, device, facts: dict, recor
     speech = np.concatenate([waveform_of(recording) for recording in recordings])
     candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
     decoder_device = choose_device(args.decoder_device)[0] if args.decoder_device else None
-    record = args.graph == "on"
-    result = benchmark(path, device, candidates, speech, args.chunk_ms, decoder_device, record, console.say)
+    options = {"record": args.graph == "on", "slots": args.batch_size, "block_ms": args.block_ms, "say": console.say}
+    result = benchmark(path, device, candidates, speech, args.chunk_ms, decoder_device, **options)
     table = to_table(result, path.name)
     show_table(args, console, table)
     if args.report:

@@ -76,10 +76,17 @@ def test_a_checkpoint_that_cannot_stream_is_measured_without_steps(cli, small, t
     assert (tmp_path / "benchmark.json").exists() and not (tmp_path / "benchmark.png").exists()
 
 
-@pytest.mark.parametrize("option", ["--batch_size", "--block_ms"])
-def test_what_it_would_not_heed_is_refused(cli, option):
-    code, out, err = cli("--benchmark", option, 2)
-    assert (code, out) == (2, "") and "leave --batch_size and --block_ms out" in err
+def test_slots_and_blocks_are_those_asked_for(cli, small, monkeypatch):
+    seen, results = [], Recognizer.results
+
+    def watched(self, sources, slots=1):
+        seen.append((len(sources), slots, self.encoder.largest_block))
+        return results(self, sources, slots)
+
+    monkeypatch.setattr(Recognizer, "results", watched)
+    options = ["--engine", "native", "--dtype", "float32", "--device", "cpu", "--quiet"]
+    assert cli(CLIP, "--benchmark", *options, "--batch_size", 3, "--block_ms", 2240, "--chunk_ms", 560)[0] == 0
+    assert (benchmark.BATCH, 3, 28) in seen
 
 
 def test_a_candidate_that_fails_is_one_line(cli, small, monkeypatch):
