@@ -149,12 +149,12 @@ def _header(document: dict) -> str:
     if walks:
         recording = walks["recording"]
         decisions = recording["decisions"]
-        output = next(row for row in recording["stages"] if row["stage"] == "encoder output")["accumulated"]
+        outputs = [row["accumulated"] for row in recording["stages"] if row["stage"] == "encoder output"]
         equal = decisions["reference_tokens"] - decisions["token_errors"]
         safety = decisions["safety"]
         repeated = [side for side, repeat in recording["repeated"].items() if repeat["stage"]]
-        tiles = [
-            (f"{_number(output['relative_error_percent'])} %", "error of the encoder output"),
+        tiles = [  # no output: not one recording filled a frame
+            *((f"{_number(f['relative_error_percent'])} %", "error of the encoder output") for f in outputs),
             (f"{equal:,} of {decisions['reference_tokens']:,}", "tokens equal"),
             (f"{decisions['word_error_percent']:.2f} %", "word errors against the reference"),
             (

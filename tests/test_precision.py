@@ -624,6 +624,15 @@ def test_a_report_takes_names_that_are_no_text_and_a_command_that_can_be_run_aga
     assert "inference.py &#x27;my talk.wav&#x27;" in page.read_text() and r"demo\udcff.nemo" in page.read_text()
 
 
+def test_a_recording_too_short_for_a_frame_is_equal_and_reported(recognizer, nemo, tiny, tmp_path):
+    precision = Precision(recognizer, nemo, read_config(tiny))
+    precision.add("click.wav", np.zeros(80, np.float32))
+    page = write_report(precision, FACTS, environment(tiny), tmp_path)
+    jsonschema.validate(json.loads(page.with_name("precision.json").read_text()), SCHEMA)
+    assert precision.passed and "click.wav" in " ".join(Page(page.read_text()).content)
+    assert "0 of 0 equal" in stage_table(precision, FACTS)
+
+
 def test_versions_of_cann_and_driver_are_read_where_ascend_keeps_them(tmp_path, monkeypatch):
     import platform
 
