@@ -140,7 +140,7 @@ def benchmark(
     """Measure (engine, dtype) beside (engine, dtype); ``waveform`` is the speech that streams and recordings repeat.
 
     ``chunk_ms`` is the only chunk length to measure; None measures all.  ``slots`` is how many recordings of the batch
-    are side by side; None takes what suits.  ``decoder_device``, ``record`` and ``block_ms`` are those of ``Recognizer``.
+    are side by side; None takes what suits.  The others are those of ``Recognizer``.
     Raises SetupError when one of them cannot be used.
     """
     rows = [Candidate(engine, dtype) for engine, dtype in candidates]
