@@ -85,8 +85,9 @@ class OutputFolder:
         recorded = {entry.output for entry in entries}
         clashing = [recording for recording in new if recording.output in recorded]  # the inputs are not the same
         name_outputs(clashing, recorded | {recording.output for recording in recordings})
-        if not self.resume and (self.path / RECORD).exists():
-            os.replace(self.path / RECORD, self.path / f"{RECORD}~")
+        record = self.path / RECORD
+        if not self.resume and record.exists() and record.stat().st_size:  # one of nothing replaces no earlier one
+            os.replace(record, self.path / f"{RECORD}~")
             self.began_anew = True
         if dropped or broken:
             self._keep([entry for entry in entries if entry not in dropped])

@@ -176,6 +176,8 @@ def test_without_resume_a_run_begins_anew_and_the_earlier_record_is_kept(tmp_pat
     assert run(tmp_path, inputs, resume=False, stop_after=1) == ["a"]
     assert [line["output"] for line in lines(tmp_path / "results.jsonl")] == ["a"]
     assert [line["output"] for line in lines(tmp_path / "results.jsonl~")] == ["a", "b"]
+    assert run(tmp_path, inputs, resume=False, stop_after=0) == run(tmp_path, inputs, resume=False, stop_after=0) == []
+    assert [line["output"] for line in lines(tmp_path / "results.jsonl~")] == ["a"], "that a run did nothing costs none"
 
 
 # ---------------------------------------------------------------- the file system says no
