@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 
 import pytest
@@ -90,7 +91,8 @@ def test_slots_and_blocks_are_those_asked_for(cli, small, monkeypatch):
 
 
 def test_a_candidate_that_fails_is_one_line(cli, small, monkeypatch):
-    monkeypatch.setattr(benchmark, "COMMAND", [*benchmark.COMMAND, "no-such-file.wav"])
+    started = benchmark.command()
+    monkeypatch.setattr(benchmark, "command", lambda: [*started, "no-such-file.wav"])
     code, _, err = cli("--device", "cpu", "--benchmark", "--engine", "native", "--dtype", "float32", "--quiet")
     assert code == 2 and len(err.splitlines()) == 1 and "no-such-file.wav" in err and "native float32" in err
 
@@ -121,3 +123,11 @@ def test_operators_are_counted_by_what_reaches_the_kernels_and_views_are_not():
     assert count_operators(lambda: torch.nn.functional.linear(x, x) + 1) == 2
     counts = {count_operators(steady_step(Recognizer(DEMO, CPU, 80))) for _ in range(2)}
     assert len(counts) == 1
+
+
+def test_processes_are_started_as_this_one_was(monkeypatch):
+    started = ["python", "-X", "utf8", "tests/fake_npu.py", "inference.py"]
+    monkeypatch.setattr(sys, "orig_argv", [*started, "--benchmark", "talk.wav"])
+    assert benchmark.command() == [sys.executable, *started[1:]]
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest"])
+    assert benchmark.command() == [sys.executable, str(ROOT / "inference.py")]

@@ -230,7 +230,8 @@ def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli
     small = {"STARTS": 1, "ROUNDS": 3, "ROUND_SECONDS": 0, "OFFLINE_SECONDS": (2,), "BATCH_SECONDS": 2}
     for name, value in small.items():
         monkeypatch.setattr(benchmark, name, value)
-    monkeypatch.setattr(benchmark, "COMMAND", [benchmark.COMMAND[0], fake_npu.__file__, benchmark.COMMAND[1]])
+    python, script = benchmark.command()
+    monkeypatch.setattr(benchmark, "command", lambda: [python, fake_npu.__file__, script])
     fake_npu.CALLS.clear()
     options = ["--device", "npu:0", "--engine", "native", "--benchmark", "--report", tmp_path]
     code, out, err = cli("--model_path", tiny, CLIP, *options)
