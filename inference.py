@@ -296,6 +296,8 @@ def run(args: argparse.Namespace, console) -> int:
     from nemotron_npu.measuring import make_report_folder
     from nemotron_npu.results import Results
 
+    if args.engine == "nemo" and (args.stream or args.audio == ["-"]):
+        raise SetupError("live streams need the native engine (--engine native)")
     bounds = BOUNDS[args.dtype].changed(args.bounds)
     make_report_folder(args.report)
     if not args.debug:
