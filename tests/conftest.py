@@ -82,6 +82,18 @@ def pytest_configure(config):
     config.stash[PARITY] = {}
 
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes: the first one writes the summary
+        session.config.workeroutput["parity"] = session.config.stash[PARITY]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    seen = node.config.stash[PARITY]
+    for kind, difference in getattr(node, "workeroutput", {}).get("parity", {}).items():
+        seen[kind] = max(difference, seen.get(kind, 0.0))
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """The largest differences between the native engine and NeMo that the parity tests saw."""
     seen = config.stash[PARITY]

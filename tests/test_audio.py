@@ -333,6 +333,7 @@ def test_other_containers_are_refused_instead_of_heard_as_raw_samples(listen, ki
         (encoded(NOISE, 16000, format="WAV", subtype="IMA_ADPCM"), "unknown kind"),
         (encoded(NOISE, 16000, format="WAV", endian="BIG"), "big-endian"),
     ],
+    ids=itertools.count(),
 )
 def test_a_wav_stream_that_makes_no_sense_is_named_in_one_line(listen, data, words):
     with pytest.raises(InputError, match=f"stdin: .*{words}") as caught:

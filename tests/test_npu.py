@@ -12,7 +12,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_everything_that_was_written_for_the_fake_npu_passes_on_it():
-    result = run_process("-m", "pytest", "-q", "-p", "no:cacheprovider", ROOT / "tests" / "on_fake_npu", cwd=ROOT)
+    result = run_process(
+        "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", ROOT / "tests" / "on_fake_npu", cwd=ROOT
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
