@@ -159,7 +159,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
     }
     if live:
         return INTERRUPTED if listen(args, console, recognizer, source, facts, results) else OK
-    precision = begin_precision(args, path, recognizer, reference, bounds, console) if reference else None
+    precision = begin_precision(args, recognizer, reference, bounds, console) if reference else None
     passed = True
     with progress_of(args, console, results) as progress:
         if args.stream:
@@ -180,8 +180,9 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
 
 def _recognise_files(args, console, recognizer, precision, facts: dict, results, progress) -> None:
     """Recognise files, and add each to the comparison if there is one."""
+    from nemotron_npu.audio import read_audio
     from nemotron_npu.errors import InputError
-    from nemotron_npu.measuring import compare, waveform_of
+    from nemotron_npu.measuring import compare
     from nemotron_npu.results import timings
 
     with closing(recognizer.results(progress.watched(), args.batch_size or recognizer.slots)) as transcripts:
@@ -199,7 +200,7 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
             seconds, last = time.perf_counter() - last, time.perf_counter()
             document = {**facts, "timings": timings(facts, transcript, seconds)}
             if not args.audio and (args.model_path or args.output_format != ("txt",)):  # where they are shown
-                document |= _shapes(recognizer, waveform_of(recording))
+                document |= _shapes(recognizer, read_audio(recording))
             comparison = None
             if precision:
                 comparison = compare(args, precision, recording, transcript, console)

@@ -7,17 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from .audio import SINE
+from .audio import SINE, read_audio
 from .console import Console
 from .errors import SetupError, first_line
 from .results import Results, show_progress, show_table, shows_text
-
-
-def waveform_of(recording):
-    """The samples of a recording, decoded: float32 [samples] at 16 kHz."""
-    from .audio import read_audio
-
-    return read_audio(recording)
 
 
 def evaluate_results(args, console: Console, path: Path, facts: dict, results: Results) -> None:
@@ -96,17 +89,16 @@ def load_reference(args, path: Path, chunk_ms, console: Console):
     return reference
 
 
-def begin_precision(args, path: Path, recognizer, reference, bounds, console: Console):
+def begin_precision(args, recognizer, reference, bounds, console: Console):
     """The comparison to which inputs are added; with AUDIO it begins with the table of the write-up's sine.
 
     AUDIO is streamed at every chunk length; without it one has to do, since the bundled clip is only a first look.
     """
     from .audio import sine
-    from .checkpoint import read_config
     from .precision import Precision, to_table
 
     chunk_ms = args.chunk_ms or (None if args.audio else recognizer.chunk_ms)
-    precision = Precision(recognizer, reference, read_config(path), bounds, chunk_ms)
+    precision = Precision(recognizer, reference, recognizer.config, bounds, chunk_ms)
     if args.audio:
         show_table(args, console, to_table(precision.add_signal(sine()), SINE, str(recognizer.device)))
     return precision
@@ -115,7 +107,7 @@ def begin_precision(args, path: Path, recognizer, reference, bounds, console: Co
 def compare(args, precision, recording, transcript, console: Console):
     """The comparison of one input; None, and a line on stderr, if it cannot be made."""
     try:
-        waveform = waveform_of(recording)
+        waveform = read_audio(recording)
         if recording.path == SINE:
             return precision.add_signal(waveform)
         name = recording.name if args.audio else Path(recording.path).name
@@ -157,7 +149,7 @@ def run_benchmark(args, console: Console, path: Path, device, facts: dict, recor
     from .device import choose_device
     from .linear import offered_dtypes
 
-    speech = np.concatenate([waveform_of(recording) for recording in recordings])
+    speech = np.concatenate([read_audio(recording) for recording in recordings])
     candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
     decoder_device = choose_device(args.decoder_device)[0] if args.decoder_device else None
     options = {"record": args.graph == "on", "slots": args.batch_size, "block_ms": args.block_ms, "say": console.say}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -26,6 +27,18 @@ def tiny(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "tiny.nemo"
     make_random_checkpoint(path, TINY_SIZE)
     return path
+
+
+@pytest.fixture(scope="module")
+def engines():
+    """(native, NeMo) of a checkpoint at 160 ms on the CPU, made once: ``engines(path)``."""
+    import torch
+
+    from nemotron_npu.nemo_engine import NemoRecognizer
+    from nemotron_npu.recognizer import Recognizer
+
+    cpu = torch.device("cpu")
+    return functools.cache(lambda path: (Recognizer(path, cpu, 160), NemoRecognizer(path, cpu, 160)))
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from support import CLIP, CLIP_WORDS, ROOT
 from nemotron_npu.audio import read_audio
 from nemotron_npu.boosting import SCORE, BoostingTree, Phrase, read_phrases, spell
 from nemotron_npu.errors import SetupError
-from nemotron_npu.nemo_engine import NemoRecognizer
-from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")
 DEMO = ROOT / "demo" / "demo.nemo"
@@ -59,19 +57,6 @@ def test_an_unfinished_phrase_gives_back_what_it_was_given_and_a_whole_one_keeps
 @pytest.fixture(scope="module")
 def clip():
     return read_audio(str(CLIP))
-
-
-@pytest.fixture(scope="module")
-def engines():
-    """(native, NeMo) of a checkpoint, made once."""
-    made = {}
-
-    def get(path):
-        if path not in made:
-            made[path] = Recognizer(path, CPU, 160), NemoRecognizer(path, CPU, 160)
-        return made[path]
-
-    return get
 
 
 def said(transcript) -> list[tuple[int, int]]:

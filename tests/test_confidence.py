@@ -10,10 +10,7 @@ from support import CLIP, ROOT
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.confidence import ALPHA, METHODS, confidence, statistic
-from nemotron_npu.nemo_engine import NemoRecognizer
-from nemotron_npu.recognizer import Recognizer
 
-CPU = torch.device("cpu")
 DEMO = ROOT / "demo" / "demo.nemo"
 
 
@@ -99,19 +96,6 @@ def test_the_search_looks_at_the_device_no_more_often_for_confidences(waveforms,
         looks[method] = len(count)
     monkeypatch.undo()
     assert len(set(looks.values())) == 1 and looks["max_prob"] > 8
-
-
-@pytest.fixture(scope="module")
-def engines():
-    """(native, NeMo) of a checkpoint, made once."""
-    made = {}
-
-    def get(path):
-        if path not in made:
-            made[path] = Recognizer(path, CPU, 160), NemoRecognizer(path, CPU, 160)
-        return made[path]
-
-    return get
 
 
 def test_the_command_line_measures_by_max_prob_or_as_asked(cli):
