@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -85,7 +86,8 @@ class Progress:
 
                 tqdm.monitor_interval = 0  # no thread of its own: every piece of sound redraws it
                 layout = "{percentage:3.0f}%|{bar}| {desc}"
-                self.bar = tqdm(total=1, leave=False, dynamic_ncols=True, bar_format=layout, desc=self.text())
+                size = {"dynamic_ncols": True} if _tells_its_size() else {"ncols": 80, "nrows": 24}
+                self.bar = tqdm(total=1, leave=False, bar_format=layout, desc=self.text(), **size)
             self.bar.n = self.share
             self.bar.set_description_str(self.text())
 
@@ -119,6 +121,14 @@ class _Watched:
         for samples in self.recording.blocks():
             self.progress.hear(len(samples) / SAMPLE_RATE)
             yield samples
+
+
+def _tells_its_size() -> bool:
+    """Whether the terminal knows its width: of one with 0 columns (a container's, a script's) tqdm makes no bar."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 def _clock(seconds: float) -> str:

@@ -387,6 +387,21 @@ def terminal():
     os.close(ours)
 
 
+def test_a_terminal_of_unknown_size_has_a_bar_too(terminal, monkeypatch):
+    """As in some containers, where it has 0 columns."""
+    ours, theirs = terminal
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+    monkeypatch.setattr(progress, "BAR_AFTER_SECONDS", 0)
+    monkeypatch.setattr(progress, "BAR_SECONDS", 0)
+    with open(theirs, "w") as stderr:
+        monkeypatch.setattr(progress.sys, "stderr", stderr)
+        shown = Progress([Recording("1.wav", "1", length=60.0)], None)
+        shown.hear(30.0)
+        os.set_blocking(ours, False)
+        assert re.search(r"\d%\|.+\| 0/1 files", os.read(ours, 65536).decode())
+        shown.close()
+
+
 def test_without_known_lengths_time_left_goes_by_files(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
