@@ -62,6 +62,11 @@ class Decisions:
             setattr(self, f.name, value)
 
     @property
+    def equal_tokens(self) -> int:
+        """Of the reference's; where the candidate says many more, there may be more errors than tokens."""
+        return max(0, self.reference_tokens - self.token_errors)
+
+    @property
     def token_percent(self) -> float:
         return 100 * self.token_errors / max(1, self.reference_tokens)
 
@@ -72,7 +77,8 @@ class Decisions:
     def as_dict(self) -> dict:
         keys = ("margins", "errors")
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in keys}
-        plain |= {"token_error_percent": self.token_percent, "word_error_percent": self.word_percent}
+        plain |= {"equal_tokens": self.equal_tokens, "token_error_percent": self.token_percent}
+        plain |= {"word_error_percent": self.word_percent}
         if self.transcript_words:
             for side in ("candidate", "reference"):
                 errors = plain[f"{side}_transcript_errors"]

@@ -418,7 +418,7 @@ def stream_line(precision: Precision, name: str) -> str:
     line = f"encoder output {output.percent:.2g} %"
     if caches:
         line += f", caches up to {max(caches)[0]:.2g} % ({max(caches)[1]})"
-    line += f", {d.reference_tokens - d.token_errors:,} of {d.reference_tokens:,} tokens equal"
+    line += f", {d.equal_tokens:,} of {d.reference_tokens:,} tokens equal"
     moved = drift(precision.shown.walks[name].accumulated["encoder output"])
     if moved:
         line += f"; first tenth {moved['first_tenth_percent']:.2g} %, last {moved['last_tenth_percent']:.2g} %"

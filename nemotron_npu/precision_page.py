@@ -150,12 +150,11 @@ def _header(document: dict) -> str:
         recording = walks["recording"]
         decisions = recording["decisions"]
         outputs = [row["accumulated"] for row in recording["stages"] if row["stage"] == "encoder output"]
-        equal = decisions["reference_tokens"] - decisions["token_errors"]
         safety = decisions["safety"]
         repeated = [side for side, repeat in recording["repeated"].items() if repeat["stage"]]
         tiles = [  # no output: not one recording filled a frame
             *((f"{_number(f['relative_error_percent'])} %", "error of the encoder output") for f in outputs),
-            (f"{equal:,} of {decisions['reference_tokens']:,}", "tokens equal"),
+            (_equal_tokens(decisions), "tokens equal"),
             (f"{decisions['word_error_percent']:.2f} %", "word errors against the reference"),
             (
                 f"{decisions['undecided']:,} of {decisions['steps']:,}",
@@ -459,7 +458,7 @@ def _streams(walks: dict) -> str:
                 _number(stages.get("encoder output")),
                 _number(caches[cache]) if cache else "-",
                 cache or "-",
-                f"{d['reference_tokens'] - d['token_errors']:,} of {d['reference_tokens']:,}",
+                _equal_tokens(d),
                 f"{d['word_error_percent']:.2f}",
                 f"{d['undecided']:,} of {d['steps']:,}",
                 walk["verdict"],
@@ -481,7 +480,7 @@ def _recordings(recordings: list[dict]) -> str:
                 r["audio"],
                 f"{r['seconds']:.2f}",
                 _number(walk["encoder_output"]["relative_error_percent"]),
-                f"{d['reference_tokens'] - d['token_errors']:,} of {d['reference_tokens']:,}",
+                _equal_tokens(d),
                 _number(d["smallest_margin"]),
                 _number(d["largest_error"]),
                 first,
@@ -511,6 +510,10 @@ def _sine(document: dict) -> str:
         ("Verdict", s["verdict"]),
     ]
     return _section("1 s sine of 440 Hz", "The write-up's table.", _facts(rows))
+
+
+def _equal_tokens(decisions: dict) -> str:
+    return f"{decisions['equal_tokens']:,} of {decisions['reference_tokens']:,}"
 
 
 def _number(value: float | None) -> str:

@@ -520,6 +520,11 @@ def test_a_decision_that_differs_is_told_with_both_margins():
     assert decisions.smallest_margin == pytest.approx(0.01, abs=1e-5) and decisions.margins.sum() == 3
 
 
+def test_a_candidate_that_says_far_more_has_no_equal_tokens_rather_than_fewer_than_none():
+    decisions = Decisions(reference_tokens=2, token_errors=5)
+    assert decisions.equal_tokens == decisions.as_dict()["equal_tokens"] == 0
+
+
 def test_a_frame_that_is_full_of_tokens_has_no_blank():
     tokens = tuple(Token(1, "x", 0, 0.0) for _ in range(3))
     assert Path.of(tokens, 2, blank=9, max_symbols=3).chosen.tolist() == [1, 1, 1, 9]
