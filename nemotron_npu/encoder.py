@@ -21,11 +21,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .checkpoint import Weights, context_sizes
+from .checkpoint import context_sizes
 from .device import trim_memory
 from .errors import Unsupported
 from .graph import Recorded
 from .linear import Linear, make_linear
+from .weights import Weights
 
 MASKED = -10000.0  # added to the score of a key that is not to be seen: NeMo's INF_VAL; exp() of it is 0
 

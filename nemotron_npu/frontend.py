@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .checkpoint import Weights
 from .errors import Unsupported
+from .weights import Weights
 
 DEFAULTS = {  # AudioToMelSpectrogramPreprocessor's own, NeMo 2.7.3
     "sample_rate": 16000,

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 
 from . import audio
 from .boosting import ALPHA, BoostingTree, Phrase, spell
-from .checkpoint import Weights, choose_context, frame_seconds, read_config, read_tokenizer, read_weights
+from .checkpoint import choose_context, frame_seconds, read_config, read_tokenizer
 from .decoder import Decoder, Emission
 from .encoder import Encoder
 from .errors import SetupError, Unsupported
 from .frontend import FeatureStream, Frontend
 from .sources import Recording
 from .transcript import WORD_START, Speller, Transcript
+from .weights import Weights, read_weights
 
 Source = np.ndarray | str | Path | Recording
 """A recording: float32 [samples], mono, 16 kHz; or the path of a sound file, which is decoded piece by piece; or

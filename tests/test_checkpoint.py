@@ -21,9 +21,9 @@ from nemotron_npu.checkpoint import (
     frame_seconds,
     read_config,
     read_tokenizer,
-    read_weights,
 )
 from nemotron_npu.errors import SetupError
+from nemotron_npu.weights import read_weights
 
 CONFIG = {
     "target": "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel",
@@ -191,7 +191,8 @@ def test_nothing_is_written_to_disk(tiny, tmp_path, mode):
     code = (
         "import resource, sys, torch; from pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "from nemotron_npu.checkpoint import read_config, read_tokenizer, read_weights\n"
+        "from nemotron_npu.checkpoint import read_config, read_tokenizer\n"
+        "from nemotron_npu.weights import read_weights\n"
         "path = Path(sys.argv[1])\n"
         "print(len(read_tokenizer(path, read_config(path))), len(read_weights(path)))"
     )
