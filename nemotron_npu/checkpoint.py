@@ -1,18 +1,24 @@
-"""``--model_path`` -> a ``.nemo`` file on this disk -> its config and tokenizer, without importing NeMo."""
+"""``--model_path`` -> a ``.nemo`` file on this disk -> its config, weights and tokenizer, without importing NeMo."""
 
 from __future__ import annotations
 
 import os
 import re
-import tarfile
-from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from .errors import SetupError, first_line
+from .archive import read_member
+from .config import context_sizes, parse_config, tokenizer_parts
+from .errors import SetupError, first_line, shown
+from .weights import NAME as WEIGHTS
+from .weights import Tensors, check_finite, read_weights
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_EXAMPLE = "nvidia/nemotron-speech-streaming-en-0.6b"
-MODEL_CLASS = "EncDecRNNTBPEModel"
+CONFIG = "model_config.yaml"
+MOST_CONFIG, MOST_TOKENIZER = 1 << 20, 32 << 20  # bytes: the real ones have 0.02 and 0.3 MB
+OUTPUT = re.compile(r"joint\.joint_net\.\d+\.weight")
+STRANGER = "it belongs to another checkpoint"
 
 
 def find_checkpoint(model_path: str) -> Path:
@@ -21,10 +27,13 @@ def find_checkpoint(model_path: str) -> Path:
     Raises SetupError when there is no such file or it cannot be downloaded.
     """
     path = Path(model_path).expanduser()
-    if path.is_dir():
-        raise SetupError(f"{model_path}: is a directory: name the .nemo file in it")
-    if path.exists():
-        return path
+    try:
+        os.stat(path)
+        return path  # what kind of file it is shows when it is opened
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise SetupError(f"{model_path}: cannot be read: {error.strerror}") from error
     if is_hub_id(model_path):
         return _download(model_path)
     raise SetupError(f"{model_path}: no such file (a Hugging Face id looks like {HUB_EXAMPLE})")
@@ -63,70 +72,126 @@ def _download(repo: str) -> Path:
         ) from error
 
 
+class Checkpoint(NamedTuple):
+    """What is in a ``.nemo`` file, as far as it was checked without either engine."""
+
+    config: dict
+    tensors: Tensors
+    tokenizers: list
+    """``sentencepiece.SentencePieceProcessor``: one, or one for each language."""
+
+
+def read_checkpoint(path: Path, values: bool = False) -> Checkpoint:
+    """Everything in a ``.nemo`` file, checked: what comes out runs no code and takes no more memory than the file does.
+
+    Both engines read a checkpoint by this.  ``values`` looks at those of the weights too; the native engine does so
+    when it uses each (``weights.Weights``).
+    Raises SetupError that names the member and what is wrong with it.
+    """
+    config = read_config(path)
+    tokenizers = [_tokenizer(path, name) for name in _tokenizer_names(config)]
+    tensors = read_weights(path)
+    _check_vocabulary(path, config, tensors, tokenizers)
+    _check_sizes(path, config, tensors, sum(tokenizer.get_piece_size() for tokenizer in tokenizers))
+    if values:
+        try:
+            for name, tensor in tensors.items():
+                check_finite(name, tensor)
+        except SetupError as error:
+            raise SetupError(f"{path}: {error}") from error
+    return Checkpoint(config, tensors, tokenizers)
+
+
 def read_config(path: Path) -> dict:
     """The ``model_config.yaml`` inside a ``.nemo`` (a tar, sometimes gzipped).
 
-    Raises SetupError when the file is not such an archive or holds a model of another class.
+    Raises SetupError when the file is not such an archive, holds a model of another class, or a config that makes no
+    sense or is not safe: see ``config.py``.
     """
-    import yaml
-
+    text = read_member(path, CONFIG, MOST_CONFIG)
     try:
-        config = yaml.safe_load(read_member(path, "model_config.yaml"))
-    except yaml.YAMLError as error:
-        raise SetupError(f"{path}: model_config.yaml inside is not valid YAML") from error
-    if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
-        raise SetupError(f"{path}: model_config.yaml inside describes no encoder")
-    target = str(config.get("target", "")).rsplit(".", 1)[-1]
-    if target != MODEL_CLASS:
-        raise SetupError(f"{path}: holds a {target or 'model of unknown class'}: {MODEL_CLASS} is what runs here")
-    return config
+        return parse_config(text)
+    except SetupError as error:
+        raise SetupError(f"{path}: {CONFIG} inside {error}") from error
 
 
 def read_tokenizer(path: Path, config: dict):
     """The ``sentencepiece.SentencePieceProcessor`` inside; raises SetupError when it is missing or broken."""
+    return _tokenizer(path, _tokenizer_names(config)[0])
+
+
+def _tokenizer_names(config: dict) -> list[str]:
+    """The members that have the sentencepiece models."""
+    return [part["model_path"].removeprefix("nemo:") for part in tokenizer_parts(config)]
+
+
+def _tokenizer(path: Path, name: str):
     import sentencepiece
 
-    name = str(config["tokenizer"]["model_path"]).removeprefix("nemo:")
+    content = read_member(path, name, MOST_TOKENIZER)
     try:
         tokenizer = sentencepiece.SentencePieceProcessor()
-        tokenizer.LoadFromSerializedProto(read_member(path, name))
+        tokenizer.LoadFromSerializedProto(content)
         return tokenizer
     except RuntimeError as error:
-        raise SetupError(f"{path}: {name} inside is not a sentencepiece model: download it again") from error
+        raise SetupError(f"{path}: {shown(name)} inside is not a sentencepiece model: download it again") from error
 
 
-def read_member(path: Path, name: str) -> bytes:
-    with opened(path) as archive:
-        return archive.extractfile(find_member(path, archive, name)).read()
+def _check_vocabulary(path: Path, config: dict, tensors: Tensors, tokenizers: list) -> None:
+    """The tokenizer's pieces are those that NeMo wrote into the config when it saved, and the outputs but blank."""
+    pieces = [tokenizer.id_to_piece(i) for tokenizer in tokenizers for i in range(tokenizer.get_piece_size())]
+    tokenizer = f"{shown(_tokenizer_names(config)[0])} inside has"
+    outputs = len(pieces) + 1 + (config["joint"].get("num_extra_outputs") or 0)
+    for name, tensor in tensors.items():
+        if OUTPUT.fullmatch(name) and tensor.shape[:1] != (outputs,):
+            raise SetupError(
+                f"{path}: {tokenizer} {len(pieces)} pieces, {shown(name)} is {list(tensor.shape)}: {STRANGER}"
+            )
+    for place, labels in (("labels", config.get("labels")), ("joint.vocabulary", config["joint"].get("vocabulary"))):
+        if labels is None or labels == pieces:
+            continue
+        if not isinstance(labels, list) or len(labels) != len(pieces):
+            count = len(labels) if isinstance(labels, list) else shown(labels)
+            raise SetupError(f"{path}: {tokenizer} {len(pieces)} pieces, {place} in {CONFIG} {count}: {STRANGER}")
+        i = next(i for i, piece in enumerate(pieces) if labels[i] != piece)
+        ours, theirs = shown(pieces[i]), shown(labels[i])
+        raise SetupError(f"{path}: {tokenizer} {ours!r} as piece {i}, {place} in {CONFIG} {theirs!r}: {STRANGER}")
 
 
-def find_member(path: Path, archive: tarfile.TarFile, name: str) -> tarfile.TarInfo:
-    member = next((m for m in archive if os.path.basename(m.name) == name and m.isfile()), None)
-    if member is None:
-        raise SetupError(f"{path}: not a .nemo checkpoint: no {name} inside")
-    return member
+def _check_sizes(path: Path, config: dict, tensors: Tensors, pieces: int) -> None:
+    """The config may not ask for a larger model than there are weights of: NeMo would allocate it first.
 
-
-@contextmanager
-def opened(path: Path):
-    """The tar archive at ``path``; what goes wrong while it is read is a SetupError."""
-    try:
-        with tarfile.open(path) as archive:
-            yield archive
-    except (tarfile.TarError, EOFError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a tar archive, or cut short"
-        raise SetupError(f"{path}: not a .nemo checkpoint ({reason}): download it again") from error
+    Counted are the numbers of the large matrices, which are there in every kind of such a model.
+    """
+    encoder, prediction, defaults = config["encoder"], config["decoder"]["prednet"], config["model_defaults"]
+    width, factor = encoder["d_model"], encoder.get("ff_expansion_factor", 4)
+    layer = 4 * width * width * factor + 7 * width * width  # feed-forwards; attention and pointwise convolutions
+    channels = encoder.get("subsampling_conv_channels", -1)
+    channels = width if channels == -1 else channels
+    hidden = prediction["pred_hidden"]
+    cells = prediction.get("rnn_hidden_size") or -1
+    recurrent = 8 * hidden * (cells if cells > 0 else hidden) * prediction["pred_rnn_layers"]
+    recurrent = recurrent if config["decoder"]["_target_"].endswith(".RNNTDecoder") else 0
+    outputs = pieces + 1 + (config["joint"].get("num_extra_outputs") or 0)
+    asked = {
+        "encoder.pre_encode.": channels * width,
+        "encoder.layers.": layer * encoder["n_layers"],
+        "decoder.prediction.": recurrent + pieces * hidden // 2,
+        "joint.": config["joint"]["jointnet"]["joint_hidden"]
+        * (defaults["enc_hidden"] + defaults["pred_hidden"] + outputs),
+    }
+    for part, count in asked.items():
+        there = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(part))
+        if there < count:
+            raise SetupError(
+                f"{path}: {WEIGHTS} inside has {there:,} numbers in {part}*, {CONFIG} asks for {count:,} or more: "
+                "some are missing, or one of the two is of another checkpoint"
+            )
 
 
 def frame_seconds(config: dict) -> float:
     """Seconds of sound in one encoder frame: the mel stride times the encoder's subsampling."""
     return float(config["preprocessor"]["window_stride"]) * int(config["encoder"]["subsampling_factor"])
-
-
-def context_sizes(sizes: list | None) -> list[list[int]]:
-    """``att_context_size``, one [left, right] or several, as several; -1, and none at all, is no limit."""
-    sizes = sizes or [-1, -1]
-    return sizes if isinstance(sizes[0], list) else [sizes]
 
 
 def attention_contexts(config: dict) -> dict[int, list[int]]:

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 
 from . import audio
 from .boosting import ALPHA, BoostingTree, Phrase, spell
-from .checkpoint import choose_context, frame_seconds, read_config, read_tokenizer
+from .checkpoint import choose_context, frame_seconds, read_checkpoint
 from .decoder import Decoder, Emission
 from .encoder import Encoder
-from .errors import SetupError, Unsupported
+from .errors import SetupError, Unsupported, shown
 from .frontend import FeatureStream, Frontend
 from .sources import Recording
 from .transcript import WORD_START, Speller, Transcript
-from .weights import Weights, read_weights
+from .weights import Weights
 
 Source = np.ndarray | str | Path | Recording
 """A recording: float32 [samples], mono, 16 kHz; or the path of a sound file, which is decoded piece by piece; or
@@ -71,19 +71,18 @@ class Recognizer:
             raise SetupError("--graph on: a CPU has nothing to record: it needs an npu or cuda device")
         if (dtype == "float16" and device.type == "cpu") or (dtype == "int8" and device.type != "cpu"):
             raise SetupError(f"--dtype {dtype} does not run on {device.type}: take bfloat16")
-        config = read_config(path)
+        config, tensors, tokenizers = read_checkpoint(path)
         self.config = config
         self.device = device
         self.chunk_ms, context = choose_context(config, chunk_ms)
         """Chunk length in use; None for a checkpoint that does not attend in chunks."""
         self.frame_seconds = frame_seconds(config)
         """Seconds of sound in one encoder frame."""
-        if "model_path" not in config.get("tokenizer", {}):
-            raise Unsupported("a tokenizer that is not sentencepiece")
-        self.tokenizer = read_tokenizer(path, config)
+        if config["tokenizer"]["type"] != "bpe":
+            raise Unsupported("a tokenizer for each language")
+        self.tokenizer = tokenizers[0]
         pieces = [self.tokenizer.id_to_piece(i) for i in range(self.tokenizer.get_piece_size())]
         self.speller = Speller(pieces, self.tokenizer.decode, self.frame_seconds)
-        tensors = read_weights(path)
         self.dtype = dtype
         taken: set[str] = set()
         host = Weights(tensors, torch.device("cpu"), torch.float32, taken=taken)
@@ -101,7 +100,7 @@ class Recognizer:
         """Number of weights."""
         self.block_frames = frames if block_ms else None
         if host.left():
-            raise Unsupported(f"weights of unknown use: {', '.join(host.left()[:3])}")
+            raise Unsupported(f"weights of unknown use: {', '.join(map(shown, host.left()[:3]))}")
 
     @property
     def chunk_samples(self) -> int:
@@ -464,9 +463,10 @@ def load_recognizer(
     for option, given in (("--graph on", record), ("--block_ms", block_ms), ("--decoder_device", decoder_device)):
         if given:
             raise SetupError(f"{option} needs the native engine")
+    checkpoint = read_checkpoint(path, values=True)
     from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
 
-    return NemoRecognizer(path, device, chunk_ms)
+    return NemoRecognizer(path, device, chunk_ms, checkpoint)
 
 
 def _count(tensors: dict[str, torch.Tensor]) -> int:

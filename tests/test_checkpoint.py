@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from checkpoints import TINY_SIZE, nemotron_config
 from support import ROOT, run_process
 
 from nemotron_npu.checkpoint import (
@@ -25,14 +26,9 @@ from nemotron_npu.checkpoint import (
 from nemotron_npu.errors import SetupError
 from nemotron_npu.weights import read_weights
 
-CONFIG = {
+CONFIG = nemotron_config("", **TINY_SIZE) | {
     "target": "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel",
-    "preprocessor": {"window_stride": 0.01},
-    "encoder": {
-        "subsampling_factor": 8,
-        "att_context_style": "chunked_limited",
-        "att_context_size": [[70, 13], [70, 6], [70, 1], [70, 0]],
-    },
+    "tokenizer": {"type": "bpe", "model_path": "nemo:tokenizer.model"},
 }
 
 
