@@ -11,7 +11,7 @@ from .archive import read_member
 from .config import context_sizes, parse_config, tokenizer_parts
 from .errors import SetupError, first_line, shown
 from .weights import NAME as WEIGHTS
-from .weights import Tensors, check_finite, read_weights
+from .weights import Tensors, read_weights
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_EXAMPLE = "nvidia/nemotron-speech-streaming-en-0.6b"
@@ -81,11 +81,10 @@ class Checkpoint(NamedTuple):
     """``sentencepiece.SentencePieceProcessor``: one, or one for each language."""
 
 
-def read_checkpoint(path: Path, values: bool = False) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Everything in a ``.nemo`` file, checked: what comes out runs no code and takes no more memory than the file does.
 
-    Both engines read a checkpoint by this.  ``values`` looks at those of the weights too; the native engine does so
-    when it uses each (``weights.Weights``).
+    Both engines read a checkpoint by this.  Shape and values of each weight are checked when it is used.
     Raises SetupError that names the member and what is wrong with it.
     """
     config = read_config(path)
@@ -93,12 +92,6 @@ def read_checkpoint(path: Path, values: bool = False) -> Checkpoint:
     tensors = read_weights(path)
     _check_vocabulary(path, config, tensors, tokenizers)
     _check_sizes(path, config, tensors, sum(tokenizer.get_piece_size() for tokenizer in tokenizers))
-    if values:
-        try:
-            for name, tensor in tensors.items():
-                check_finite(name, tensor)
-        except SetupError as error:
-            raise SetupError(f"{path}: {error}") from error
     return Checkpoint(config, tensors, tokenizers)
 
 

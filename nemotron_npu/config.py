@@ -24,6 +24,7 @@ OTHERS = re.compile(r"(nemo\.collections\.asr|torch\.optim)(\.\w+)+")  # trainin
 USED = ("target", "sample_rate", "model_defaults", "tokenizer", "labels", "decoding", *CLASSES)
 """The parts that recognising needs."""
 
+AGAIN = "download it again"
 MOST_DEPTH = 20
 MOST_DIGITS = 100
 MOST = 1_000_000  # no number of a used part is larger
@@ -111,11 +112,11 @@ def parse_config(text: bytes) -> dict:
     """The checked config of ``model_config.yaml``; raises SetupError, whose message goes behind the member's name."""
     config = _parse(text)
     if not isinstance(config, dict) or not isinstance(config.get("encoder"), dict):
-        raise SetupError("describes no encoder")
+        raise SetupError(f"describes no encoder: {AGAIN}")
     _check_classes(config)
     for part in CLASSES:
         if not isinstance(config.get(part), dict):
-            raise SetupError(f"describes no {part}")
+            raise SetupError(f"describes no {part}: {AGAIN}")
     _check_values(config)
     return config
 
@@ -128,30 +129,33 @@ def _parse(text: bytes):
     try:
         for event in yaml.parse(text, loader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise SetupError("has an alias or anchor: NeMo writes none, and they can stand for more than fits")
+                raise SetupError(
+                    "has aliases, which can stand for more than fits, and NeMo writes none: not safe to load"
+                )
             if getattr(event, "tag", None):
                 raise SetupError(f"has a tag {shown(event.tag)}: a config is plain values: not safe to load")
             if isinstance(event, yaml.ScalarEvent):
                 if event.implicit[0] and len(event.value) > MOST_DIGITS and re.match(r"[-+.\d]", event.value):
-                    raise SetupError(f"has a number of {len(event.value):,} digits: {shown(event.value)}")
+                    raise SetupError(f"has a number of {len(event.value):,} digits: {AGAIN}")
             elif isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > MOST_DEPTH:
-                    raise SetupError(f"is nested more than {MOST_DEPTH} deep: no config is")
+                    raise SetupError(f"is nested more than {MOST_DEPTH} deep: not safe to load")
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
         return yaml.load(text, loader)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         where = getattr(error, "problem_mark", None)
-        raise SetupError(f"is not valid YAML{f' (line {where.line + 1})' if where else ''}") from error
+        raise SetupError(f"is not valid YAML{f' (line {where.line + 1})' if where else ''}: {AGAIN}") from error
 
 
 def _check_classes(config: dict) -> None:
     """Only the model class that runs here, of parts that belong to it; nothing else is named anywhere."""
     target = config.get("target")
     if not isinstance(target, str) or not MODEL_TARGET.fullmatch(target):
-        kind = shown(target).rpartition(".")[2] if target else "model of unknown class"
-        raise SetupError(f"holds a {kind if kind != MODEL_CLASS else shown(target)}: {MODEL_CLASS} is what runs here")
+        name = str(target).rpartition(".")[2]
+        kind = shown(target if name == MODEL_CLASS else name) if target else "unknown"
+        raise SetupError(f"names the model class {kind}: {MODEL_CLASS} is what runs here")
     for place, value in walk(config):
         part, _, key = place.rpartition(".")
         if key not in ("_target_", "cls", "target") or not part:
@@ -159,54 +163,48 @@ def _check_classes(config: dict) -> None:
         known = TARGET.fullmatch(value) if isinstance(value, str) else None
         if part in CLASSES and known:
             if known[1] not in CLASSES[part]:
-                raise SetupError(f"holds a {known[1]} as {part}: {CLASSES[part][0]} is what runs here")
+                raise SetupError(f"names the {part} {shown(known[1])}: {CLASSES[part][0]} is what runs here")
         elif part.split(".")[0] in USED or not isinstance(value, str) or not OTHERS.fullmatch(value):
             raise SetupError(f"has {shown(place)}: {shown(value)}: not a part of {MODEL_CLASS}: not safe to load")
     tdt = ("loss.loss_name", "decoding.model_type"), ("decoding.durations", *TDT_DEFAULTS)
     if any(_value(config, place) == "tdt" for place in tdt[0]) or any(_value(config, place) for place in tdt[1]):
-        raise SetupError(f"holds a TDT model, whose tokens have durations: a plain {MODEL_CLASS} is what runs here")
+        raise SetupError(f"describes a TDT model, whose tokens have durations: a plain {MODEL_CLASS} is what runs here")
 
 
 def _check_values(config: dict) -> None:
-    for part in USED:
-        for place, value in walk(config.get(part), part):
-            if isinstance(value, (int, float)) and not abs(value) <= MOST:
-                raise SetupError(f"has {shown(place)}: {shown(value)}: no number there is so large")
-            if isinstance(value, str) and "${" in value and part != "labels" and not place.startswith("joint.vocab"):
-                raise SetupError(f"has {shown(place)}: {shown(value)}: a reference: NeMo saves what it stands for")
-            if part == "decoding" and value and place.endswith(("_model", "_path", "_file", "_dir")):
-                raise SetupError(f"has {shown(place)}: {shown(value)}: a file that is not in the checkpoint")
     for place in REQUIRED:
         if _value(config, place) is None:
-            raise SetupError(f"does not give {place}")
+            raise SetupError(f"does not give {place}: {AGAIN}")
     for place, allowed in VALUES.items():
         value = _value(config, place)
         if value is None:
             part, _, key = place.rpartition(".")
             if place not in NULLABLE and key in (_value(config, part) or {}):
-                raise SetupError(f"has {place}: null: {_said(allowed)} is what can be")
+                raise SetupError(f"has {place}: null, not {_said(allowed)}: {AGAIN}")
         elif not _is_allowed(value, allowed):
-            raise SetupError(f"has {place}: {shown(value)}: {_said(allowed)} is what can be")
-    tokenizer = config["tokenizer"]
-    parts = tokenizer.get("langs") if tokenizer["type"] == "agg" else {"": tokenizer}
-    for part in parts.values() if isinstance(parts, dict) and parts else [None]:
+            raise SetupError(f"has {place}: {shown(value)}, not {_said(allowed)}: {AGAIN}")
+    for part in USED:
+        for place, value in walk(config.get(part), part):
+            if isinstance(value, (int, float)) and not abs(value) <= MOST:
+                raise SetupError(f"has {shown(place)}: {shown(value)}, more than makes sense: {AGAIN}")
+            if isinstance(value, str) and "${" in value and part != "labels" and not place.startswith("joint.vocab"):
+                raise SetupError(f"has {shown(place)}: {shown(value)}: a reference: NeMo saves what it stands for")
+            if part == "decoding" and value and place.endswith(("_model", "_path", "_file", "_dir")):
+                raise SetupError(f"has {shown(place)}: {shown(value)}: a file that is not in the checkpoint")
+    for part in tokenizer_parts(config):
         if not isinstance(part, dict) or part.get("type") != "bpe" or not isinstance(part.get("model_path"), str):
-            raise SetupError(
-                "describes no sentencepiece tokenizer (tokenizer.type: bpe, model_path): none else runs here"
-            )
+            raise SetupError("has no sentencepiece tokenizer (type: bpe, model_path): none else runs here")
     encoder = config["encoder"]
-    heads = encoder.get("n_heads") or 4
+    heads = encoder.get("n_heads", 4)
     if encoder["d_model"] % heads or encoder["d_model"] % 2:
-        raise SetupError(f"has encoder.d_model: {encoder['d_model']}, which {heads} heads cannot share")
-    pairs = context_sizes(encoder.get("att_context_size"))
+        raise SetupError(f"has encoder.d_model: {encoder['d_model']}, which {heads} heads cannot share: {AGAIN}")
     chunked = encoder.get("att_context_style") == "chunked_limited"
-    for pair in pairs:
+    for pair in context_sizes(encoder.get("att_context_size")):
         if not _are_frames(pair, -1) or chunked and (pair[1] < 0 or pair[0] > 0 and pair[0] % (pair[1] + 1)):
-            raise SetupError(
-                f"has encoder.att_context_size: {shown(pair)}: [left, right] frames of whole chunks can be"
-            )
-    if not (encoder.get("conv_context_size") in (None, "causal") or _are_frames(encoder["conv_context_size"], 0)):
-        raise SetupError(f"has encoder.conv_context_size: {shown(encoder['conv_context_size'])}: causal is what can be")
+            raise SetupError(f"has encoder.att_context_size: {shown(pair)}, not [left, right] of whole chunks: {AGAIN}")
+    context = encoder.get("conv_context_size")
+    if context not in (None, "causal") and not _are_frames(context, 0):
+        raise SetupError(f"has encoder.conv_context_size: {shown(context)}, not causal: {AGAIN}")
 
 
 def _is_allowed(value, allowed) -> bool:
@@ -260,7 +258,10 @@ def walk(value, place: str = "") -> Iterator[tuple[str, object]]:
 def tokenizer_parts(config: dict) -> list[dict]:
     """The config's tokenizer, or that of each language."""
     tokenizer = config["tokenizer"]
-    return list(tokenizer["langs"].values()) if tokenizer["type"] == "agg" else [tokenizer]
+    if tokenizer["type"] != "agg":
+        return [tokenizer]
+    languages = tokenizer.get("langs")
+    return list(languages.values()) if isinstance(languages, dict) and languages else [None]
 
 
 def context_sizes(sizes: list | None) -> list[list[int]]:

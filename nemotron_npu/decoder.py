@@ -102,9 +102,7 @@ class Decoder:
         self.activation = ACTIVATIONS[config["joint"]["jointnet"]["activation"].lower()]
         self.blank = self.output[1].shape[0] - 1
         if len(embedding) not in (self.blank, self.blank + 1) or len(self.output[1]) != self.output[0].shape[1]:
-            raise SetupError(
-                "prediction and joint network are of different vocabularies: download the checkpoint again"
-            )
+            raise SetupError("model_weights.ckpt inside is of two vocabularies: decoder.prediction and joint differ")
         if len(embedding) == self.blank:  # no blank_as_pad: the start symbol is a zero vector
             embedding = torch.cat([embedding, embedding.new_zeros(1, embedding.shape[1])])
         # what the first layer makes of each symbol is known beforehand: one row is read instead of a matrix

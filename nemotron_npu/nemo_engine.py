@@ -25,7 +25,7 @@ from .config import USED, tokenizer_parts
 from .decoder import MOST_SYMBOLS, Emission
 from .errors import InputError, SetupError, first_line, shown
 from .transcript import Speller, Transcript
-from .weights import Tensors, check_shape
+from .weights import Tensors, Weights
 
 
 class NemoRecognizer:
@@ -37,7 +37,7 @@ class NemoRecognizer:
     def __init__(
         self, path: Path, device: torch.device, chunk_ms: int | None = None, checkpoint: Checkpoint | None = None
     ):
-        checkpoint = checkpoint or read_checkpoint(path, values=True)
+        checkpoint = checkpoint or read_checkpoint(path)
         config = checkpoint.config
         chunk_ms, context = choose_context(config, chunk_ms)
         model = _restore(path, checkpoint)
@@ -212,13 +212,9 @@ class _Connector(SaveRestoreConnector):
         return tensors
 
     def load_instance_with_state_dict(self, instance, state_dict: Tensors, strict: bool) -> None:
-        wanted = instance.state_dict()
-        for name, weight in wanted.items():
-            if name not in state_dict:
-                raise SetupError(f"the weights lack {name}: download the checkpoint again")
-            if weight.is_floating_point():
-                check_shape(name, state_dict[name], tuple(weight.shape))
-        unknown = [shown(name) for name in state_dict if name not in wanted]
-        if unknown:
-            raise SetupError(f"has weights of unknown use: {', '.join(unknown[:3])}")
+        weights = Weights(state_dict, torch.device("cpu"), None)
+        for name, weight in instance.state_dict().items():
+            if weight.is_floating_point() or not weights.has(name):
+                weights(name, *weight.shape)
+        weights.check_all_taken()
         super().load_instance_with_state_dict(instance, state_dict, strict)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 
 from . import audio
 from .boosting import ALPHA, BoostingTree, Phrase, spell
-from .checkpoint import choose_context, frame_seconds, read_checkpoint
+from .checkpoint import Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .decoder import Decoder, Emission
 from .encoder import Encoder
-from .errors import SetupError, Unsupported, shown
+from .errors import SetupError, Unsupported
 from .frontend import FeatureStream, Frontend
 from .sources import Recording
 from .transcript import WORD_START, Speller, Transcript
@@ -94,13 +94,12 @@ class Recognizer:
             self.decoder = Decoder(config, search, dtype if device.type == "cpu" else "float32")
             frames = round(block_ms / 1000 / self.frame_seconds) if block_ms else BLOCK_FRAMES
             self.encoder = Encoder(config["encoder"], encoder, context, frames, dtype, record)
+            host.check_all_taken()
         except SetupError as error:
             raise SetupError(f"{path}: {error}") from error
         self.parameters = _count(tensors)
         """Number of weights."""
         self.block_frames = frames if block_ms else None
-        if host.left():
-            raise Unsupported(f"weights of unknown use: {', '.join(map(shown, host.left()[:3]))}")
 
     @property
     def chunk_samples(self) -> int:
@@ -463,10 +462,30 @@ def load_recognizer(
     for option, given in (("--graph on", record), ("--block_ms", block_ms), ("--decoder_device", decoder_device)):
         if given:
             raise SetupError(f"{option} needs the native engine")
-    checkpoint = read_checkpoint(path, values=True)
+    checkpoint = read_checkpoint(path)
+    _check_fit(path, checkpoint)
     from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
 
     return NemoRecognizer(path, device, chunk_ms, checkpoint)
+
+
+def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise SetupError if the weights do not fit the config, as far as the native engine knows its kind.
+
+    Its parts are built on torch's "meta" device, which has shapes only: NeMo would take seconds to say the same.
+    """
+    config = checkpoint.config
+    host = Weights(checkpoint.tensors, torch.device("cpu"), torch.float32)
+    meta = Weights(checkpoint.tensors, torch.device("meta"), torch.float32, taken=host.taken)
+    try:
+        Frontend(config, host.inside("preprocessor.featurizer."))
+        Decoder(config, meta)
+        Encoder(config["encoder"], meta.inside("encoder."), None, BLOCK_FRAMES)
+        host.check_all_taken()
+    except SetupError as error:
+        raise SetupError(f"{path}: {error}") from error
+    except Unsupported:
+        pass
 
 
 def _count(tensors: dict[str, torch.Tensor]) -> int:

@@ -60,7 +60,7 @@ def read_weights(path: Path) -> Tensors:
     A plain tar is mapped: torch's zip inside stores each tensor uncompressed and aligned, so that the tensors lie in
     the page cache, are read when they are first used, and are shared between processes.  Of a gzipped tar they are
     unpacked into memory once.  Nothing is written to disk.  Only tensors can come out, of no more bytes than the file
-    has: see ``_unpickle``.  The values are not looked at here: see ``check_finite``.
+    has: see ``_unpickle``.  The values are not looked at here: see ``check_weight``.
     Raises SetupError when the weights are missing or broken, or hold anything but tensors, and for any member of the
     archive that a checkpoint does not have.
     """
@@ -95,23 +95,22 @@ def read_weights(path: Path) -> Tensors:
     return weights
 
 
-def check_shape(name: str, tensor, shape: tuple) -> None:
-    """Raise SetupError unless ``tensor`` has floating-point numbers in this shape; None stands for any length."""
-    if not tensor.is_floating_point():
-        raise SetupError(f"the weight {shown(name)} is of {str(tensor.dtype).removeprefix('torch.')}, not of floats")
-    sizes = tuple(tensor.shape)
-    if len(sizes) != len(shape) or any(b not in (None, a) for a, b in zip(sizes, shape, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise SetupError(f"the weight {shown(name)} is {list(sizes)}, model_config.yaml asks for [{wanted}]")
-
-
-def check_finite(name: str, tensor) -> None:
-    """Raise SetupError if ``tensor`` has NaN or infinite values.
+def check_weight(name: str, tensor, shape: tuple) -> None:
+    """Raise SetupError unless ``tensor`` has finite floating-point numbers in this shape; None stands for any length.
 
     Its sum is not finite if a number is not: one pass, in which the pages are read that are needed anyway.
     """
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise SetupError(f"{NAME} inside has {shown(name)} of {kind}, not of floats: download it again")
+    sizes = tuple(tensor.shape)
+    if len(sizes) != len(shape) or any(b not in (None, a) for a, b in zip(sizes, shape, strict=True)):
+        wanted = f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
+        raise SetupError(
+            f"{NAME} inside has {shown(name)} of {list(sizes)}, model_config.yaml asks for {wanted}: download it again"
+        )
     if not tensor.sum().isfinite() and not tensor.isfinite().all():
-        raise SetupError(f"the weight {shown(name)} has NaN or infinite values: download the checkpoint again")
+        raise SetupError(f"{NAME} inside has NaN or infinite values in {shown(name)}: download it again")
 
 
 class Weights:
@@ -136,20 +135,22 @@ class Weights:
         Raises SetupError when it is missing, has another shape, or values that are no finite floats.
         """
         if not self.has(name):
-            raise SetupError(f"the weights lack {self.prefix + name}: download the checkpoint again")
+            raise SetupError(f"{NAME} inside lacks {self.prefix + name}: download it again")
         name = self.prefix + name
         tensor = self.tensors[name]
-        check_shape(name, tensor, shape)
-        check_finite(name, tensor)
+        check_weight(name, tensor, shape)
         return tensor.to(self.device, self.dtype)
 
     def release(self) -> None:
         """Let the kernel take back the pages that were read: what was copied from them is not held twice."""
         self.tensors.release()
 
-    def left(self) -> list[str]:
-        """The names that nobody asked for."""
-        return [name for name in self.tensors if name not in self.taken]
+    def check_all_taken(self) -> None:
+        """Raise SetupError if there are any that nobody asked for."""
+        left = [shown(name) for name in self.tensors if name not in self.taken]
+        if left:
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+            raise SetupError(f"{NAME} inside has {', '.join(left[:3])}{more}, which model_config.yaml does not ask for")
 
 
 # ---------------------------------------------------------------- torch's zip
@@ -312,9 +313,9 @@ def _storage(reference, buffer, storages: dict[str, tuple[int, int]]):
     """The tensor [count] of a storage's reference: ("storage", dtype, key, the device it was on, count)."""
     import torch
 
-    kind, dtype, key, _, count = reference
-    if kind != "storage" or not isinstance(dtype, torch.dtype) or not _is_size(count):
-        raise SetupError("has a storage that is none: not safe to load")
+    kind, dtype, key, _, count = reference if isinstance(reference, tuple) and len(reference) == 5 else [None] * 5
+    if kind != "storage" or not isinstance(dtype, torch.dtype) or key not in storages or not _is_size(count):
+        raise SetupError(f"refers to a storage that is none ({shown(key)}): not safe to load")
     offset, size = storages[key]
     if count * dtype.itemsize > size:
         raise SetupError(f"claims {count:,} numbers in data/{shown(key)}, which has {size:,} bytes")
@@ -324,11 +325,12 @@ def _storage(reference, buffer, storages: dict[str, tuple[int, int]]):
 
 
 def _rebuild_tensor(storage, offset, size, stride, *_):
-    """torch._utils._rebuild_tensor_v2, of no more elements than the storage has; torch checks that all lie inside."""
+    """torch._utils._rebuild_tensor_v2, of no more elements than the storage has, all of them inside."""
     import torch
 
-    numbers = (offset, *size, *stride)
-    if len(size) > MOST_DIMENSIONS or not all(map(_is_size, numbers)) or math.prod(size) > storage.numel():
+    sound = len(size) == len(stride) <= MOST_DIMENSIONS and all(map(_is_size, (offset, *size, *stride)))
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=False)) if sound and all(size) else -1
+    if not sound or math.prod(size) > storage.numel() or last >= storage.numel():
         raise SetupError(f"claims a tensor of {shown(list(size))} in a storage of {storage.numel():,} numbers")
     return torch.as_strided(storage, size, stride, offset)
 
