@@ -21,6 +21,7 @@ from .errors import SetupError, shown
 
 MOST_MEMBERS = 1000  # a checkpoint has 5
 MOST_HEADER = 1 << 16  # bytes of a member's extended header, which tarfile reads into memory
+MOST_HEADERS = 1 << 22  # of all headers
 EXPANSION, SPARE = 8, 64 << 20  # a gzipped one may unpack to so many times its size: weights shrink by a tenth
 
 KINDS = {
@@ -45,7 +46,17 @@ TYPES = {
     tarfile.FIFOTYPE: "a named pipe",
     tarfile.DIRTYPE: "a folder",
 }
-BROKEN = (tarfile.TarError, zlib.error, struct.error, EOFError, OSError, ValueError, ArithmeticError, LookupError)
+BROKEN = (
+    tarfile.TarError,
+    zlib.error,
+    struct.error,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RecursionError,  # headers of headers
+    ValueError,
+)
 """What tarfile and gzip raise for bytes that make no sense."""
 
 
@@ -169,11 +180,12 @@ class _Headers:
     """
 
     def __init__(self, file: BinaryIO):
-        self.file, self.tell = file, file.tell
+        self.file, self.tell, self.left = file, file.tell, MOST_HEADERS
 
     def read(self, size: int) -> bytes:
-        if size > MOST_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        self.left -= size
+        if size > MOST_HEADER or self.left < 0:
+            raise tarfile.ReadError(f"headers of {max(size, MOST_HEADERS - self.left):,} bytes")
         return self.file.read(size)
 
     def seek(self, position: int) -> None:

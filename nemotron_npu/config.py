@@ -95,6 +95,7 @@ REQUIRED = (
     *(f"{part}._target_" for part in CLASSES),
     "preprocessor.window_stride",
     "encoder.feat_in",
+    "encoder.subsampling_factor",
     "encoder.n_layers",
     "encoder.d_model",
     "model_defaults.enc_hidden",
@@ -195,6 +196,9 @@ def _check_values(config: dict) -> None:
         if not isinstance(part, dict) or part.get("type") != "bpe" or not isinstance(part.get("model_path"), str):
             raise SetupError("has no sentencepiece tokenizer (type: bpe, model_path): none else runs here")
     encoder = config["encoder"]
+    features = config["preprocessor"].get("features", 64)
+    if encoder["feat_in"] != features:
+        raise SetupError(f"has encoder.feat_in: {encoder['feat_in']}, but {features} preprocessor.features: {AGAIN}")
     heads = encoder.get("n_heads", 4)
     if encoder["d_model"] % heads or encoder["d_model"] % 2:
         raise SetupError(f"has encoder.d_model: {encoder['d_model']}, which {heads} heads cannot share: {AGAIN}")
@@ -202,9 +206,12 @@ def _check_values(config: dict) -> None:
     for pair in context_sizes(encoder.get("att_context_size")):
         if not _are_frames(pair, -1) or chunked and (pair[1] < 0 or pair[0] > 0 and pair[0] % (pair[1] + 1)):
             raise SetupError(f"has encoder.att_context_size: {shown(pair)}, not [left, right] of whole chunks: {AGAIN}")
-    context = encoder.get("conv_context_size")
-    if context not in (None, "causal") and not _are_frames(context, 0):
+    context, kernel = encoder.get("conv_context_size"), encoder.get("conv_kernel_size", 31)
+    if context not in (None, "causal") and (not _are_frames(context, 0) or sum(context) + 1 != kernel):
         raise SetupError(f"has encoder.conv_context_size: {shown(context)}, not causal: {AGAIN}")
+    guard = config["preprocessor"].get("log_zero_guard_value", 0.0)
+    if guard not in ("tiny", "eps") and not _is_allowed(guard, (0.0, 1.0)):
+        raise SetupError(f"has preprocessor.log_zero_guard_value: {shown(guard)}, not 0.0 to 1.0, tiny or eps: {AGAIN}")
 
 
 def _is_allowed(value, allowed) -> bool:

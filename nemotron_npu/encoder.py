@@ -536,7 +536,7 @@ class Encoder:
         inner = width * config["ff_expansion_factor"]
 
         def fused(kind: str, *shape: int) -> torch.Tensor | None:
-            if not weights.has(f"self_attn.linear_q.{kind}"):
+            if kind == "bias" and not weights.has("self_attn.linear_q.bias"):
                 return None
             parts = [weights(f"self_attn.linear_{part}.{kind}", *shape).view(heads, d_k, -1) for part in "qkv"]
             stacked = torch.stack(parts, 1).view(3 * width, -1)
