@@ -22,7 +22,7 @@ from .errors import SetupError, shown
 MOST_MEMBERS = 1000  # a checkpoint has 5
 MOST_HEADER = 1 << 16  # bytes of a member's extended header, which tarfile reads into memory
 MOST_HEADERS = 1 << 22  # of all headers
-EXPANSION, SPARE = 8, 64 << 20  # a gzipped one may unpack to so many times its size: weights shrink by a tenth
+EXPANSION, SPARE = 8, 16 << 20  # a gzipped one may unpack to so many times its size: weights shrink by a tenth
 
 KINDS = {
     stat.S_IFDIR: "a directory: name the .nemo file in it",
@@ -105,7 +105,7 @@ def members(path: Path, file: BinaryIO) -> Iterator[Member]:
     packed = os.path.getsize(path)
     compressed = is_gzipped(file)
     seen: set[str] = set()
-    with sound(path), tarfile.open(fileobj=_Headers(file), mode="r:") as archive:
+    with sound(path), tarfile.open(fileobj=_Headers(path, file), mode="r:") as archive:
         for count, member in enumerate(archive):
             name = member.name.removeprefix("./")
             if member.isdir() and name == ".":
@@ -119,12 +119,14 @@ def members(path: Path, file: BinaryIO) -> Iterator[Member]:
             if "/" in name or name in ("", ".", ".."):
                 raise SetupError(f"{inside} lies in another folder: a checkpoint has none: not safe to load")
             if name in seen:
-                raise SetupError(f"{inside} is there twice: which one counts? Download it again")
+                raise SetupError(f"{inside} is there twice: not safe to load")
             if count > MOST_MEMBERS:
-                raise SetupError(f"{path}: has more than {MOST_MEMBERS} members: not a .nemo checkpoint")
+                raise SetupError(f"{path}: not a .nemo checkpoint: it has more than {MOST_MEMBERS} members")
             end = member.offset_data + member.size
             if compressed and end > EXPANSION * packed + SPARE:
-                raise SetupError(f"{inside} would unpack to {member.size / 1e9:.1f} GB: a decompression bomb")
+                raise SetupError(
+                    f"{inside} would unpack to {member.size / 1e9:.1f} GB: a decompression bomb, not safe to load"
+                )
             if member.size < 0 or not compressed and end > packed:
                 raise SetupError(f"{inside} is cut short: download it again")
             seen.add(name)
@@ -138,9 +140,7 @@ def read_member(path: Path, name: str, most: int) -> bytes:
         if member is None:
             raise SetupError(f"{path}: not a .nemo checkpoint: no {shown(name)} inside")
         if member.size > most:
-            raise SetupError(
-                f"{path}: {shown(name)} inside has {member.size:,} bytes: more than {most:,} make no sense"
-            )
+            raise SetupError(f"{path}: {shown(name)} inside has {member.size:,} bytes, not {most:,}: not safe to load")
         buffer = bytearray(member.size)
         read_into(path, file, member, buffer)
         return bytes(buffer)
@@ -164,13 +164,7 @@ def sound(path: Path):
     try:
         yield
     except BROKEN as error:
-        raise SetupError(
-            f"{path}: not a .nemo checkpoint, or cut short ({_reason(error)}): download it again"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    return "it ends too early" if isinstance(error, EOFError) else shown(error) or type(error).__name__
+        raise SetupError(f"{path}: not a .nemo checkpoint, or cut short: download it again") from error
 
 
 class _Headers:
@@ -179,13 +173,13 @@ class _Headers:
     A crafted header can make older versions of tarfile loop (CVE-2025-8194), and all of them read what it claims.
     """
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.tell, self.left = file, file.tell, MOST_HEADERS
+    def __init__(self, path: Path, file: BinaryIO):
+        self.path, self.file, self.tell, self.left = path, file, file.tell, MOST_HEADERS
 
     def read(self, size: int) -> bytes:
         self.left -= size
         if size > MOST_HEADER or self.left < 0:
-            raise tarfile.ReadError(f"headers of {max(size, MOST_HEADERS - self.left):,} bytes")
+            raise SetupError(f"{self.path}: has headers of {max(size, MOST_HEADERS):,} bytes or more: not safe to load")
         return self.file.read(size)
 
     def seek(self, position: int) -> None:

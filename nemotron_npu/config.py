@@ -28,8 +28,9 @@ AGAIN = "download it again"
 MOST_DEPTH = 20
 MOST_DIGITS = 100
 MOST = 1_000_000  # no number of a used part is larger
-WORD = re.compile(r"[\w.+-]{0,40}")
+WORD = re.compile(r"[\w.+-]{0,100}")
 VALUES = {  # what the engines read: least and most, a float among them if it is one; a word; or true and false
+    **{f"{part}._target_": WORD for part in CLASSES},
     "preprocessor.sample_rate": (16000, 16000),
     "preprocessor.window_size": (0.001, 1.0),
     "preprocessor.window_stride": (0.001, 1.0),
@@ -159,6 +160,8 @@ def _check_classes(config: dict) -> None:
         raise SetupError(f"names the model class {kind}: {MODEL_CLASS} is what runs here")
     for place, value in walk(config):
         part, _, key = place.rpartition(".")
+        if "_target_" in part.split("."):
+            raise SetupError(f"has {shown(place)}: {shown(value)}: not a part of {MODEL_CLASS}: not safe to load")
         if key not in ("_target_", "cls", "target") or not part:
             continue
         known = TARGET.fullmatch(value) if isinstance(value, str) else None

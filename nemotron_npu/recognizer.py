@@ -472,16 +472,15 @@ def load_recognizer(
 def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
     """Raise SetupError if the weights do not fit the config, as far as the native engine knows its kind.
 
-    Its parts are built on torch's "meta" device, which has shapes only: NeMo would take seconds to say the same.
+    Its parts are made of them, without copies where that can be: NeMo would take many seconds to say the same.
     """
     config = checkpoint.config
-    host = Weights(checkpoint.tensors, torch.device("cpu"), torch.float32)
-    meta = Weights(checkpoint.tensors, torch.device("meta"), torch.float32, taken=host.taken)
+    weights = Weights(checkpoint.tensors, torch.device("cpu"), torch.float32)
     try:
-        Frontend(config, host.inside("preprocessor.featurizer."))
-        Decoder(config, meta)
-        Encoder(config["encoder"], meta.inside("encoder."), None, BLOCK_FRAMES)
-        host.check_all_taken()
+        Frontend(config, weights.inside("preprocessor.featurizer."))
+        Decoder(config, weights, "plain")
+        Encoder(config["encoder"], weights.inside("encoder."), None, 1, "plain")
+        weights.check_all_taken()
     except SetupError as error:
         raise SetupError(f"{path}: {error}") from error
     except Unsupported:

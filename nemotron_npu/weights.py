@@ -11,7 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from .archive import is_gzipped, members, opened, read_into
-from .errors import SetupError, first_line, shown
+from .errors import SetupError, shown
 
 NAME = "model_weights.ckpt"
 MOST_PICKLE = 2 << 20  # bytes; 618 million parameters are listed in 126,108
@@ -85,7 +85,7 @@ def read_weights(path: Path) -> Tensors:
     except SetupError as error:
         raise SetupError(f"{path}: {NAME} inside {error}") from error
     except BROKEN as error:
-        raise SetupError(f"{path}: {NAME} inside is broken ({shown(first_line(error))}): download it again") from error
+        raise SetupError(f"{path}: {NAME} inside is broken: download it again") from error
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise SetupError(f"{path}: {NAME} inside holds something else than named tensors")
     if sum(weight.nbytes for weight in weights.values()) > 2 * size:  # some may be shared by two layers
@@ -196,7 +196,7 @@ class _Window:
 
     def part(self, offset: int, size: int, most: int = MOST_DIRECTORY) -> bytes:
         if size > most:
-            raise ValueError(f"{size:,} bytes where {most:,} are many")
+            raise SetupError(f"has {size:,} bytes where it lists its tensors, not {most:,}: not safe to load")
         if not 0 <= offset <= offset + size <= self.size:
             raise ValueError("it ends too early")
         return self.buffer[self.start + offset : self.start + offset + size]

@@ -284,10 +284,14 @@ def link_loop(folder: Path) -> list:
     return ["--model_path", folder / "model.nemo"]
 
 
+@functools.cache
+def _gzipped() -> bytes:
+    return gzip.compress(DEMO.read_bytes(), 1)
+
+
 def cut(part: float, compressed: bool = False) -> Callable[[Path], list]:
     def content() -> bytes:
-        whole = DEMO.read_bytes()
-        whole = gzip.compress(whole, 1) if compressed else whole
+        whole = _gzipped() if compressed else DEMO.read_bytes()
         return whole[: int(part * len(whole))]
 
     return written(content)
@@ -300,8 +304,8 @@ def flipped(folder: Path) -> list:
 
 
 def gzip_bomb(folder: Path) -> list:
-    """100 MB of zeros in front of all else, in a file of 100 KB."""
-    bomb = packed({}, (info("./0", 100 << 20), bytes(100 << 20)))
+    """30 MB of zeros in front of all else, in a file of 0.1 MB."""
+    bomb = packed({}, (info("./0", 30 << 20), bytes(30 << 20)))
     return written(gzip.compress(bomb, 1))(folder)
 
 
@@ -317,9 +321,9 @@ def claims(size: int, name: str = WEIGHTS, compressed: bool = False) -> Callable
 
 
 def long_header(folder: Path) -> list:
-    """An extended header of 100 MB, which tarfile would read into memory."""
-    header = info("././@PaxHeader", 100 << 20, type=tarfile.XHDTYPE).tobuf(tarfile.USTAR_FORMAT)
-    return written(gzip.compress(header + bytes(100 << 20), 1))(folder)
+    """An extended header of 30 MB, which tarfile would read into memory."""
+    header = info("././@PaxHeader", 30 << 20, type=tarfile.XHDTYPE).tobuf(tarfile.USTAR_FORMAT)
+    return written(gzip.compress(header + bytes(30 << 20), 1))(folder)
 
 
 def sparse() -> tarfile.TarInfo:
@@ -373,7 +377,7 @@ CASES = [
     Case("compressed with xz", written(lambda: lzma.compress(DEMO.read_bytes()[:9999])), 2, "xz"),
     Case("cut short in the middle", cut(0.5), 2, "cut short"),
     Case("cut short in the middle, gzipped", cut(0.5, compressed=True), 2, "cut short"),
-    Case("a flipped bit in a header", flipped, 2, "bad checksum"),
+    Case("a flipped bit in a header", flipped, 2, "cut short"),
     # members
     Case("a member `../evil`", with_member((info("../evil", 1), b"x")), 2, f"evil inside lies.*{NOT_SAFE}"),
     Case("a member with an absolute name", with_member((info("/tmp/evil", 1), b"x")), 2, NOT_SAFE),
@@ -391,11 +395,11 @@ CASES = [
     Case("no config", replaced(CONFIG, lambda: None), 2, "no model_config.yaml inside"),
     Case("no weights", replaced(WEIGHTS, lambda: None), 2, "no model_weights.ckpt inside"),
     Case("no tokenizer", replaced(TOKENIZER, lambda: None), 2, "no .*tokenizer.model inside"),
-    Case("100 MB of zeros in a gzip of 0.1 MB", gzip_bomb, 2, "decompression bomb"),
+    Case("30 MB of zeros in a gzip of 0.1 MB", gzip_bomb, 2, "decompression bomb"),
     Case("gzipped weights that claim 1 TB", claims(10**12, compressed=True), 2, "decompression bomb"),
     Case("weights that claim 1 TB", claims(10**12), 2, "cut short"),
-    Case("a config of 2 MB", replaced(CONFIG, lambda: b"#" * (2 << 20)), 2, "make no sense"),
-    Case("an extended header of 100 MB", long_header, 2, "a header of"),
+    Case("a config of 2 MB", replaced(CONFIG, lambda: b"#" * (2 << 20)), 2, f"not 1,048,576.*{NOT_SAFE}"),
+    Case("an extended header of 30 MB", long_header, 2, f"has headers of.*{NOT_SAFE}"),
     # the config's form
     Case("a config that is not YAML", replaced(CONFIG, lambda: b"a: [1, 2"), 2, "not valid YAML"),
     Case("binary for a config", replaced(CONFIG, lambda: bytes(range(256))), 2, "not valid YAML"),
@@ -468,7 +472,7 @@ CASES = [
     Case("`features: 1000000000`", with_config(preprocessor__features=10**9), 2, "features: 1000000000"),
     Case(
         "`features: 64`: the weights have 80",
-        with_config(preprocessor__features=64),
+        with_config(preprocessor__features=64, encoder__feat_in=64),
         2,
         r"featurizer.fb of \[1, 80, 257\].*\[1, 64, 257\]",
     ),
@@ -487,8 +491,8 @@ CASES = [
     ),
     Case("another zip", replaced(WEIGHTS, lambda: zipped(b"").replace(b"data.pkl", b"data.txt")), 2, "no data.pkl"),
     Case(
-        "100 MB of zeros in a compressed data.pkl",
-        with_pickle(lambda: bytes(100 << 20), compression=zipfile.ZIP_DEFLATED),
+        "30 MB of zeros in a compressed data.pkl",
+        with_pickle(lambda: bytes(30 << 20), compression=zipfile.ZIP_DEFLATED),
         2,
         "compressed or encrypted",
     ),
@@ -519,7 +523,9 @@ CASES = [
         2,
         "something else",
     ),
-    Case("3 MB of pickle", with_pickle(lambda: b"\x80\x02" + b"N0" * (3 << 19) + b"."), 2, "where .* are many"),
+    Case(
+        "3 MB of pickle", with_pickle(lambda: b"\x80\x02" + b"N0" * (3 << 19) + b"."), 2, f"not 2,097,152.*{NOT_SAFE}"
+    ),
     Case(
         "a list for weights", replaced(WEIGHTS, lambda: saved([torch.zeros(3)])), 2, "something else than named tensors"
     ),
