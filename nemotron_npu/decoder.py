@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 
 from .boosting import BoostingTree
-from .checkpoint import Weights
 from .confidence import confidence, statistic
-from .errors import Unsupported
+from .errors import SetupError, Unsupported
 from .linear import Linear, make_linear
+from .weights import Weights
 
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 LOOKAHEAD = 8  # frames whose joint is evaluated at once: static shapes, few looks, little waste when a token is emitted
+MOST_SYMBOLS = 100  # tokens of a frame of 80 ms where the checkpoint sets no limit: broken weights would never end
 
 
 @dataclass(frozen=True)
@@ -83,27 +84,33 @@ class Decoder:
     def __init__(self, config: dict, weights: Weights, dtype: str = "float32"):
         _check(config)
         prediction = weights.inside("decoder.prediction.")
-        embedding = prediction("embed.weight")
+        self.width = config["decoder"]["prednet"]["pred_hidden"]
+        embedding = prediction("embed.weight", None, self.width)
         self.layers = [
-            _lstm_layer(prediction.inside("dec_rnn.lstm."), layer, dtype)
+            _lstm_layer(prediction.inside("dec_rnn.lstm."), layer, self.width, dtype)
             for layer in range(config["decoder"]["prednet"]["pred_rnn_layers"])
         ]
         joint = weights.inside("joint.")
+        inner, encoded = config["joint"]["jointnet"]["joint_hidden"], config["encoder"].get("feat_out", -1)
+        encoded = encoded if encoded > 0 else config["encoder"]["d_model"]
         output = 2 if config["joint"]["jointnet"].get("dropout") else 1  # behind activation and dropout
-        self.encoder_projection = make_linear(joint("enc.weight"), joint("enc.bias"), dtype)
-        self.prediction_projection = make_linear(joint("pred.weight"), joint("pred.bias"), dtype)
-        self.output = joint(f"joint_net.{output}.weight").t(), joint(f"joint_net.{output}.bias")
+        self.encoder_projection = make_linear(joint("enc.weight", inner, encoded), joint("enc.bias", inner), dtype)
+        self.prediction_projection = make_linear(
+            joint("pred.weight", inner, self.width), joint("pred.bias", inner), dtype
+        )
+        self.output = joint(f"joint_net.{output}.weight", None, inner).t(), joint(f"joint_net.{output}.bias", None)
         self.activation = ACTIVATIONS[config["joint"]["jointnet"]["activation"].lower()]
         self.blank = self.output[1].shape[0] - 1
+        if len(embedding) not in (self.blank, self.blank + 1) or len(self.output[1]) != self.output[0].shape[1]:
+            raise SetupError("model_weights.ckpt inside is of two vocabularies: decoder.prediction and joint differ")
         if len(embedding) == self.blank:  # no blank_as_pad: the start symbol is a zero vector
             embedding = torch.cat([embedding, embedding.new_zeros(1, embedding.shape[1])])
         # what the first layer makes of each symbol is known beforehand: one row is read instead of a matrix
-        self.width = config["decoder"]["prednet"]["pred_hidden"]
         self.symbols = self.layers[0][0](embedding)
         self.layers[0] = self.symbols.__getitem__, self.layers[0][1]
         greedy = (config.get("decoding") or {}).get("greedy") or {}
-        self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step")
-        """Tokens that one frame may emit; None is no limit."""
+        self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step") or MOST_SYMBOLS
+        """Tokens that one frame may emit."""
         self.device = weights.device
         self.confidence = "max_prob"
         """Measure of the tokens' confidence: one of ``confidence.METHODS``."""
@@ -223,11 +230,12 @@ class Decoder:
         state.predicted = predicted if stay is None else torch.where(stay, state.predicted, predicted)
 
 
-def _lstm_layer(weights: Weights, layer: int, dtype: str) -> tuple[Linear, Linear]:
+def _lstm_layer(weights: Weights, layer: int, width: int, dtype: str) -> tuple[Linear, Linear]:
     """The products of the input, with both biases, and of the hidden state: [slots, in] -> [slots, 4 * hidden]."""
-    bias = weights(f"bias_ih_l{layer}") + weights(f"bias_hh_l{layer}")
-    from_input = make_linear(weights(f"weight_ih_l{layer}"), bias, dtype if layer else "float32")
-    return from_input, make_linear(weights(f"weight_hh_l{layer}"), None, dtype)
+    shape = 4 * width, width
+    bias = weights(f"bias_ih_l{layer}", 4 * width) + weights(f"bias_hh_l{layer}", 4 * width)
+    from_input = make_linear(weights(f"weight_ih_l{layer}", *shape), bias, dtype if layer else "float32")
+    return from_input, make_linear(weights(f"weight_hh_l{layer}", *shape), None, dtype)
 
 
 def _lstm(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

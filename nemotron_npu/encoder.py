@@ -21,11 +21,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .checkpoint import Weights, context_sizes
+from .config import context_sizes
 from .device import trim_memory
 from .errors import Unsupported
 from .graph import Recorded
 from .linear import Linear, make_linear
+from .weights import Weights
 
 MASKED = -10000.0  # added to the score of a key that is not to be seen: NeMo's INF_VAL; exp() of it is 0
 
@@ -41,6 +42,7 @@ DEFAULTS = {  # ConformerEncoder's own, NeMo 2.7.3
     "reduction": None,
     "feat_out": -1,
     "n_heads": 4,
+    "ff_expansion_factor": 4,
     "self_attention_model": "rel_pos",
     "att_context_size": None,
     "att_context_style": "regular",
@@ -204,10 +206,18 @@ class Encoder:
         self.record = record
         self.mels = config["feat_in"]
         self.stages = _subsampling(weights.inside("pre_encode.conv."), config)
-        self.subsampling_out = _linear(weights, "pre_encode.out", dtype)
+        features = self.mels
+        for _ in self.stages:
+            features = self._stage_length(features)
+        subsampled = (self.width, self.stages[-1].channels * features)
+        self.subsampling_out = _linear(weights, "pre_encode.out", subsampled, dtype)
         with ThreadPoolExecutor(min(LOADERS, torch.get_num_threads())) as pool:  # packing keeps one core busy, no more
             self.layers = list(pool.map(lambda i: self._layer(weights, i, config), range(config["n_layers"])))
-        self.out = _linear(weights, "out_proj", dtype) if weights.has("out_proj.weight") else None
+        self.out = (
+            _linear(weights, "out_proj", (config["feat_out"], self.width), dtype)
+            if weights.has("out_proj.weight")
+            else None
+        )
         self.positions = [self._project(layer, self.block) for layer in self.layers] if self.streams else None
         weights.release()
         self.observer: Callable[[int, torch.Tensor], torch.Tensor] | None = None
@@ -522,47 +532,56 @@ class Encoder:
 
     def _layer(self, weights: Weights, index: int, config: dict) -> Layer:
         weights = weights.inside(f"layers.{index}.")
-        heads, d_k = self.heads, self.head_width
+        width, heads, d_k = self.width, self.heads, self.head_width
+        inner = width * config["ff_expansion_factor"]
 
-        def fused(kind: str) -> torch.Tensor | None:
-            if not weights.has(f"self_attn.linear_q.{kind}"):
+        def fused(kind: str, *shape: int) -> torch.Tensor | None:
+            if kind == "bias" and not weights.has("self_attn.linear_q.bias"):
                 return None
-            parts = [weights(f"self_attn.linear_{part}.{kind}").view(heads, d_k, -1) for part in "qkv"]
-            stacked = torch.stack(parts, 1).view(3 * self.width, -1)
+            parts = [weights(f"self_attn.linear_{part}.{kind}", *shape).view(heads, d_k, -1) for part in "qkv"]
+            stacked = torch.stack(parts, 1).view(3 * width, -1)
             return stacked[:, 0] if kind == "bias" else stacked
 
-        depthwise, depthwise_bias = _weight_and_bias(weights, "conv.depthwise_conv")
+        def norm(name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+            return _weight_and_bias(weights, name, (width,))
+
+        def linear(name: str, *shape: int, scale: float = 1.0) -> Linear:
+            return _linear(weights, name, shape, self.dtype, scale)
+
+        depthwise, depthwise_bias = _weight_and_bias(
+            weights, "conv.depthwise_conv", (width, 1, config["conv_kernel_size"])
+        )
         depthwise = depthwise[:, 0]  # [width, kernel]
-        conv_norm = _weight_and_bias(weights, "conv.batch_norm")
+        conv_norm = norm("conv.batch_norm")
         if config["conv_norm_type"] != "layer_norm":  # a batch norm is a scale and a shift of each channel
             scale, shift = conv_norm
             if config["conv_norm_type"] == "batch_norm":
-                scale = scale / torch.sqrt(weights("conv.batch_norm.running_var") + 1e-5)
-                shift = shift - weights("conv.batch_norm.running_mean") * scale
+                scale = scale / torch.sqrt(weights("conv.batch_norm.running_var", width) + 1e-5)
+                shift = shift - weights("conv.batch_norm.running_mean", width) * scale
                 weights.has("conv.batch_norm.num_batches_tracked")
             depthwise = depthwise * scale[:, None]
             depthwise_bias = shift if depthwise_bias is None else shift + depthwise_bias * scale
             conv_norm = None
-        uv = torch.stack([weights("self_attn.pos_bias_u"), weights("self_attn.pos_bias_v")])
+        uv = torch.stack([weights(f"self_attn.pos_bias_{part}", heads, d_k) for part in "uv"])
         layer = Layer(
-            norm_ff1=_weight_and_bias(weights, "norm_feed_forward1"),
-            ff1_in=_linear(weights, "feed_forward1.linear1", self.dtype),
-            ff1_out=_linear(weights, "feed_forward1.linear2", self.dtype, 0.5),  # half a step each: fc_factor
-            norm_attention=_weight_and_bias(weights, "norm_self_att"),
-            qkv=make_linear(fused("weight"), fused("bias"), self.dtype),
+            norm_ff1=norm("norm_feed_forward1"),
+            ff1_in=linear("feed_forward1.linear1", inner, width),
+            ff1_out=linear("feed_forward1.linear2", width, inner, scale=0.5),  # half a step each: fc_factor
+            norm_attention=norm("norm_self_att"),
+            qkv=make_linear(fused("weight", width, width), fused("bias", width), self.dtype),
             bias_uv=uv.view(2, 1, 1, heads, d_k),
-            position=weights("self_attn.linear_pos.weight"),
-            attention_out=_linear(weights, "self_attn.linear_out", self.dtype),
-            norm_conv=_weight_and_bias(weights, "norm_conv"),
-            pointwise1=_linear(weights, "conv.pointwise_conv1", self.dtype),
+            position=weights("self_attn.linear_pos.weight", width, width),
+            attention_out=linear("self_attn.linear_out", width, width),
+            norm_conv=norm("norm_conv"),
+            pointwise1=linear("conv.pointwise_conv1", 2 * width, width, 1),
             depthwise=depthwise.t().contiguous()[:, None],
             depthwise_bias=depthwise_bias,
             conv_norm=conv_norm,
-            pointwise2=_linear(weights, "conv.pointwise_conv2", self.dtype),
-            norm_ff2=_weight_and_bias(weights, "norm_feed_forward2"),
-            ff2_in=_linear(weights, "feed_forward2.linear1", self.dtype),
-            ff2_out=_linear(weights, "feed_forward2.linear2", self.dtype, 0.5),
-            norm_out=_weight_and_bias(weights, "norm_out"),
+            pointwise2=linear("conv.pointwise_conv2", width, width, 1),
+            norm_ff2=norm("norm_feed_forward2"),
+            ff2_in=linear("feed_forward2.linear1", inner, width),
+            ff2_out=linear("feed_forward2.linear2", width, inner, scale=0.5),
+            norm_out=norm("norm_out"),
         )
         trim_memory()
         return layer
@@ -591,23 +610,30 @@ class Stage:
 def _subsampling(weights: Weights, config: dict) -> list[Stage]:
     """The stages of ConvSubsampling, whose modules are numbered with their activations."""
     stages, number = [], 0
+    channels = config["subsampling_conv_channels"]
+    channels = config["d_model"] if channels == -1 else channels
     for index in range(int(math.log2(config["subsampling_factor"]))):
-        convolution = _weight_and_bias(weights, str(number))
+        separable = index and config["subsampling"] == "dw_striding"
+        convolution = _weight_and_bias(
+            weights, str(number), (channels, channels if index and not separable else 1, 3, 3)
+        )
         pointwise = None
-        if index and config["subsampling"] == "dw_striding":
+        if separable:
             number += 1
-            pointwise = _weight_and_bias(weights, str(number))
+            pointwise = _weight_and_bias(weights, str(number), (channels, channels, 1, 1))
         stages.append(Stage(convolution, pointwise))
         number += 2
     return stages
 
 
-def _weight_and_bias(weights: Weights, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return weights(f"{name}.weight"), weights(f"{name}.bias") if weights.has(f"{name}.bias") else None
+def _weight_and_bias(weights: Weights, name: str, shape: tuple) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A weight of this shape, and the bias of its outputs if it has one."""
+    weight = weights(f"{name}.weight", *shape)
+    return weight, weights(f"{name}.bias", len(weight)) if weights.has(f"{name}.bias") else None
 
 
-def _linear(weights: Weights, name: str, dtype: str, scale: float = 1.0) -> Linear:
-    weight, bias = _weight_and_bias(weights, name)
+def _linear(weights: Weights, name: str, shape: tuple, dtype: str, scale: float = 1.0) -> Linear:
+    weight, bias = _weight_and_bias(weights, name, shape)
     layer = make_linear(weight.view(weight.shape[0], -1), bias, dtype, scale)  # so is a pointwise convolution
     weights.release()
     return layer

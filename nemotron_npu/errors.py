@@ -13,6 +13,13 @@ class Unsupported(Exception):
     """The native engine does not know this kind of checkpoint; stock NeMo may.  The message names the feature."""
 
 
+def shown(value) -> str:
+    """What a file from anywhere says, fit for a message: on one line, without control characters, not too long."""
+    text = str(value)
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, in one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .checkpoint import Weights
-from .errors import Unsupported
+from .errors import SetupError, Unsupported, shown
+from .weights import Weights
 
 DEFAULTS = {  # AudioToMelSpectrogramPreprocessor's own, NeMo 2.7.3
     "sample_rate": 16000,
     "window_size": 0.02,
     "window_stride": 0.01,
     "n_fft": None,
+    "features": 64,
     "preemph": 0.97,
     "normalize": "per_feature",
     "log": True,
@@ -38,13 +39,17 @@ class Frontend:
     def __init__(self, config: dict, weights: Weights):
         settings = {**DEFAULTS, **config["preprocessor"]}
         if settings["normalize"] not in ("NA", None, False, ""):
-            raise Unsupported(f"features normalized over the whole recording (normalize: {settings['normalize']})")
+            raise Unsupported(
+                f"features normalized over the whole recording (normalize: {shown(settings['normalize'])})"
+            )
         if settings["frame_splicing"] != 1:
             raise Unsupported("spliced feature frames")
         rate = settings["sample_rate"]
         self.hop = settings.get("n_window_stride") or int(settings["window_stride"] * rate)
         window_length = settings.get("n_window_size") or int(settings["window_size"] * rate)
         self.n_fft = settings["n_fft"] or 1 << (window_length - 1).bit_length()
+        if max(self.hop, window_length) > self.n_fft:
+            raise SetupError(f"windows of {window_length} samples, {self.hop} apart, do not fit {self.n_fft} (n_fft)")
         self.pad = (self.n_fft - self.hop) // 2 if settings["exact_pad"] else self.n_fft // 2
         # NeMo pads an exact_pad signal before pre-emphasis and then silences what lies behind the *unpadded* length
         self.dropped = self.pad if settings["exact_pad"] and settings["preemph"] is not None else 0
@@ -55,11 +60,13 @@ class Frontend:
         self.guard = settings["log_zero_guard_value"]
         if isinstance(self.guard, str):
             self.guard = getattr(torch.finfo(torch.float32), self.guard)
-        window = weights("window")
+        window = weights("window", window_length)
         lead = (self.n_fft - len(window)) // 2  # torch.stft centres a shorter window
         self.window = F.pad(window, (lead, self.n_fft - len(window) - lead))
         self.reach = int(self.window.nonzero().max()) + 1 if self.window.any() else self.n_fft
-        self.filters = weights("fb")[0].t().contiguous()  # [n_fft // 2 + 1, mels]
+        self.filters = (
+            weights("fb", 1, settings["features"], self.n_fft // 2 + 1)[0].t().contiguous()
+        )  # [n_fft // 2 + 1, mels]
         self.mels = self.filters.shape[1]
 
     def frames(self, samples: int) -> int:

@@ -161,9 +161,10 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: str, sca
     """The linear layer for a weight where it lies and the dtype that is wanted: ``Linear`` or one of its likes.
 
     ``dtype`` is ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``; on an NPU or GPU the weight has it already.
+    ``"plain"`` is float32 that is not laid out for speed: the weight is not even copied.
     Raises SetupError for one that this CPU cannot do.
     """
-    if weight.device.type != "cpu":
+    if weight.device.type != "cpu" or dtype == "plain":
         return Linear(weight, bias, scale)
     if dtype == "float32":
         return PackedLinear(weight, bias, scale) if _packs() else Linear(weight, bias, scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +13,19 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.collections.asr.parts.context_biasing.boosting_graph_batched import GPUBoostingTreeModel
 from nemo.collections.asr.parts.context_biasing.context_graph_universal import ContextGraph
 from nemo.collections.asr.parts.mixins.transcription import TranscribeConfig
+from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
 
+from .archive import read_member
 from .audio import SAMPLE_RATE, read_audio
 from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
-from .checkpoint import choose_context, frame_seconds, read_config
+from .checkpoint import MOST_TOKENIZER, Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .confidence import ALPHA as CONFIDENCE_ALPHA
-from .decoder import Emission
-from .errors import InputError, SetupError, first_line
+from .config import USED, tokenizer_parts
+from .decoder import MOST_SYMBOLS, Emission
+from .errors import InputError, SetupError, first_line, shown
 from .transcript import Speller, Transcript
+from .weights import Tensors, Weights
 
 
 class NemoRecognizer:
@@ -28,13 +34,13 @@ class NemoRecognizer:
     engine = "nemo"
     slots = 1  # unless more are asked for: a batch is padded to its longest
 
-    def __init__(self, path: Path, device: torch.device, chunk_ms: int | None = None):
-        config = read_config(path)
+    def __init__(
+        self, path: Path, device: torch.device, chunk_ms: int | None = None, checkpoint: Checkpoint | None = None
+    ):
+        checkpoint = checkpoint or read_checkpoint(path)
+        config = checkpoint.config
         chunk_ms, context = choose_context(config, chunk_ms)
-        try:
-            model = EncDecRNNTBPEModel.restore_from(str(path), map_location="cpu")  # only the CPU can read every file
-        except Exception as error:
-            raise SetupError(f"{path}: NeMo cannot restore this checkpoint: {first_line(error)}") from error
+        model = _restore(path, checkpoint)
         self.config = config
         self.device = device
         self.chunk_ms = chunk_ms
@@ -159,3 +165,56 @@ class NemoRecognizer:
         measured = [float(c) for c in hypothesis.token_confidence] if self.method else [None] * len(ids)
         emissions = [Emission(*emission) for emission in zip(ids, frames, [None] * len(ids), measured, strict=True)]
         return self.speller.transcript(emissions, len(waveform) / SAMPLE_RATE)
+
+
+def _restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
+    """NeMo's ``restore_from``, of what ``read_checkpoint`` has checked: NeMo itself never opens the file.
+
+    It is given the parts of the config that recognising needs, the tensors, and a folder with the tokenizer's files,
+    which is gone afterwards.  Raises SetupError if the weights do not fit the model that NeMo makes of the config.
+    """
+    config = copy.deepcopy({part: checkpoint.config[part] for part in USED if part in checkpoint.config})
+    config.pop("labels", None)  # NeMo takes them from the tokenizer
+    config["joint"].pop("vocabulary", None)
+    greedy = config["decoding"].setdefault("greedy", {})
+    if not greedy.get("max_symbols") and not greedy.get("max_symbols_per_step"):
+        greedy["max_symbols"] = MOST_SYMBOLS
+    with tempfile.TemporaryDirectory() as folder:
+        for part in tokenizer_parts(config):
+            part["dir"] = folder
+            for key in ("model_path", "vocab_path", "spe_tokenizer_vocab"):
+                if part.get(key):
+                    name = part[key].removeprefix("nemo:")
+                    content, part[key] = read_member(path, name, MOST_TOKENIZER), f"{folder}/{name}"
+                    Path(part[key]).write_bytes(content)
+        connector = _Connector(checkpoint.tensors)
+        connector.model_extracted_dir = folder
+        try:
+            return EncDecRNNTBPEModel.restore_from(
+                str(path), OmegaConf.create(config), map_location="cpu", save_restore_connector=connector
+            )
+        except SetupError as error:
+            raise SetupError(f"{path}: {error}") from error
+        except Exception as error:
+            reason = shown(first_line(error))
+            raise SetupError(f"{path}: NeMo cannot restore this checkpoint: {reason}") from error
+
+
+class _Connector(SaveRestoreConnector):
+    """Gives NeMo tensors that were read already, once each is found to fit."""
+
+    def __init__(self, tensors: Tensors):
+        super().__init__()
+        self.tensors = tensors
+
+    def _load_state_dict_from_disk(self, *_, **__) -> Tensors:
+        tensors, self.tensors = self.tensors, None  # NeMo keeps its connector
+        return tensors
+
+    def load_instance_with_state_dict(self, instance, state_dict: Tensors, strict: bool) -> None:
+        weights = Weights(state_dict, torch.device("cpu"), None)
+        for name, weight in instance.state_dict().items():
+            if weight.is_floating_point() or not weights.has(name):
+                weights(name, *weight.shape)
+        weights.check_all_taken()
+        super().load_instance_with_state_dict(instance, state_dict, strict)

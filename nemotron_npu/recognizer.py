@@ -16,13 +16,14 @@ import torch.nn.functional as F
 
 from . import audio
 from .boosting import ALPHA, BoostingTree, Phrase, spell
-from .checkpoint import Weights, choose_context, frame_seconds, read_config, read_tokenizer, read_weights
+from .checkpoint import Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .decoder import Decoder, Emission
 from .encoder import Encoder
 from .errors import SetupError, Unsupported
 from .frontend import FeatureStream, Frontend
 from .sources import Recording
 from .transcript import WORD_START, Speller, Transcript
+from .weights import Weights
 
 Source = np.ndarray | str | Path | Recording
 """A recording: float32 [samples], mono, 16 kHz; or the path of a sound file, which is decoded piece by piece; or
@@ -70,19 +71,18 @@ class Recognizer:
             raise SetupError("--graph on: a CPU has nothing to record: it needs an npu or cuda device")
         if (dtype == "float16" and device.type == "cpu") or (dtype == "int8" and device.type != "cpu"):
             raise SetupError(f"--dtype {dtype} does not run on {device.type}: take bfloat16")
-        config = read_config(path)
+        config, tensors, tokenizers = read_checkpoint(path)
         self.config = config
         self.device = device
         self.chunk_ms, context = choose_context(config, chunk_ms)
         """Chunk length in use; None for a checkpoint that does not attend in chunks."""
         self.frame_seconds = frame_seconds(config)
         """Seconds of sound in one encoder frame."""
-        if "model_path" not in config.get("tokenizer", {}):
-            raise Unsupported("a tokenizer that is not sentencepiece")
-        self.tokenizer = read_tokenizer(path, config)
+        if config["tokenizer"]["type"] != "bpe":
+            raise Unsupported("a tokenizer for each language")
+        self.tokenizer = tokenizers[0]
         pieces = [self.tokenizer.id_to_piece(i) for i in range(self.tokenizer.get_piece_size())]
         self.speller = Speller(pieces, self.tokenizer.decode, self.frame_seconds)
-        tensors = read_weights(path)
         self.dtype = dtype
         taken: set[str] = set()
         host = Weights(tensors, torch.device("cpu"), torch.float32, taken=taken)
@@ -94,13 +94,12 @@ class Recognizer:
             self.decoder = Decoder(config, search, dtype if device.type == "cpu" else "float32")
             frames = round(block_ms / 1000 / self.frame_seconds) if block_ms else BLOCK_FRAMES
             self.encoder = Encoder(config["encoder"], encoder, context, frames, dtype, record)
+            host.check_all_taken()
         except SetupError as error:
             raise SetupError(f"{path}: {error}") from error
         self.parameters = _count(tensors)
         """Number of weights."""
         self.block_frames = frames if block_ms else None
-        if host.left():
-            raise Unsupported(f"weights of unknown use: {', '.join(host.left()[:3])}")
 
     @property
     def chunk_samples(self) -> int:
@@ -463,9 +462,29 @@ def load_recognizer(
     for option, given in (("--graph on", record), ("--block_ms", block_ms), ("--decoder_device", decoder_device)):
         if given:
             raise SetupError(f"{option} needs the native engine")
+    checkpoint = read_checkpoint(path)
+    _check_fit(path, checkpoint)
     from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
 
-    return NemoRecognizer(path, device, chunk_ms)
+    return NemoRecognizer(path, device, chunk_ms, checkpoint)
+
+
+def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
+    """Raise SetupError if the weights do not fit the config, as far as the native engine knows its kind.
+
+    Its parts are made of them, without copies where that can be: NeMo would take many seconds to say the same.
+    """
+    config = checkpoint.config
+    weights = Weights(checkpoint.tensors, torch.device("cpu"), torch.float32)
+    try:
+        Frontend(config, weights.inside("preprocessor.featurizer."))
+        Decoder(config, weights, "plain")
+        Encoder(config["encoder"], weights.inside("encoder."), None, 1, "plain")
+        weights.check_all_taken()
+    except SetupError as error:
+        raise SetupError(f"{path}: {error}") from error
+    except Unsupported:
+        pass
 
 
 def _count(tensors: dict[str, torch.Tensor]) -> int:
