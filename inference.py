@@ -276,21 +276,22 @@ def _silence_libraries(quiet: bool) -> None:
 
 @cache
 def _silence_c() -> None:
-    """Send what libraries in C print on stderr, libsndfile's mp3 decoder above all, to /dev/null.
+    """Send what libraries in C print to /dev/null: libsndfile's decoders do, of mp3 on stderr, of SDS even on stdout.
 
-    C's ``stderr`` is a variable that may be set (The GNU C Library, 12.2, Standard Streams).  Python's writes to the
-    descriptor, which stays as it is: nothing is lost in any thread.  Other C libraries than GNU's are left alone.
+    C's ``stdout`` and ``stderr`` are variables that may be set (The GNU C Library, 12.2, Standard Streams).  Python
+    writes to the descriptors, which stay as they are, so that nothing else is lost in any thread.
     """
     import ctypes
 
     try:
         if not os.confstr("CS_GNU_LIBC_VERSION"):
             return
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # another C library, where they are constants
         return
     libc = ctypes.CDLL(None)
     libc.fopen.restype = ctypes.c_void_p
-    ctypes.c_void_p.in_dll(libc, "stderr").value = libc.fopen(os.devnull.encode(), b"w")
+    for name in ("stdout", "stderr"):
+        ctypes.c_void_p.in_dll(libc, name).value = libc.fopen(os.devnull.encode(), b"w")
 
 
 def main(argv: list[str] | None = None) -> int:

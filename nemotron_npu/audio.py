@@ -366,7 +366,7 @@ def check_samples(samples: np.ndarray, path: str) -> None:
     """Raises InputError for samples that no recogniser can take."""
     largest = max(samples.max(), -samples.min())  # NaN if one is
     if not np.isfinite(largest):
-        raise InputError(f"{path}: samples are not finite (NaN or infinity): export the file again")
+        raise InputError(f"{path}: samples are not finite (NaN or infinity): write it anew as 16-bit PCM")
     if largest > LOUDEST:
         remedy = "scale them first: ffmpeg -i FILE -af volume=1/32768 FILE.wav"
         raise InputError(f"{path}: samples as large as {largest:.2g}, where 1 is full scale: {remedy}")
@@ -407,7 +407,8 @@ def _sound(number: int, path: str) -> soundfile.SoundFile:
             raise InputError(f"{path}: {name}: unpack it first") from error
         if _is_text(start):
             raise InputError(f"{path}: text, not sound") from error
-        what = f"{name}, which libsndfile does not read" if name else "not audio that libsndfile reads"
+        name = name or ("wav" if start[8:12] == b"WAVE" else None)
+        what = f"{name} that libsndfile does not read" if name else "not audio that libsndfile reads"
         remedy = "make a wav of it first: ffmpeg -i FILE FILE.wav"
         raise InputError(f"{path}: {what} ({reason}): {remedy}") from error
 

@@ -9,6 +9,7 @@ The tests run the same cases by the same functions and compare each with its row
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import os
 import re
@@ -88,6 +89,7 @@ def _caught():
         try:
             yield said
         finally:
+            ctypes.CDLL(None).fflush(None)
             sys.stdout.close()
             sys.stderr.close()
             sys.stdout, sys.stderr = saved[:2]
@@ -102,6 +104,8 @@ def _caught():
 def row(case: Case, observed: Observed) -> str:
     """A row of the table: the case, what is said, the exit code."""
     lines = [line for line in observed.said.splitlines() if not re.match(case.beside, line)]
+    if len(lines) > 3:
+        lines = [*lines[:2], f"… ({len(lines)} lines)"]
     said = re.sub(r"(.)\1{20,}", r"\1\1\1…", " / ".join(lines)).replace("|", "\\|")
     quoted = f"`` {said} ``" if "`" in said else f"`{said}`" if said else ""
     return f"| {case.name} | {quoted} | {observed.code} |"
