@@ -7,7 +7,6 @@ import math
 import os
 import queue
 import select
-import shlex
 import stat
 import struct
 import threading
@@ -30,7 +29,7 @@ LOUDEST = 1000  # of float samples, where 1 is full scale: more are integers tha
 BLOCK_SECONDS = 30  # of a file decoded at a time
 BLOCK_VALUES = 1 << 24  # the same in samples of all channels, at most
 UNKNOWN_FRAMES = 1 << 48  # of a file whose header does not tell its length, libsndfile reports at least so many
-HEADER_BYTES, HEADER_CHUNKS = 1 << 26, 10_000  # of a wav stream, at most
+HEADER_BYTES, HEADER_CHUNKS = 1 << 26, 10_000  # of a wav, at most
 BACKLOG_BYTES = 1 << 26  # of a stream, read ahead of the recogniser: 35 minutes of raw PCM
 KINDS = {  # of what is no wav, by the first bytes
     b"ID3": "mp3",
@@ -182,7 +181,7 @@ class LiveInput:
     """Sound from a pipe: a wav stream, or raw 16-bit little-endian mono PCM.  Iterate for float32 [samples] at 16 kHz.
 
     A thread reads whatever comes at once, so that a microphone's program never waits and no sample is lost, however
-    late the recogniser is.
+    late the recogniser is.  Only when it is ``BACKLOG_BYTES`` late, as it is on a large file, the program has to wait.
 
     Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither or has no samples.
     """
@@ -209,7 +208,7 @@ class LiveInput:
                 self.began = self.began or time.monotonic()
                 self.received += len(data)
                 self.pieces.put(data)
-                with self.room:  # a file that comes faster than it is recognised must not fill the memory
+                with self.room:  # else an endless file would fill the memory
                     self.room.wait_for(lambda: self.received - self.taken < BACKLOG_BYTES)
         except OSError as error:
             self.pieces.put(error)
@@ -265,7 +264,7 @@ class LiveInput:
         """
         while len(self.data) < 64 and self._more():
             pass
-        name = kind(bytes(self.data[:64]))
+        name = kind_of(bytes(self.data[:64]))
         if name in ARCHIVES:
             raise InputError(f"stdin: {name}: unpack it first")
         if name:
@@ -340,7 +339,7 @@ def open_regular(path: str) -> int:
         if stat.S_ISDIR(mode):
             raise InputError(f"{path}: is a directory: name the audio files in it")
         if stat.S_ISFIFO(mode):
-            raise InputError(f"{path}: is a pipe: read it as stdin: inference.py - < {shlex.quote(str(path))}")
+            raise InputError(f"{path}: is a pipe: sound is taken from stdin too: inference.py - < PIPE")
         if not stat.S_ISREG(mode):
             raise InputError(f"{path}: is a {'socket' if stat.S_ISSOCK(mode) else 'device'}, not a file")
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may have become a pipe meanwhile
@@ -350,7 +349,7 @@ def open_regular(path: str) -> int:
         raise InputError(f"{path}: no file can have this name") from error
 
 
-def kind(start: bytes) -> str | None:
+def kind_of(start: bytes) -> str | None:
     """What is no wav, by its first 64 bytes."""
     start = start.ljust(64, b"\0")
     if start[4:8] == b"ftyp":
@@ -380,14 +379,19 @@ def _open(path: str) -> Iterator[tuple[int, soundfile.SoundFile]]:
         if not os.fstat(number).st_size:
             raise InputError(f"{path}: the file is empty")
         with _sound(number, path) as file:
-            if not LEAST_RATE <= file.samplerate <= LARGEST_RATE:
+            if not _has_rate(file):
                 raise InputError(f"{path}: broken header: a sample rate of {file.samplerate} Hz")
             yield number, file
     finally:
         os.close(number)
 
 
+def _has_rate(file: soundfile.SoundFile) -> bool:
+    return LEAST_RATE <= file.samplerate <= LARGEST_RATE
+
+
 def _sound(number: int, path: str) -> soundfile.SoundFile:
+    """What libsndfile makes of an open file.  Raises InputError."""
     try:
         file = soundfile.SoundFile(number, closefd=False)
         if not file.frames and file.format in ("WAV", "WAVEX") and (place := _unknown_length(number)):
@@ -402,7 +406,7 @@ def _sound(number: int, path: str) -> soundfile.SoundFile:
         return file
     except soundfile.SoundFileError as error:
         start = os.pread(number, 4096, 0)
-        name = kind(start)
+        name = kind_of(start)
         if name in ARCHIVES:
             raise InputError(f"{path}: {name}: unpack it first") from error
         if _is_text(start):
@@ -418,8 +422,11 @@ def _decode(file: soundfile.SoundFile, path: str, first: int, left: float) -> It
     size = min(BLOCK_SECONDS * file.samplerate, BLOCK_VALUES // file.channels)
     count = 0
     try:
-        if first:
+        if first and file.seekable():
             file.seek(first)
+        elif first:  # GSM and other codecs of telephones
+            for _ in _decode(file, path, 0, first):
+                pass
         while left > count and len(samples := file.read(min(size, left - count), dtype="float32", always_2d=True)):
             check_samples(samples, path)
             count += len(samples)
@@ -441,7 +448,7 @@ def _parts(number: int, file: soundfile.SoundFile) -> Iterator[soundfile.SoundFi
         except soundfile.SoundFileError:
             return  # tags
         with part:
-            if part.format != file.format:
+            if part.format != file.format or not _has_rate(part):
                 return
             yield part
 

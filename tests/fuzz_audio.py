@@ -31,7 +31,7 @@ from nemotron_npu.audio import LiveInput, blocks, check_audio
 from nemotron_npu.errors import CONTROL, InputError
 from nemotron_npu.sources import Recording, find_recordings
 
-STALL_SECONDS = 5
+SLOW_SECONDS, STALL_SECONDS = 3, 10
 MEMORY = 3 << 30  # address space of the child
 NUMBERS = [0, 1, 2, 7, 127, 128, 255, 1 << 15, (1 << 16) - 1, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 40]
 
@@ -185,7 +185,7 @@ def _child(first: int, last: int, good: dict, folder: Path, state: mmap.mmap, lo
         began = time.monotonic()
         result = outcome(kind, folder)
         (folder / f"x.{kind}").unlink()
-        if time.monotonic() - began > 1:
+        if time.monotonic() - began > SLOW_SECONDS:
             result += f", in {time.monotonic() - began:.1f} s"
         counts[result] += 1
         if result not in ("read", "refused"):

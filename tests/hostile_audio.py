@@ -243,7 +243,7 @@ simple("ID3 tag before a wav", lambda: ID3 + wav())
 simple("ID3 tag before a flac", lambda: ID3 + encoded(kind="FLAC"))
 simple("ID3 tag whose size is broken", lambda: ID3[:6] + b"\xff" * 4 + ID3[10:] + encoded(kind="MP3"), file="x.mp3")
 simple("ID3 tag that claims 256 MB", lambda: ID3[:6] + b"\x7f" * 4 + encoded(kind="MP3"), 1, "x.mp3: mp3 that", "x.mp3")
-simple("SDS with a wrong checksum", lambda: replaced(encoded(kind="SDS"), 200, b"\1"), file="x.sds")
+simple("SDS whose second block is broken", lambda: replaced(encoded(kind="SDS"), 21 + 127, b"\0"), file="x.sds")
 simple("two mp3 joined", lambda: 2 * encoded(kind="MP3"), says=f"(?m)^x.mp3: {WORDS} {WORDS}$", file="x.mp3")
 simple("mp3 without its first frame, which tells the length", lambda: encoded(kind="MP3")[288:], file="x.mp3")
 simple("noise before the first frame of an mp3", lambda: noise(3000) + encoded(kind="MP3"), file="x.mp3")
@@ -311,7 +311,7 @@ def missing(folder: Path) -> None:
     pass
 
 
-@case("a FIFO that nobody writes", 1, "x.wav: is a pipe: read it as stdin: inference.py - < ")
+@case("a FIFO that nobody writes", 1, "x.wav: is a pipe: sound is taken from stdin too: inference.py - < PIPE")
 def fifo(folder: Path) -> None:
     os.mkfifo(folder / "x.wav")
 
@@ -326,7 +326,12 @@ def a_writer(folder: Path) -> Iterator[None]:
         os.close(number)
 
 
-case("a FIFO that is written", 1, "x.wav: is a pipe: read it as stdin: inference.py - < ", during=a_writer)(fifo)
+case(
+    "a FIFO that is written",
+    1,
+    "x.wav: is a pipe: sound is taken from stdin too: inference.py - < PIPE",
+    during=a_writer,
+)(fifo)
 
 
 @case("a socket", 1, "x.wav: is a socket, not a file")
@@ -478,6 +483,14 @@ entries("offsets and durations that are no number of seconds", 1, r"(?m)(^.*: no
         '{"audio_filepath": "x.wav", "offset": NaN}', '{"audio_filepath": "x.wav", "duration": Infinity}',
         *(entry(offset=offset) for offset in (-1, "1", [], 10**400, 1e308)), entry(duration=True))  # fmt: skip
 entries("an offset behind the end", 1, r"x.wav: an offset of 1e\+08 s is behind its end", entry(offset=1e8))
+
+
+@case("a part of a file in which libsndfile cannot seek", says=r"(?m)^x.wav \[from 1 s\]: one four$")
+def part(folder: Path) -> list:
+    (folder / "x.wav").write_bytes(encoded(sound(8000), subtype="GSM610", rate=8000))
+    return manifest(folder, entry(offset=1.0, duration=1.6))
+
+
 entries("a duration beyond the end", 0, rf"(?m)(^x.wav: {WORDS}\n?){{2}}", entry(duration=1e9))
 entries("entries that are no objects with a path", 1, r"(?m)(^.*(no audio_filepath|not JSON)\n?){6}$",
         "[]", "1", "null", "{}", '{"audio_filepath": 1}', "{")  # fmt: skip
