@@ -124,7 +124,7 @@ def documented(section: str) -> list[str]:
 def write(section: str, text: str) -> None:
     """Put a table between its markers."""
     pattern = re.compile(rf"(?<=<!-- {section} -->\n).*?(?=<!-- end -->)", re.DOTALL)
-    document, count = pattern.subn(lambda _: f"{text}\n", DOCUMENT.read_text(encoding="utf-8"))
+    document, count = pattern.subn(lambda _: f"{text}\n", DOCUMENT.read_text(encoding="utf-8"), count=1)
     assert count == 1, f"{DOCUMENT}: no marker <!-- {section} -->"
     DOCUMENT.write_text(document, encoding="utf-8")
 
