@@ -183,7 +183,8 @@ class LiveInput:
     A thread reads whatever comes at once, so that a microphone's program never waits and no sample is lost, however
     late the recogniser is.  Only when it is ``BACKLOG_BYTES`` late, as it is on a large file, the program has to wait.
 
-    Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither or has no samples.
+    Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither, has no samples, or
+    cannot be read (any more): then after what has come.
     """
 
     def __init__(self, file_number: int, rate: int | None = None):
@@ -198,7 +199,9 @@ class LiveInput:
         self.taken = 0
         """Bytes of them that the recogniser has taken."""
         self.room = threading.Condition()
-        self.pieces: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
+        self.failure: OSError | None = None
+        """What reading ended with, if not with the end."""
+        self.pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self.data, self.ended = bytearray(), False
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -211,8 +214,9 @@ class LiveInput:
                 with self.room:  # else an endless file would fill the memory
                     self.room.wait_for(lambda: self.received - self.taken < BACKLOG_BYTES)
         except OSError as error:
-            self.pieces.put(error)
-        self.stop()
+            self.failure = error
+        finally:
+            self.stop()  # whatever ends this thread, who waits for more sound is told
 
     def _piece(self) -> bytes:
         """What comes next; b"" at the end."""
@@ -252,9 +256,11 @@ class LiveInput:
                 break
             if count + self.format.frame_bytes > size:  # what follows the sound
                 self._take(len(self.data))
-        if not count:
+        if not count and not self.failure:
             raise InputError("stdin: no samples: nothing was recorded")
         yield convert.finish()
+        if self.failure:
+            raise InputError(f"stdin: cannot be read: {self.failure.strerror}")
 
     def _begin(self) -> float:
         """Read the header of a wav, of which raw samples have none, and set ``format``; the bytes of sound to come.
@@ -292,8 +298,6 @@ class LiveInput:
         """Wait for more data; False at the end."""
         if not self.ended:
             piece = self.pieces.get()
-            if isinstance(piece, OSError):
-                raise InputError(f"stdin: {piece.strerror}") from piece
             self.ended = not piece
             self.data += piece
         return not self.ended
@@ -302,7 +306,8 @@ class LiveInput:
         """The next bytes of the header or of what is there of the sound.  Raises InputError when they do not come."""
         while len(self.data) < count:
             if not self._more():
-                raise InputError("stdin: a wav stream that ends inside its header")
+                why = f"cannot be read: {self.failure.strerror}" if self.failure else "ends inside its header"
+                raise InputError(f"stdin: a wav stream that {why}")
         taken = bytes(self.data[:count])
         del self.data[:count]
         with self.room:

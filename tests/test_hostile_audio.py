@@ -113,7 +113,7 @@ def test_many_channels_and_high_rates_take_no_more_memory(tmp_path, monkeypatch)
 
 def test_a_folder_as_stdin_is_one_line(tmp_path):
     number = os.open(tmp_path, os.O_RDONLY)
-    with pytest.raises(InputError, match="stdin: Is a directory"):
+    with pytest.raises(InputError, match="stdin: cannot be read: Is a directory"):
         list(LiveInput(number))
     os.close(number)
 
