@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from contextlib import closing, nullcontext
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -92,6 +93,7 @@ def _output_folder(args, settings: dict):
 
 def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds, results) -> int:
     """Recognise what is still to be done; return the exit code, but for what ``results`` counts as failed."""
+    from nemotron_npu.errors import SetupError
     from nemotron_npu.live import listen, stream_files
     from nemotron_npu.measuring import (
         begin_precision,
@@ -108,6 +110,8 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
     if live:
         from nemotron_npu.audio import LiveInput
 
+        if sys.stdin is None:
+            raise SetupError("-: stdin is closed: pipe sound into it")
         source = LiveInput(sys.stdin.fileno(), args.sample_rate)  # from now on: nothing is lost while the model loads
     else:
         results.check()
@@ -266,8 +270,29 @@ def _silence_libraries(quiet: bool) -> None:
 
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    _silence_c()
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+@cache
+def _silence_c() -> None:
+    """Send what libraries in C print to /dev/null: libsndfile's decoders do, of mp3 on stderr, of SDS even on stdout.
+
+    C's ``stdout`` and ``stderr`` are variables that may be set (The GNU C Library, 12.2, Standard Streams).  Python
+    writes to the descriptors, which stay as they are, so that nothing else is lost in any thread.
+    """
+    import ctypes
+
+    try:
+        if not os.confstr("CS_GNU_LIBC_VERSION"):
+            return
+    except (OSError, ValueError):  # another C library, where they are constants
+        return
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    for name in ("stdout", "stderr"):
+        ctypes.c_void_p.in_dll(libc, name).value = libc.fopen(os.devnull.encode(), b"w")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,10 +6,13 @@ import io
 import math
 import os
 import queue
+import select
+import stat
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +23,15 @@ from .errors import InputError, SetupError
 
 SINE = "1 s sine of 440 Hz"  # what the write-up's input is called
 SAMPLE_RATE = 16_000  # Hz, what the model was trained on
-HEADER_BYTES = 1 << 24  # of a wav stream, at most
+LEAST_RATE, LARGEST_RATE = 1000, 1_000_000  # Hz of what is taken for sound
+MOST_CHANNELS = 1024  # as libsndfile has it
+LOUDEST = 1000  # of float samples, where 1 is full scale: more are integers that were never scaled
 BLOCK_SECONDS = 30  # of a file decoded at a time
+BLOCK_VALUES = 1 << 24  # the same in samples of all channels, at most
 UNKNOWN_FRAMES = 1 << 48  # of a file whose header does not tell its length, libsndfile reports at least so many
-OTHER_KINDS = {  # of streams, by their first bytes
+HEADER_BYTES, HEADER_CHUNKS = 1 << 26, 10_000  # of a wav, at most
+BACKLOG_BYTES = 1 << 26  # of a stream, read ahead of the recogniser: 35 minutes of raw PCM
+KINDS = {  # of what is no wav, by the first bytes
     b"ID3": "mp3",
     b"fLaC": "flac",
     b"OggS": "ogg",
@@ -33,7 +41,13 @@ OTHER_KINDS = {  # of streams, by their first bytes
     b"caff": "caf",
     b"riff": "w64",
     b"\x1aE\xdf\xa3": "matroska or webm",
+    b"0&\xb2u\x8ef\xcf\x11": "wma or wmv",
+    b"FLV\x01": "flv",
+    b"#!AMR": "amr",
+    b"\x1f\x8b\x08": "gzip",
+    b"PK\x03\x04": "zip",
 }
+ARCHIVES = {"gzip", "zip"}
 WAV_SUBTYPES = {  # (format tag, bits) of a wav -> libsndfile's name
     (1, 8): "PCM_U8",
     (1, 16): "PCM_16",
@@ -57,7 +71,7 @@ def check_audio(path: str) -> dict:
 
     Raises InputError for what can be known to be unreadable before a model is loaded.
     """
-    with _open(path) as file:
+    with _open(path) as (_, file):
         return _facts(file)
 
 
@@ -82,32 +96,33 @@ def read_blocks(
     Channels are averaged, other rates resampled by soxr (HQ).  Only ``duration`` seconds from ``offset`` are read,
     cut to whole samples of the file as NeMo cuts a manifest's entries; None or 0 is all that follow.  ``opened`` is
     told what ``check_audio`` returns.
-    Raises InputError: missing, unreadable, not audio, broken inside, no samples, an offset behind the end, or samples
-    that are not finite.
+    Raises InputError: missing, unreadable, not audio, broken inside, cut while it is read, no samples, an offset behind
+    the end, or samples that are not finite.
     """
-    with _open(path) as file:
-        rate = file.samplerate
+    with _open(path) as (number, file):
+        rate, size = file.samplerate, os.fstat(number).st_size
         if opened:
             opened(_facts(file))
-        if first := int(offset * rate):
-            if first >= file.frames:
-                raise InputError(f"{path}: an offset of {offset:g} s is behind its end ({file.frames / rate:.3f} s)")
-            file.seek(first)
-        left = int(duration * rate) if duration else math.inf
+        if offset and offset * rate >= file.frames:
+            raise InputError(f"{path}: an offset of {offset:g} s is behind its end ({file.frames / rate:.3f} s)")
+        left = duration * rate if duration else math.inf
+        left = int(left) if left < UNKNOWN_FRAMES else math.inf
         convert = Converter(rate)
         count = 0
-        while left:
-            try:
-                samples = file.read(min(BLOCK_SECONDS * rate, left), dtype="float32", always_2d=True)
-            except soundfile.SoundFileError as error:
-                raise InputError(f"{path}: broken audio: {_reason(error)}") from error
-            if not len(samples):
+        for part in _parts(number, file):
+            if part.samplerate != rate:
+                yield convert.finish()
+                left = left * part.samplerate // rate if left < math.inf else left
+                rate = part.samplerate
+                convert = Converter(rate)
+            for samples in _decode(part, path, int(offset * rate) if part is file else 0, left):
+                count += len(samples)
+                left -= len(samples)
+                yield convert(samples)
+            if not left:
                 break
-            if not np.isfinite(samples).all():
-                raise InputError(f"{path}: samples are not finite (NaN or infinity): export the file again")
-            count += len(samples)
-            left -= len(samples)
-            yield convert(samples)
+        if os.fstat(number).st_size < size:
+            raise InputError(f"{path}: it was cut short while it was read: wait until it is written, and run again")
         if not count:
             raise InputError(f"{path}: no samples: the file holds a header but no sound")
         yield convert.finish()
@@ -166,9 +181,10 @@ class LiveInput:
     """Sound from a pipe: a wav stream, or raw 16-bit little-endian mono PCM.  Iterate for float32 [samples] at 16 kHz.
 
     A thread reads whatever comes at once, so that a microphone's program never waits and no sample is lost, however
-    late the recogniser is.
+    late the recogniser is.  Only when it is ``BACKLOG_BYTES`` late, as it is on a large file, the program has to wait.
 
-    Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither or has no samples.
+    Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither, has no samples, or
+    cannot be read (any more): then after what has come.
     """
 
     def __init__(self, file_number: int, rate: int | None = None):
@@ -180,15 +196,35 @@ class LiveInput:
         """When the first bytes came, by time.monotonic()."""
         self.received = 0
         """Bytes so far."""
+        self.taken = 0
+        """Bytes of them that the recogniser has taken."""
+        self.room = threading.Condition()
+        self.failure: OSError | None = None
+        """What reading ended with, if not with the end."""
         self.pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.data, self.ended = bytearray(), False
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        while data := os.read(self.file_number, 1 << 16):
-            self.began = self.began or time.monotonic()
-            self.received += len(data)
-            self.pieces.put(data)
-        self.stop()
+        try:
+            while data := self._piece():
+                self.began = self.began or time.monotonic()
+                self.received += len(data)
+                self.pieces.put(data)
+                with self.room:  # else an endless file would fill the memory
+                    self.room.wait_for(lambda: self.received - self.taken < BACKLOG_BYTES)
+        except OSError as error:
+            self.failure = error
+        finally:
+            self.stop()  # whatever ends this thread, who waits for more sound is told
+
+    def _piece(self) -> bytes:
+        """What comes next; b"" at the end."""
+        while True:
+            try:
+                return os.read(self.file_number, 1 << 16)
+            except BlockingIOError:  # another program has set the pipe so
+                select.select([self.file_number], [], [])
 
     def stop(self) -> None:
         """Take no more: iteration ends with what has come until now."""
@@ -205,67 +241,79 @@ class LiveInput:
         return min(time.monotonic() - self.began, received) - taken
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        pieces = iter(self.pieces.get, b"")
-        data, header = b"", None
-        while header is None and (piece := next(pieces, b"")):
-            data += piece
-            header = _stream_header(data, self.format)
-            if header is None and len(data) > HEADER_BYTES:
-                raise InputError("stdin: a wav stream whose header does not end")
-        if header is None and len(data) >= 12:
-            raise InputError("stdin: a wav stream that ends inside its header")
-        start, size, self.format = header or (0, math.inf, self.format)
-        data = data[start:]
+        size = self._begin()
         convert = Converter(self.format.rate)
         count = 0
         while True:
-            whole = int(min(len(data), size - count))
+            whole = int(min(len(self.data), size - count))
             whole -= whole % self.format.frame_bytes
             if whole:
-                samples = self.format.decode(data[:whole])
-                if not np.isfinite(samples).all():
-                    raise InputError("stdin: samples are not finite (NaN or infinity)")
+                samples = self.format.decode(self._take(whole))
+                check_samples(samples, "stdin")
                 yield convert(samples)
                 count += whole
-            data = data[whole:]
-            piece = next(pieces, b"")
-            if not piece:
+            if not self._more():
                 break
-            data += piece
-        if not count:
+            if count + self.format.frame_bytes > size:  # what follows the sound
+                self._take(len(self.data))
+        if not count and not self.failure:
             raise InputError("stdin: no samples: nothing was recorded")
         yield convert.finish()
+        if self.failure:
+            raise InputError(f"stdin: cannot be read: {self.failure.strerror}")
 
+    def _begin(self) -> float:
+        """Read the header of a wav, of which raw samples have none, and set ``format``; the bytes of sound to come.
 
-def _stream_header(data: bytes, raw: StreamFormat) -> tuple[int, float, StreamFormat] | None:
-    """(first byte of the sound, bytes of it, its format) of a stream that begins with ``data``; None: more is needed.
+        A wav that is written into a pipe does not know its length: sizes that say so, 0 and from 2 GiB on, mean no end.
+        Raises InputError for what is clearly neither wav nor raw samples.
+        """
+        while len(self.data) < 64 and self._more():
+            pass
+        name = kind_of(bytes(self.data[:64]))
+        if name in ARCHIVES:
+            raise InputError(f"stdin: {name}: unpack it first")
+        if name:
+            raise InputError(f"stdin: {name}: pipe it through ffmpeg -i - -f wav - first")
+        if self.data[:4] not in (b"RIFF", b"RF64") or self.data[8:12] != b"WAVE":
+            return math.inf
+        found, left = None, HEADER_BYTES
+        self._take(12)
+        for _ in range(HEADER_CHUNKS):
+            name, size = self._take(4), int.from_bytes(self._take(4), "little")
+            if name == b"data":
+                if found is None:
+                    raise InputError("stdin: a wav stream without a format")
+                self.format = found
+                return size if 0 < size < 0x7FFFF000 else math.inf
+            left -= size
+            if left < 0:
+                break
+            chunk = self._take(size + size % 2)
+            if name == b"fmt ":
+                found = _wav_format(chunk)
+        raise InputError("stdin: a wav stream whose header does not end")
 
-    A wav that is written into a pipe does not know its length: sizes that say so, 0 and from 2 GiB on, mean no end.
-    Raises InputError for what is clearly neither wav nor raw samples.
-    """
-    if len(data) < 12:
-        return None
-    name = next((name for magic, name in OTHER_KINDS.items() if data.startswith(magic)), None)
-    if data[4:8] == b"ftyp":
-        name = "mp4"
-    elif data[0] == 0xFF and data[1] & 0xE6 == 0xE2 and (b"Xing" in data[4:64] or b"Info" in data[4:64]):
-        name = "mp3"  # without a tag in front
-    if name:
-        raise InputError(f"stdin: {name}: pipe it through ffmpeg -i - -f wav - first")
-    if data[:4] not in (b"RIFF", b"RF64") or data[8:12] != b"WAVE":
-        return 0, math.inf, raw
-    at, found = 12, None
-    while at + 8 <= len(data):
-        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        at += 8
-        if name == b"data":
-            if found is None:
-                raise InputError("stdin: a wav stream without a format")
-            return at, size if 0 < size < 0x7FFFF000 else math.inf, found
-        if name == b"fmt " and at + size <= len(data):
-            found = _wav_format(data[at : at + size])
-        at += size + size % 2
-    return None
+    def _more(self) -> bool:
+        """Wait for more data; False at the end."""
+        if not self.ended:
+            piece = self.pieces.get()
+            self.ended = not piece
+            self.data += piece
+        return not self.ended
+
+    def _take(self, count: int) -> bytes:
+        """The next bytes of the header or of what is there of the sound.  Raises InputError when they do not come."""
+        while len(self.data) < count:
+            if not self._more():
+                why = f"cannot be read: {self.failure.strerror}" if self.failure else "ends inside its header"
+                raise InputError(f"stdin: a wav stream that {why}")
+        taken = bytes(self.data[:count])
+        del self.data[:count]
+        with self.room:
+            self.taken += count
+            self.room.notify()
+        return taken
 
 
 def _wav_format(chunk: bytes) -> StreamFormat:
@@ -276,26 +324,201 @@ def _wav_format(chunk: bytes) -> StreamFormat:
     if tag == 0xFFFE and len(chunk) >= 26:
         tag = struct.unpack_from("<H", chunk, 24)[0]
     subtype = WAV_SUBTYPES.get((tag, bits))
-    if subtype is None or not channels or not 1000 <= rate <= 1_000_000 or frame_bytes != channels * bits // 8:
-        raise InputError(f"stdin: a wav stream of an unknown kind (format {tag}, {bits} bits): pipe 16-bit PCM")
+    known = subtype and 0 < channels <= MOST_CHANNELS and LEAST_RATE <= rate <= LARGEST_RATE
+    if not known or frame_bytes != channels * bits // 8:
+        what = f"format {tag}, {bits} bits, {channels} channels, {rate} Hz"
+        raise InputError(f"stdin: a wav stream of an unknown kind ({what}): pipe 16-bit PCM")
     return StreamFormat(rate, channels, subtype, frame_bytes, "WAV")
 
 
-def _open(path: str) -> soundfile.SoundFile:
-    if os.path.isdir(path):
-        raise InputError(f"{path}: is a directory: name the audio files in it")
+# ---------------------------------------------------------------- files
+
+
+def open_regular(path: str) -> int:
+    """Open a file of known length for reading, and never wait for one: the descriptor.
+
+    Raises InputError for what is missing or may not be read, and for folders, pipes, sockets and devices.
+    """
     try:
-        if os.stat(path).st_size == 0:
-            raise InputError(f"{path}: the file is empty")
-        return soundfile.SoundFile(os.fsencode(path))  # soundfile itself fails on names that are not text
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{path}: is a directory: name the audio files in it")
+        if stat.S_ISFIFO(mode):
+            raise InputError(f"{path}: is a pipe: sound is taken from stdin too: inference.py - < PIPE")
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{path}: is a {'socket' if stat.S_ISSOCK(mode) else 'device'}, not a file")
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may have become a pipe meanwhile
     except OSError as error:  # missing, no permission, name too long
         raise InputError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # NUL, or half of a surrogate pair: from a manifest
+        raise InputError(f"{path}: no file can have this name") from error
+
+
+def kind_of(start: bytes) -> str | None:
+    """What is no wav, by its first 64 bytes."""
+    start = start.ljust(64, b"\0")
+    if start[4:8] == b"ftyp":
+        return "mp4"
+    if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
+        return "avi"
+    if start[:1] == b"\xff" and start[1] & 0xE6 == 0xE2 and (b"Xing" in start[4:64] or b"Info" in start[4:64]):
+        return "mp3"  # without a tag in front
+    return next((name for magic, name in KINDS.items() if start.startswith(magic)), None)
+
+
+def check_samples(samples: np.ndarray, path: str) -> None:
+    """Raises InputError for samples that no recogniser can take."""
+    largest = max(samples.max(), -samples.min())  # NaN if one is
+    if not np.isfinite(largest):
+        raise InputError(f"{path}: samples are not finite (NaN or infinity): write it anew as 16-bit PCM")
+    if largest > LOUDEST:
+        remedy = "scale them first: ffmpeg -i FILE -af volume=1/32768 FILE.wav"
+        raise InputError(f"{path}: samples as large as {largest:.2g}, where 1 is full scale: {remedy}")
+
+
+@contextmanager
+def _open(path: str) -> Iterator[tuple[int, soundfile.SoundFile]]:
+    """A file's descriptor, and its sound.  Raises InputError."""
+    number = open_regular(path)
+    try:
+        if not os.fstat(number).st_size:
+            raise InputError(f"{path}: the file is empty")
+        with _sound(number, path) as file:
+            if not _has_rate(file):
+                raise InputError(f"{path}: broken header: a sample rate of {file.samplerate} Hz")
+            yield number, file
+    finally:
+        os.close(number)
+
+
+def _has_rate(file: soundfile.SoundFile) -> bool:
+    return LEAST_RATE <= file.samplerate <= LARGEST_RATE
+
+
+def _sound(number: int, path: str) -> soundfile.SoundFile:
+    """What libsndfile makes of an open file.  Raises InputError."""
+    try:
+        file = soundfile.SoundFile(number, closefd=False)
+        if not file.frames and file.format in ("WAV", "WAVEX") and (place := _unknown_length(number)):
+            file.close()
+            file = soundfile.SoundFile(_Window(number, patched=place))
+        return file
     except soundfile.SoundFileError as error:
-        if not os.access(path, os.R_OK):
-            raise InputError(f"{path}: Permission denied") from error
-        raise InputError(
-            f"{path}: not audio that libsndfile reads ({_reason(error)}): convert it to wav or flac first"
-        ) from error
+        reason = _reason(error)
+    try:  # some kinds are known by their name alone
+        file = soundfile.SoundFile(os.fsencode(path))
+        os.lseek(number, 0, os.SEEK_END)
+        return file
+    except soundfile.SoundFileError as error:
+        start = os.pread(number, 4096, 0)
+        name = kind_of(start)
+        if name in ARCHIVES:
+            raise InputError(f"{path}: {name}: unpack it first") from error
+        if _is_text(start):
+            raise InputError(f"{path}: text, not sound") from error
+        name = name or ("wav" if start[8:12] == b"WAVE" else None)
+        what = f"{name} that libsndfile does not read" if name else "not audio that libsndfile reads"
+        remedy = "make a wav of it first: ffmpeg -i FILE FILE.wav"
+        raise InputError(f"{path}: {what} ({reason}): {remedy}") from error
+
+
+def _decode(file: soundfile.SoundFile, path: str, first: int, left: float) -> Iterator[np.ndarray]:
+    """float32 [samples, channels] from sample ``first`` on, ``left`` of them at most, piece by piece."""
+    size = min(BLOCK_SECONDS * file.samplerate, BLOCK_VALUES // file.channels)
+    count = 0
+    try:
+        if first and file.seekable():
+            file.seek(first)
+        elif first:  # GSM and other codecs of telephones
+            for _ in _decode(file, path, 0, first):
+                pass
+        while left > count and len(samples := file.read(min(size, left - count), dtype="float32", always_2d=True)):
+            check_samples(samples, path)
+            count += len(samples)
+            yield samples
+    except soundfile.SoundFileError as error:
+        after = f" after {(first + count) / file.samplerate:.1f} s" if first + count else ""
+        remedy = "ffmpeg -i FILE FILE.wav makes a wav of what can be read"
+        raise InputError(f"{path}: broken audio{after}: {_reason(error)}: {remedy}") from error
+
+
+def _parts(number: int, file: soundfile.SoundFile) -> Iterator[soundfile.SoundFile]:
+    """``file``, and the sounds behind what libsndfile takes for its end: of Ogg streams that are chained, and of an mp3
+    that is longer than its first frame lets expect, as several joined into one are."""
+    yield file
+    start = 0
+    while start := _next_part(number, file.format, start):
+        try:
+            part = soundfile.SoundFile(_Window(number, start))
+        except soundfile.SoundFileError:
+            return  # tags
+        with part:
+            if part.format != file.format or not _has_rate(part):
+                return
+            yield part
+
+
+def _next_part(number: int, format: str, start: int) -> int | None:
+    """Where the sound goes on behind that which began at ``start`` and has been read."""
+    if format == "MP3":
+        at = os.lseek(number, 0, os.SEEK_CUR)
+        return at if start < at < os.fstat(number).st_size else None
+    inside = False
+    while format == "OGG" and (page := os.pread(number, 27 + 255, start))[:4] == b"OggS" and len(page) > 27:
+        if inside and page[5] & 2:  # the first page of another stream (RFC 3533, 6)
+            return start
+        inside = inside or not page[5] & 2
+        start += 27 + page[26] + sum(page[27 : 27 + page[26]])
+    return None
+
+
+def _unknown_length(number: int) -> int | None:
+    """Where a wav has the size of its sound, if that is 0 and sound follows: it came from a pipe, or its recorder was
+    cut off.  What may follow an empty sound are chunks up to the end."""
+    size, at, place = os.fstat(number).st_size, 12, None
+    for _ in range(HEADER_CHUNKS):
+        if at >= size:
+            return None
+        name, length = struct.unpack("<4sI", os.pread(number, 8, at).ljust(8, b"\0"))
+        if place and (at + 8 + length > size or not name.decode("latin-1").isprintable()):
+            break
+        if name == b"data":
+            if length:
+                return None
+            place = at + 4
+        at += 8 + length + length % 2
+    return place
+
+
+def _is_text(start: bytes) -> bool:
+    text = start.decode("utf-8", "replace").rstrip("\ufffd")  # the end may be half a character
+    return "\ufffd" not in text and all(c.isprintable() or c in "\t\n\f\r" for c in text)
+
+
+class _Window:
+    """What libsndfile is to read of an open file: from byte ``first`` on, with FF for the four bytes at ``patched``."""
+
+    def __init__(self, number: int, first: int = 0, patched: int | None = None):
+        self.number, self.first, self.patched = number, first, patched
+        os.lseek(number, first, os.SEEK_SET)
+
+    def read(self, count: int) -> bytes:
+        at = self.tell()
+        try:
+            data = bytearray(os.read(self.number, count))
+        except OSError:
+            return b""
+        for place in range(self.patched or 0, self.patched + 4 if self.patched else 0):
+            if at <= place < at + len(data):
+                data[place - at] = 0xFF
+        return bytes(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        os.lseek(self.number, offset + (self.first if whence == os.SEEK_SET else 0), whence)
+        return self.tell()
+
+    def tell(self) -> int:
+        return os.lseek(self.number, 0, os.SEEK_CUR) - self.first
 
 
 def _facts(file: soundfile.SoundFile) -> dict:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 
+from .errors import printable
+
 
 class Console:
     """What a person reads while it runs, on stderr.  Results are printed to stdout."""
@@ -26,7 +28,7 @@ class Console:
                 import traceback
 
                 traceback.print_exception(cause)
-            line = " ".join(message.splitlines())
+            line = printable(" ".join(message.splitlines()))
             print(f"inference.py: {line}", file=sys.stderr, flush=True)
 
     def result(self, text: str, end: str = "\n") -> None:

@@ -1,8 +1,17 @@
 """Errors that are the user's to mend: each message is one line that names what is wrong and the remedy."""
 
+from __future__ import annotations
+
+import re
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 class InputError(Exception):
     """One input (an audio file) cannot be used; the others can.  Exit code 1."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class SetupError(Exception):
@@ -23,3 +32,8 @@ def shown(value) -> str:
 def first_line(error: Exception) -> str:
     """What a library's error says, in one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    """Any text, a file's name say, on one line that moves no cursor: control characters become their escapes."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

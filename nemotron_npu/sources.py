@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import glob
 import json
-import math
 import os
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from . import audio
-from .errors import InputError
+from .errors import InputError, printable
 
 MANIFESTS = {".json", ".jsonl"}
 LISTS = {".txt", ".lst", ".list"}
+MANIFEST_IS = "a NeMo manifest has a JSON object with audio_filepath on each line"
+LIST_IS = "a list has the path of a sound file or folder on each line"
+LINE_CHARACTERS = 1 << 24  # of manifests and lists, at most
+LEVELS = 100  # of lists and objects in each other in a manifest's line, at most
+LONGEST = 1e9  # seconds, of any recording
 SOUND = {  # what is taken from a folder
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64",
     ".rf64", ".sph", ".nist", ".voc",
@@ -45,7 +50,7 @@ class Recording:
     @property
     def name(self) -> str:
         """For messages and lines of text."""
-        return f"{self.path} [from {self.offset:g} s]" if self.offset else self.path
+        return printable(self.path) + (f" [from {self.offset:g} s]" if self.offset else "")
 
     @property
     def key(self) -> tuple:
@@ -113,9 +118,9 @@ def _expand(path: str) -> Iterator[Recording | InputError]:
     if kind in MANIFESTS and not os.path.isdir(path):
         yield from _manifest(path)
     elif kind in LISTS and not os.path.isdir(path):
-        lines = [line for _, line in _lines(path)]
+        lines = [line for _, line in _lines(path, LIST_IS)]
         if not lines:
-            raise InputError(f"{path}: empty: a list has the path of a sound file or folder on each line")
+            raise InputError(f"{path}: empty: {LIST_IS}")
         for line in lines:
             yield from _files(_resolve(line, path))
     else:
@@ -130,7 +135,11 @@ def _files(path: str) -> Iterator[Recording | InputError]:
     errors: list[OSError] = []
     seen, count = set(), 0
     for folder, folders, names in os.walk(path, onerror=errors.append, followlinks=True):
-        status = os.stat(folder)
+        try:
+            status = os.stat(folder)
+        except OSError as error:  # it is gone again
+            errors.append(error)
+            continue
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
@@ -151,7 +160,7 @@ def _files(path: str) -> Iterator[Recording | InputError]:
 def _manifest(path: str) -> Iterator[Recording | InputError]:
     """The entries of a NeMo manifest: a JSON object a line, with ``audio_filepath`` and what else there may be."""
     errors, entries = [], 0
-    for number, line in _lines(path):
+    for number, line in _lines(path, MANIFEST_IS):
         try:
             recording = _entry(line, path)
         except ValueError as error:
@@ -161,7 +170,7 @@ def _manifest(path: str) -> Iterator[Recording | InputError]:
         yield recording
     if not entries:
         reason = errors[0] if errors else f"{path}: empty"
-        raise InputError(f"{reason}: a NeMo manifest has a JSON object with audio_filepath on each line")
+        raise InputError(f"{reason}: {MANIFEST_IS}")
     yield from map(InputError, errors)
 
 
@@ -169,15 +178,17 @@ def _entry(line: str, manifest: str) -> Recording:
     """One line of a manifest.  Raises ValueError with what is wrong with it."""
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError("not JSON") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("audio_filepath"), str):
         raise ValueError("no audio_filepath")
+    if _deeper(fields, LEVELS):
+        raise ValueError(f"more than {LEVELS} lists and objects in each other")
     for name in ("offset", "duration"):
         value = fields.get(name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and math.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} is {value!r}: not a number of seconds")
+        if value is not None and not (number and 0 <= value <= LONGEST):  # NaN is not
+            raise ValueError(f"{name} is {reprlib.repr(value)}: not a number of seconds")
     sound = _resolve(fields["audio_filepath"], manifest)
     stem = os.path.splitext(os.path.basename(sound))[0]
     return Recording(sound, stem, float(fields.get("offset") or 0), fields.get("duration") or None, fields)
@@ -190,11 +201,22 @@ def _resolve(path: str, listed_in: str) -> str:
     return beside if not os.path.isabs(path) and os.path.exists(beside) else os.path.expanduser(path)
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
+def _deeper(value, levels: int) -> bool:
+    """Whether lists and objects are in each other in more levels."""
+    if not isinstance(value, (dict, list)):
+        return False
+    return not levels or any(_deeper(item, levels - 1) for item in (value.values() if type(value) is dict else value))
+
+
+def _lines(path: str, what: str) -> Iterator[tuple[int, str]]:
     """The lines of a text file that are not empty, with their numbers.  Any file name can be written in it."""
+    number = 0
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            for number, line in enumerate(file, 1):
+        with open(audio.open_regular(path), encoding="utf-8-sig", errors="surrogateescape") as file:
+            while line := file.readline(LINE_CHARACTERS):
+                number += 1
+                if "\0" in line or len(line) == LINE_CHARACTERS:
+                    raise InputError(f"{path}:{number}: not text, or the line has no end: {what}")
                 if line := line.strip():
                     yield number, line
     except OSError as error:

@@ -1,11 +1,12 @@
 """Thousands of broken inputs, made of good ones by a seeded random generator: none may do more than be refused.
 
     python tests/fuzz.py checkpoint --cases 100000        # about 20 minutes
+    python tests/fuzz.py audio --cases 100000             # 2 minutes
     python tests/fuzz.py checkpoint --first 1234 --cases 1 # one again, in this process, with its traceback
 
-Each case ends in a recogniser that works or in the error that the command line shows as one line, within 10 s and
-LIMIT of memory.  Anything else is printed with its number: another exception, a crash of the process (which is a child
-for that reason), a standstill.  Exit code 1 if there was any.
+Each case ends in a recogniser that works, in finite samples, or in the error that the command line shows as one line,
+within 10 s and LIMIT of memory.  Anything else is printed with its number: another exception, a crash of the process
+(which is a child for that reason), a standstill.  Exit code 1 if there was any.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import os
 import pickle
 import random
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -274,9 +276,25 @@ def broken_tensors(rng: random.Random) -> bytes:
     return saved(tensors)
 
 
+# ---------------------------------------------------------------- audio
+
+
+def audio(rng: random.Random, folder: Path) -> str:
+    """Break a sound file, a stream, a manifest or a list, and read it; what became of it in a word."""
+    from fuzz_audio import broken, read
+
+    kind, content = broken(rng)
+    path = folder / f"x.{kind}"
+    path.write_bytes(content)
+    try:
+        return read(path)
+    finally:
+        path.unlink()
+
+
 # ---------------------------------------------------------------- running them
 
-TARGETS = {"checkpoint": checkpoint}
+TARGETS = {"checkpoint": checkpoint, "audio": audio}
 
 
 def run_cases(target: str, first: int, cases: int, report) -> None:
@@ -286,6 +304,7 @@ def run_cases(target: str, first: int, cases: int, report) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         for number in range(first, first + cases):
             report({"case": number})
+            signal.alarm(2 * SECONDS)  # which ends a standstill in C too
             began = time.perf_counter()
             try:
                 outcome = TARGETS[target](random.Random(number), Path(folder))
@@ -339,7 +358,8 @@ def main() -> int:
     if args.child:
         out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
-        TARGETS[args.target](random.Random(-1), Path(tempfile.gettempdir()))  # what is imported takes memory of its own
+        with tempfile.TemporaryDirectory() as folder:
+            TARGETS[args.target](random.Random(-1), Path(folder))  # what is imported takes memory of its own
         run_cases(args.target, args.first, args.cases, lambda told: out.write(json.dumps(told) + "\n"))
         return 0
     if args.cases == 1:

@@ -9,6 +9,7 @@ The tests run the same cases by the same functions and compare each with its row
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import os
 import re
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,10 @@ class Case:
     """Exit code."""
     says: str = ""
     """A regular expression that is found in what is said."""
+    during: Callable[[Path], AbstractContextManager] = nullcontext
+    """What happens around the run, given the folder."""
+    beside: str = "(?!)"
+    """A regular expression for the lines of what is said that the table leaves out: those of good files beside it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def run_case(case: Case, folder: Path, *options: str) -> Observed:
 
     arguments = [os.fspath(argument) for argument in (*case.make(folder), "--device", "cpu", "--quiet", *options)]
     began = time.perf_counter()
-    with _caught() as said:
+    with case.during(folder), _caught() as said:
         try:
             code = inference.main(arguments)
         except SystemExit as stop:  # argparse
@@ -84,6 +89,7 @@ def _caught():
         try:
             yield said
         finally:
+            ctypes.CDLL(None).fflush(None)
             sys.stdout.close()
             sys.stderr.close()
             sys.stdout, sys.stderr = saved[:2]
@@ -97,7 +103,10 @@ def _caught():
 
 def row(case: Case, observed: Observed) -> str:
     """A row of the table: the case, what is said, the exit code."""
-    said = " / ".join(observed.said.splitlines()).replace("|", "\\|")
+    lines = [line for line in observed.said.splitlines() if not re.match(case.beside, line)]
+    if len(lines) > 3:
+        lines = [*lines[:2], f"… ({len(lines)} lines)"]
+    said = re.sub(r"(.)\1{20,}", r"\1\1\1…", " / ".join(lines)).replace("|", "\\|")
     quoted = f"`` {said} ``" if "`" in said else f"`{said}`" if said else ""
     return f"| {case.name} | {quoted} | {observed.code} |"
 
