@@ -1,0 +1,209 @@
+"""What ``--doctor`` tries with the model itself: is it whole, does it fit, does the device compute it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+import warnings
+from collections import Counter
+
+from .bounds import BOUNDS
+from .checkpoint import attention_contexts, read_config, read_weights
+from .device import choose_device, device_name
+from .doctor_host import GB, OK, PROBLEM, WARNING, Finding, Host, NotChecked, said
+from .environment import processor, sha256
+from .errors import SetupError, Unsupported
+from .limits import cores, free_memory
+
+DEMO_WORDS = "three one four one five nine two six"
+SPACE = {"native": (1.15, 0.3 * GB), "nemo": (2.3, 0.5 * GB)}
+"""Peak memory of a process: so many times the weights in float32, and so many bytes.  README, Speed."""
+DEVICE_SPACE = 0.5 * GB  # beside the weights: a block of one recording and its caches
+ANOTHER = "download it again, or name another one: --model_path M.nemo"
+
+
+def checkpoint(host: Host):
+    try:
+        path = host.checkpoint
+        config = read_config(path)
+    except SetupError as error:
+        yield Finding("checkpoint", PROBLEM, _unnamed(host, error), ANOTHER)
+        return
+    chunks = ", ".join(map(str, sorted(attention_contexts(config)))) or "no"
+    kind, size = config["target"].rpartition(".")[2], f"{path.stat().st_size:,} bytes"
+    yield Finding(
+        "checkpoint", OK, f"{path.name}: {config['target'].rpartition('.')[2]}, chunks of {chunks} ms, {size}"
+    )
+    yield Finding("checkpoint", OK, f"SHA-256 {sha256(path)}")
+
+
+def _unnamed(host: Host, error: Exception) -> str:
+    """What is wrong with the checkpoint, which is named by its file name only."""
+    path = host.__dict__.get("checkpoint", host.path)
+    return said(error).replace(str(path), str(path).rpartition("/")[2])
+
+
+def _weights_size(host: Host) -> float:
+    """Bytes of the weights in float32."""
+    try:
+        assert host.torch
+        return 4 * sum(tensor.numel() for tensor in read_weights(host.checkpoint).values())
+    except SetupError:
+        raise NotChecked("checkpoint") from None
+
+
+def memory(host: Host):
+    weights = _weights_size(host)
+    if host.device is not None and host.device.type != "cpu":
+        free, total = getattr(host.torch, host.device.type).mem_get_info(host.device)
+        need = weights + DEVICE_SPACE
+        found = (
+            f"{free / GB:.1f} of {total / GB:.1f} GB free on {host.device}; this model needs about {need / GB:.1f} GB"
+        )
+        tool = "npu-smi info" if host.device.type == "npu" else "nvidia-smi"
+        mend = "" if free >= need else f"{tool}   (shows what else runs there)"
+        yield Finding("memory", OK if free >= need else PROBLEM, found, mend)
+    free, total, limited = free_memory()
+    factor, more = SPACE[host.engine]
+    need = factor * weights + more
+    room = f"{free / GB:.1f} of {total / GB:.1f} GB free{' (the limit of a container)' if limited else ''}"
+    found = f"{room}, {cores():g} cores; this model needs about {need / GB:.1f} GB"
+    if free >= need:
+        yield Finding("memory", OK, found)
+    else:
+        mend = (
+            "docker run --memory ...   (give the container more)" if limited else "free -h; ps aux --sort=-rss | head"
+        )
+        if host.engine == "native":
+            mend += "\npython inference.py --dtype int8   (on a CPU it takes less than half)"
+        yield Finding("memory", PROBLEM if total < need else WARNING, found, mend)
+
+
+def engine(host: Host):
+    """Loads the native engine on the CPU."""
+    try:
+        recognizer = _reference(host)
+    except Unsupported as reason:
+        yield Finding("engine", WARNING, f"not for the native engine: {said(reason)}: runs on NeMo", "--engine nemo")
+    except SetupError as error:
+        yield Finding("engine", PROBLEM, _unnamed(host, error), ANOTHER)
+    else:
+        dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in read_weights(host.checkpoint).values())
+        found = f"{recognizer.parameters:,} parameters, saved in {' and '.join(dtypes)}: the native engine runs it"
+        yield Finding("engine", OK, found)
+
+
+def _reference(host: Host):
+    """The native engine on the CPU, loaded once.  Raises SetupError or Unsupported."""
+    if "_reference" not in host.__dict__:
+        cpu = host.torch.device("cpu")
+        from .recognizer import Recognizer
+
+        host._reference = Recognizer(host.checkpoint, cpu)
+    return host._reference
+
+
+def device(host: Host):
+    chosen = (host.asked or "npu").startswith("npu")
+    if chosen and "torch_npu" in host.ended:
+        raise NotChecked("torch_npu")
+    there = "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu")
+    if host.asks_npu and not (there and host.torch_npu_error is None):
+        raise NotChecked("torch_npu")
+    assert host.torch
+    try:
+        device, _ = choose_device(host.asked)
+        name = device_name(device) if device.type != "cpu" else processor() or "of unknown kind"
+    except SetupError as error:
+        found, _, remedy = said(error).rpartition(": ")
+        yield Finding("device", PROBLEM, found, remedy)
+        return
+    host.device = device
+    yield Finding("device", OK, f"{device}: {name}")
+
+
+def arithmetic(host: Host):
+    """What an NPU may lack.  The native engine needs neither there: its log-mel is computed on the CPU."""
+    torch, where = host.torch, host.device
+    if where is None:
+        raise NotChecked("device")
+
+    def float64() -> bool:
+        halves = torch.full((4,), 0.5, dtype=torch.float64).to(where) + 2.0**-40  # more than float32 can hold
+        return bool(halves.cpu().double().sum() > 2)
+
+    def stft() -> bool:
+        wave = torch.linspace(0, 100, 2048).sin()
+        expected, found = (
+            torch.view_as_real(torch.stft(w, 512, window=torch.hann_window(512).to(w.device), return_complex=True))
+            for w in (wave, wave.to(where))
+        )
+        return bool(torch.allclose(found.cpu(), expected, atol=1e-3))
+
+    works = {}
+    for compute in (float64, stft):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                works[compute.__name__] = compute()
+        except Exception:  # however the device refuses
+            works[compute.__name__] = False
+    has = " and ".join(name for name, fine in works.items() if fine)
+    lacks = " and ".join(name for name, fine in works.items() if not fine)
+    found = f"{where} has {has}{', but ' if has and lacks else ''}{f'no {lacks}' if lacks else ''}"
+    if works["stft"] or host.engine == "native":
+        yield Finding("arithmetic", OK, found + (", which the native engine does without" if lacks else ""))
+    else:
+        yield Finding("arithmetic", WARNING, f"{found}: NeMo's log-mel needs stft there", "--engine native")
+
+
+def forward_pass(host: Host):
+    """The bundled recording through the model: a device, or NeMo, against the CPU; the CPU also as a stream."""
+    where = host.device
+    if where is None:
+        raise NotChecked("device")
+    try:
+        reference = _reference(host)
+    except (SetupError, Unsupported):
+        raise NotChecked("engine") from None
+    from .audio import read_audio, sine
+    from .recognizer import load_recognizer
+
+    speech = read_audio(str(host.clip)) if host.clip and host.clip.exists() else sine()
+    began = time.perf_counter()
+    expected = reference.transcribe([speech])[0]
+    took = f"{expected.duration:.1f} s of sound in {time.perf_counter() - began:.2f} s"
+    if host.checkpoint == host.demo and len(speech) > 16000 and expected.text != DEMO_WORDS:
+        found = f"the CPU hears {expected.text!r}, where {DEMO_WORDS!r} was said"
+        yield Finding("forward pass", PROBLEM, found, "python inference.py --device cpu --precision_compare")
+        return
+    if where.type == "cpu" and host.engine == "native":
+        equal, against = True, ""
+        if reference.encoder.streams:
+            with reference.stream() as stream:
+                for first in range(0, len(speech), 1600):
+                    stream.feed(speech[first : first + 1600])
+            equal, against = _tokens(stream.finish()) == _tokens(expected), ", as a live stream the same"
+        difference, limit = 0.0, 1.0
+        found = f"{took} on the CPU: {len(expected.tokens)} tokens{against if equal else ', as a live stream others'}"
+    else:
+        candidate = load_recognizer(host.checkpoint, where, engine=host.engine, announce=lambda _: None)
+        ours = candidate.encode(*candidate.preprocess([speech]))[0].float().cpu()
+        theirs = reference.encode(*reference.preprocess([speech]))[0]
+        equal = _tokens(candidate.transcribe([speech])[0]) == _tokens(expected)
+        error = (ours - theirs).abs()
+        difference, limit = float(100 * error.sum() / theirs.abs().sum()), BOUNDS["float32"].encoder
+        found = (
+            f"encoder of {where} ({host.engine}) against the CPU (native): largest difference {float(error.max()):.2g} "
+            f"({difference:.2g} %), {len(expected.tokens)} tokens {'equal' if equal else 'that are not equal'}"
+        )
+    if equal and difference <= limit:  # and no NaN
+        yield Finding("forward pass", OK, found)
+    else:
+        command = f"python inference.py --device {where} --precision_compare   (stage by stage)"
+        yield Finding("forward pass", PROBLEM, found, command)
+
+
+def _tokens(transcript) -> list[tuple[int, int]]:
+    return [(token.id, token.frame) for token in transcript.tokens]
