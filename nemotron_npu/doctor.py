@@ -80,11 +80,11 @@ def doctor(args, console: Console, demo: Path, clip: Path) -> int:
 
 def show(finding: Finding, coloured: bool = False) -> str:
     """A finding as lines of at most ``WIDTH`` columns; commands are not cut."""
-    state = f"{finding.state:<9}"
+    state, space = finding.state, " " * (9 - len(finding.state))
     if coloured:
-        state = f"\033[{COLOUR[finding.state]}m{state}\033[0m"
+        state = f"\033[{COLOUR[state]}m{state}\033[0m"
     lines = textwrap.wrap(finding.found, WIDTH - INDENT, break_on_hyphens=False) or [""]
-    text = f"{state}{finding.name:<{INDENT - 9}}" + ("\n" + " " * INDENT).join(lines)
+    text = f"{state}{space}{finding.name:<{INDENT - 9}}" + ("\n" + " " * INDENT).join(lines)
     for number, line in enumerate(finding.mend.splitlines()):
         text += f"\n{' ' * 9}{'   ' if number else '-> '}{line}"
     return text

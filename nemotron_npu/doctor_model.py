@@ -17,7 +17,7 @@ from .errors import SetupError, Unsupported
 from .limits import cores, free_memory
 
 DEMO_WORDS = "three one four one five nine two six"
-SPACE = {"native": (1.15, 0.3 * GB), "nemo": (2.3, 0.5 * GB)}
+SPACE = {"native": (1.15, 0.3 * GB), "nemo": (2.0, 0.9 * GB)}
 """Peak memory of a process: so many times the weights in float32, and so many bytes.  README, Speed."""
 DEVICE_SPACE = 0.5 * GB  # beside the weights: a block of one recording and its caches
 ANOTHER = "download it again, or name another one: --model_path M.nemo"
@@ -32,9 +32,7 @@ def checkpoint(host: Host):
         return
     chunks = ", ".join(map(str, sorted(attention_contexts(config)))) or "no"
     kind, size = config["target"].rpartition(".")[2], f"{path.stat().st_size:,} bytes"
-    yield Finding(
-        "checkpoint", OK, f"{path.name}: {config['target'].rpartition('.')[2]}, chunks of {chunks} ms, {size}"
-    )
+    yield Finding("checkpoint", OK, f"{path.name}: {kind}, chunks of {chunks} ms, {size}")
     yield Finding("checkpoint", OK, f"SHA-256 {sha256(path)}")
 
 
@@ -116,11 +114,20 @@ def device(host: Host):
         device, _ = choose_device(host.asked)
         name = device_name(device) if device.type != "cpu" else processor() or "of unknown kind"
     except SetupError as error:
-        found, _, remedy = said(error).rpartition(": ")
-        yield Finding("device", PROBLEM, found, remedy)
+        yield Finding("device", PROBLEM, said(error), _device_mend(host, error))
         return
     host.device = device
     yield Finding("device", OK, f"{device}: {name}")
+
+
+def _device_mend(host: Host, error: SetupError) -> str:
+    kind = host.asked.partition(":")[0]
+    if "does not exist" in str(error):
+        return f"python inference.py --device {kind}:0"
+    if kind == "npu":
+        return "npu-smi info"
+    build = host.torch.__version__.partition("+")[0]
+    return "nvidia-smi" if host.torch.version.cuda else f"pip install --force-reinstall torch=={build}"
 
 
 def arithmetic(host: Host):
