@@ -94,9 +94,8 @@ def private(text: str) -> str:
     """Without the home folder and the folders that files lie in, and without control characters."""
     home = os.path.expanduser("~").rstrip("/")
     text = re.sub(rf"{re.escape(home)}(?![^/\s'\",;:)])", "~", text) if home else text
-    text = re.sub(
-        r"(?<![\w.~/])/(?:[^\s:'\",()/]+/)+", lambda match: match[0] if match[0].startswith(PUBLIC) else ".../", text
-    )
+    for folders in (r"(?<=['\"])/(?:[^'\"/]+/)+", r"(?<![\w.~/])/(?:[^\s:'\",()/]+/)+"):  # in quotes with spaces
+        text = re.sub(folders, lambda match: match[0] if match[0].startswith(PUBLIC) else ".../", text)
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 

@@ -22,10 +22,9 @@ docker run --device /dev/davinci0 --device /dev/davinci_manager --device /dev/hi
 def driver(host: Host):
     version, firmware = ascend.driver_version(), ascend.field(ascend.FIRMWARE, "version")
     board = {}
-    if not (version and firmware) and shutil.which("npu-smi"):  # a container seldom has the files
+    if not (version and firmware) and isinstance(host.smi, list) and host.smi:  # a container seldom has the files
         with suppress(ascend.SmiError):
-            card = next(iter(ascend.npus(host.smi)), None)
-            lines = ascend.npu_smi("info", "-t", "board", "-i", str(card.card)).splitlines() if card else []
+            lines = ascend.npu_smi("info", "-t", "board", "-i", str(host.smi[0].card)).splitlines()
             board = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     version = version or board.get("Software Version")
     firmware = firmware or board.get("Firmware Version")
@@ -50,11 +49,10 @@ def npus(host: Host):
     if manager.exists() and not os.access(manager, os.R_OK | os.W_OK):
         mend = "sudo usermod -aG HwHiAiUser $USER   (then log in again)"
         yield of_npu(host, "NPUs", "this user may not open the NPUs' devices", mend)
-    try:
-        chips = ascend.npus(host.smi)
-    except ascend.SmiError as error:
+    chips = host.smi
+    if isinstance(chips, ascend.SmiError):
         mend = "sudo reboot   (after an update of the driver, or if a card hangs)" if manager.exists() else CONTAINER
-        yield of_npu(host, "NPUs", said(error), mend)
+        yield of_npu(host, "NPUs", said(chips), mend)
         return
     if not chips:
         yield of_npu(host, "NPUs", "npu-smi info prints no NPU that could be read here", "npu-smi info")
@@ -111,9 +109,8 @@ def torch_npu(host: Host):
     release = ".".join(host.torch.__version__.partition("+")[0].split(".")[:3])
     if version.split("+")[0].split(".")[:3] != release.split("."):
         state = PROBLEM if host.asks_npu else WARNING
-        yield Finding(
-            "torch_npu", state, f"{version} is not for torch {release}", f"pip install 'torch-npu=={release}.*'"
-        )
+        mend = f"pip install 'torch-npu=={release}.*'"
+        yield Finding("torch_npu", state, f"{version} is not for torch {release}", mend)
         return
     if error := host.torch_npu_error:
         state = PROBLEM if host.asks_npu else WARNING

@@ -19,7 +19,8 @@ from functools import cached_property
 from pathlib import Path
 
 from . import ascend
-from .checkpoint import find_checkpoint, is_hub_id
+from .checkpoint import find_checkpoint, is_hub_id, read_config
+from .device import choose_device
 from .errors import SetupError, first_line
 from .packages import fits, installed, requirements
 
@@ -64,8 +65,6 @@ class Host:
     def __init__(self, device=None, model_path=None, engine=None, demo=None, clip=None):
         self.asked, self.model_path, self.engine = device, model_path, engine or "native"
         self.demo, self.clip = demo, clip
-        self.device = None
-        """The torch.device, as soon as it is known to be usable."""
         self.ended: set[str] = set()
         """Names of checks that ended their process: what they imported is not imported again."""
 
@@ -80,10 +79,8 @@ class Host:
     @property
     def npu_state(self) -> str:
         """How bad it is when something is missing that only an NPU needs."""
-        if self.asks_npu and self.device is None:
-            return PROBLEM
         if self.asks_npu:
-            return WARNING  # it works nevertheless
+            return PROBLEM if self.device is None else WARNING  # it works nevertheless
         return WARNING if self.has_npu and not self.asked else OK
 
     @property
@@ -123,6 +120,16 @@ class Host:
         except Exception as error:
             return error
 
+    @cached_property
+    def device(self):
+        """The torch.device that was asked for, or the default one; None where it cannot be used."""
+        if self.ended & {"torch", "torch_npu", "device"}:
+            return None
+        try:
+            return choose_device(self.asked)[0] if self.torch else None
+        except (NotChecked, SetupError):
+            return None
+
     @property
     def path(self) -> str:
         return self.model_path or str(self.demo)
@@ -141,9 +148,20 @@ class Host:
         return Path(found)
 
     @cached_property
-    def smi(self) -> str:
-        """What ``npu-smi info`` prints; raises ascend.SmiError."""
-        return ascend.npu_smi("info")
+    def config(self) -> dict:
+        """The checkpoint's, or NotChecked."""
+        try:
+            return read_config(self.checkpoint)
+        except SetupError:
+            raise NotChecked("checkpoint") from None
+
+    @cached_property
+    def smi(self) -> list[ascend.Npu] | ascend.SmiError:
+        """What ``npu-smi info`` has, or why it has nothing."""
+        try:
+            return ascend.npus(ascend.npu_smi("info"))
+        except ascend.SmiError as error:
+            return error
 
 
 def of_npu(host: Host, name: str, found: str, mend: str) -> Finding:
@@ -181,7 +199,11 @@ def python(host: Host):
 
 def packages(host: Host):
     """Those of requirements.txt but torch and NeMo, which have lines of their own."""
-    wanted = [r for r in requirements(ROOT / "requirements.txt") if r.name not in ("torch", "nemo-toolkit")]
+    try:
+        wanted = [r for r in requirements(ROOT / "requirements.txt") if r.name not in ("torch", "nemo-toolkit")]
+    except ModuleNotFoundError:
+        yield Finding("packages", PROBLEM, "neither pip nor packaging is installed, so nothing else can be", SETUP)
+        return
     bad = [r for r in wanted if not fits(r)]
     missing = [r.name for r in bad if installed(r.name) is None]
     if not bad:
@@ -200,17 +222,18 @@ def packages(host: Host):
 
 
 def torch(host: Host):
-    requirement = next(r for r in requirements(ROOT / "requirements.txt") if r.name == "torch")
     found = installed("torch")
     if found is None:
         yield Finding("torch", PROBLEM, "not installed", SETUP)
         return
     module = host.torch_or_error
     if isinstance(module, Exception):
-        index = " --index-url https://download.pytorch.org/whl/cpu" if "+cpu" in found else ""
-        mend = f"pip install --force-reinstall --no-deps torch=={found}{index}"
+        release, _, build = found.partition("+")
+        cpu = "+cpu --index-url https://download.pytorch.org/whl/cpu" if build == "cpu" else ""
+        mend = f"pip install --force-reinstall torch=={release}{cpu}"
         yield Finding("torch", PROBLEM, f"{found} cannot be imported: {said(module)}", mend)
         return
+    requirement = next(r for r in requirements(ROOT / "requirements.txt") if r.name == "torch")
     build = f"CUDA {module.version.cuda}" if module.version.cuda else "no CUDA"
     found = f"{module.__version__}, {build}"
     if not requirement.specifier.contains(module.__version__, prereleases=True):
@@ -258,12 +281,13 @@ def nv_one_logger(host: Host):
 
 
 def nemo(host: Host):
-    requirement = next(r for r in requirements(ROOT / "requirements.txt") if r.name == "nemo-toolkit")
     found = installed("nemo-toolkit")
     if found is None:
         found = "not installed: --engine nemo and --precision_compare need it, the native engine does not"
         yield Finding("NeMo", host.nemo_state, found, SETUP)
-    elif not fits(requirement):
+        return
+    requirement = next(r for r in requirements(ROOT / "requirements.txt") if r.name == "nemo-toolkit")
+    if not fits(requirement):
         yield Finding("NeMo", host.nemo_state, f"{found}: {requirement.specifier} is what was tested", SETUP)
     else:
         yield Finding("NeMo", OK, found)
@@ -301,7 +325,7 @@ def disk(host: Host):
     bad = False
     try:
         free = shutil.disk_usage(tempfile.gettempdir()).free
-        need = host.checkpoint.stat().st_size if host.engine == "nemo" else 0
+        need = host.checkpoint.stat().st_size if host.engine == "nemo" and host.config else 0
         found = f"{free / GB:.1f} GB free for temporary files"
         bad = free < need + LITTLE
         if bad:

@@ -7,13 +7,14 @@ import sys
 import time
 import warnings
 from collections import Counter
+from pathlib import Path
 
 from .bounds import BOUNDS
-from .checkpoint import attention_contexts, read_config, read_weights
+from .checkpoint import attention_contexts, is_hub_id, read_config, read_weights
 from .device import choose_device, device_name
-from .doctor_host import GB, OK, PROBLEM, WARNING, Finding, Host, NotChecked, said
+from .doctor_host import GB, OK, PROBLEM, WARNING, Finding, Host, NotChecked, anonymous, said
 from .environment import processor, sha256
-from .errors import SetupError, Unsupported
+from .errors import SetupError, Unsupported, first_line
 from .limits import cores, free_memory
 
 DEMO_WORDS = "three one four one five nine two six"
@@ -28,27 +29,31 @@ def checkpoint(host: Host):
         path = host.checkpoint
         config = read_config(path)
     except SetupError as error:
-        yield Finding("checkpoint", PROBLEM, _unnamed(host, error), ANOTHER)
+        mend = f"python inference.py --model_path {host.path}   (downloads it)" if is_hub_id(host.path) else ANOTHER
+        yield Finding("checkpoint", PROBLEM, _unnamed(host, error), mend)
         return
-    chunks = ", ".join(map(str, sorted(attention_contexts(config)))) or "no"
+    chunks = ", ".join(f"{ms}" for ms in sorted(attention_contexts(config)))
+    chunks = f"chunks of {chunks} ms" if chunks else "for whole recordings"
     kind, size = config["target"].rpartition(".")[2], f"{path.stat().st_size:,} bytes"
-    yield Finding("checkpoint", OK, f"{path.name}: {kind}, chunks of {chunks} ms, {size}")
+    yield Finding("checkpoint", OK, f"{path.name}: {kind}, {chunks}, {size}")
     yield Finding("checkpoint", OK, f"SHA-256 {sha256(path)}")
 
 
 def _unnamed(host: Host, error: Exception) -> str:
     """What is wrong with the checkpoint, which is named by its file name only."""
-    path = host.__dict__.get("checkpoint", host.path)
-    return said(error).replace(str(path), str(path).rpartition("/")[2])
+    text = first_line(error)
+    for path in (host.path, host.__dict__.get("checkpoint", host.path)):
+        text = text.replace(str(path), Path(path).name)
+    return anonymous(text)
 
 
 def _weights_size(host: Host) -> float:
     """Bytes of the weights in float32."""
-    try:
-        assert host.torch
-        return 4 * sum(tensor.numel() for tensor in read_weights(host.checkpoint).values())
-    except SetupError:
-        raise NotChecked("checkpoint") from None
+    if host.torch and host.config:
+        try:
+            return 4 * sum(tensor.numel() for tensor in read_weights(host.checkpoint).values())
+        except SetupError:
+            raise NotChecked("engine") from None
 
 
 def memory(host: Host):
@@ -56,9 +61,8 @@ def memory(host: Host):
     if host.device is not None and host.device.type != "cpu":
         free, total = getattr(host.torch, host.device.type).mem_get_info(host.device)
         need = weights + DEVICE_SPACE
-        found = (
-            f"{free / GB:.1f} of {total / GB:.1f} GB free on {host.device}; this model needs about {need / GB:.1f} GB"
-        )
+        room = f"{free / GB:.1f} of {total / GB:.1f} GB free on {host.device}"
+        found = f"{room}; this model needs about {need / GB:.1f} GB"
         tool = "npu-smi info" if host.device.type == "npu" else "nvidia-smi"
         mend = "" if free >= need else f"{tool}   (shows what else runs there)"
         yield Finding("memory", OK if free >= need else PROBLEM, found, mend)
@@ -70,9 +74,7 @@ def memory(host: Host):
     if free >= need:
         yield Finding("memory", OK, found)
     else:
-        mend = (
-            "docker run --memory ...   (give the container more)" if limited else "free -h; ps aux --sort=-rss | head"
-        )
+        mend = "docker run --memory ...   (give the container more)" if limited else "ps aux --sort=-rss | head"
         if host.engine == "native":
             mend += "\npython inference.py --dtype int8   (on a CPU it takes less than half)"
         yield Finding("memory", PROBLEM if total < need else WARNING, found, mend)
@@ -94,30 +96,32 @@ def engine(host: Host):
 
 def _reference(host: Host):
     """The native engine on the CPU, loaded once.  Raises SetupError or Unsupported."""
-    if "_reference" not in host.__dict__:
-        cpu = host.torch.device("cpu")
+    if "_reference" not in host.__dict__ and host.torch and host.config:
         from .recognizer import Recognizer
 
-        host._reference = Recognizer(host.checkpoint, cpu)
+        host._reference = Recognizer(host.checkpoint, host.torch.device("cpu"))
     return host._reference
 
 
 def device(host: Host):
-    chosen = (host.asked or "npu").startswith("npu")
-    if chosen and "torch_npu" in host.ended:
-        raise NotChecked("torch_npu")
+    if "torch_npu" in host.ended and (host.asks_npu or not host.asked):
+        raise NotChecked("torch_npu")  # its import would end this process too
     there = "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu")
-    if host.asks_npu and not (there and host.torch_npu_error is None):
+    if host.asks_npu and (not there or host.torch_npu_error):
         raise NotChecked("torch_npu")
-    assert host.torch
     try:
-        device, _ = choose_device(host.asked)
-        name = device_name(device) if device.type != "cpu" else processor() or "of unknown kind"
+        device = host.torch and choose_device(host.asked)[0]
     except SetupError as error:
         yield Finding("device", PROBLEM, said(error), _device_mend(host, error))
         return
-    host.device = device
+    name = device_name(device) if device.type != "cpu" else processor() or "of unknown kind"
     yield Finding("device", OK, f"{device}: {name}")
+
+
+def _device(host: Host):
+    if host.device is None:
+        raise NotChecked("device")
+    return host.device
 
 
 def _device_mend(host: Host, error: SetupError) -> str:
@@ -132,9 +136,7 @@ def _device_mend(host: Host, error: SetupError) -> str:
 
 def arithmetic(host: Host):
     """What an NPU may lack.  The native engine needs neither there: its log-mel is computed on the CPU."""
-    torch, where = host.torch, host.device
-    if where is None:
-        raise NotChecked("device")
+    torch, where = host.torch, _device(host)
 
     def float64() -> bool:
         halves = torch.full((4,), 0.5, dtype=torch.float64).to(where) + 2.0**-40  # more than float32 can hold
@@ -167,9 +169,7 @@ def arithmetic(host: Host):
 
 def forward_pass(host: Host):
     """The bundled recording through the model: a device, or NeMo, against the CPU; the CPU also as a stream."""
-    where = host.device
-    if where is None:
-        raise NotChecked("device")
+    where = _device(host)
     try:
         reference = _reference(host)
     except (SetupError, Unsupported):
