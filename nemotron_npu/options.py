@@ -22,6 +22,7 @@ examples:
   python inference.py --model_path M.nemo talk.mp3             a checkpoint of your own
   python inference.py --model_path M.nemo                      the write-up's check on a 1 s sine
   python inference.py --model_path M.nemo --precision_compare  the device against the CPU, in figures
+  python inference.py --doctor --device npu:0                  what is wrong here, and what mends it
 
 exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage or environment, 130 interrupted
 """
