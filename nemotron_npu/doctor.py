@@ -17,13 +17,12 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from . import doctor_ascend, doctor_host, doctor_model
 from .console import Console
-from .doctor_host import OK, PROBLEM, WARNING, Finding, Host, NotChecked, said
+from .doctor_host import OK, PROBLEM, SETUP, WARNING, Finding, Host, NotChecked, said
 
 CHECKS = {  # later ones heed what earlier ones found
     "Python": doctor_host.python,
@@ -113,6 +112,7 @@ def examine(host: Host, debug: bool = False) -> Iterator[Finding]:
             os.close(receiving)
             _work(host, left, sending, debug)
         os.close(sending)
+        status = None
         try:
             for told in _received(receiving):
                 name = left.pop(0)
@@ -122,17 +122,18 @@ def examine(host: Host, debug: bool = False) -> Iterator[Finding]:
                     yield Finding(**fields)
             status = os.waitpid(child, 0)[1]
         except TimeoutError:
-            status = None
+            pass
         finally:
             os.close(receiving)
-            with suppress(OSError):
+            if status is None:
                 os.kill(child, signal.SIGKILL)  # not waited for: see ascend.npu_smi
         if left:
             host.ended.add(name := left.pop(0))
             yield Finding(name, PROBLEM, _end(status), MORE)
     for needed in dict.fromkeys(missed.values()):
         names = ", ".join(name for name in missed if missed[name] == needed)
-        yield Finding("not checked", WARNING, f"{names}: needs {needed}", f"see {needed}, above")
+        mend = f"see {needed}, above" if needed in CHECKS else SETUP
+        yield Finding("not checked", WARNING, f"{names}: needs {needed}", mend)
 
 
 def _received(pipe: int) -> Iterator[dict]:
@@ -163,9 +164,7 @@ def _work(host: Host, names: list[str], sending: int, debug: bool) -> None:
         if not debug:  # libraries write where they like
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        if (
-            "torch" in sys.modules
-        ):  # loaded before the fork, as by the tests' fake npu: its threads were not taken along
+        if "torch" in sys.modules:  # by the tests' fake npu: none of its threads are in this process
             sys.modules["torch"].set_num_threads(1)
         for name in names:
             line = json.dumps(check(host, name)) + "\n"
@@ -182,8 +181,8 @@ def check(host: Host, name: str) -> dict:
             findings.append(finding)
     except NotChecked as needed:
         told["needs"] = str(needed)
-    except ModuleNotFoundError:
-        told["needs"] = "packages"
+    except ModuleNotFoundError as error:
+        told["needs"] = error.name or "packages"
     except Exception as error:
         traceback.print_exc()
         found = f"could not be found out: {type(error).__name__}: {said(error)}"

@@ -300,7 +300,7 @@ def sound(host: Host):
         try:
             libraries[name] = importlib.import_module(name)
         except ModuleNotFoundError:
-            raise NotChecked("packages") from None
+            raise NotChecked(name) from None
         except Exception as error:  # a missing C library
             yield Finding("sound", PROBLEM, f"{name} cannot be imported: {said(error)}", _reinstall(name))
             return

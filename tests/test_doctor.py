@@ -279,9 +279,10 @@ def test_what_needs_something_that_is_missing_is_one_line(monkeypatch):
 
         return check
 
-    monkeypatch.setattr(doctor, "CHECKS", {"a": needs("torch"), "b": needs("a"), "c": needs("engine")})
-    results = list(examine(Host()))
-    assert [finding.found for finding in results] == ["a, b: needs torch", "c: needs engine"]
+    checks = {"torch": lambda host: [], "a": needs("torch"), "b": needs("a"), "c": needs("soxr")}
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    results = [(finding.found, finding.mend) for finding in examine(Host())]
+    assert results == [("a, b: needs torch", "see torch, above"), ("c: needs soxr", "source setup_env.sh")]
 
 
 # ---------------------------------------------------------------- Python, packages, torch
@@ -561,7 +562,7 @@ def test_codecs_that_are_missing(monkeypatch, package):
     (finding,) = found("sound")
     assert finding.state == "problem" and finding.mend == "pip install --force-reinstall --no-deps soundfile"
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    assert found("sound")[0].found == "packages"
+    assert found("sound")[0].found == "soundfile"
 
 
 # ---------------------------------------------------------------- room
