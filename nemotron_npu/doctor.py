@@ -161,6 +161,9 @@ def _end(status: int | None) -> str:
 def _work(host: Host, names: list[str], sending: int, debug: bool) -> None:
     """The child: run the checks, send a line for each, and end."""
     try:
+        signal.set_wakeup_fd(-1)  # signals are the parent's to answer, which ends this process
+        for number, answer in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)):
+            signal.signal(number, answer)
         if not debug:  # libraries write where they like
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -270,6 +271,22 @@ def test_a_check_that_kills_its_process_or_hangs_costs_no_other(monkeypatch):
     )
     assert "ZeroDivisionError" in results[4].found and "--debug" in results[4].mend
     assert results[5].found == "exits, hangs, killed"
+
+
+def test_ctrl_c_ends_it_at_once_and_the_check_that_was_under_way_too(tmp_path):
+    code = (
+        "import os, sys, time, inference; from nemotron_npu import doctor\n"
+        "def slow(host): print(os.getpid(), file=open(sys.argv[1], 'w')); time.sleep(600)\n"
+        "doctor.CHECKS = {'slow': slow}; sys.exit(inference.main(['--doctor']))"
+    )
+    command, told = [sys.executable, "-c", code, str(tmp_path / "pid")], tmp_path / "pid"
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (told.exists() and told.read_text().endswith("\n")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "inference.py: interrupted\n" and process.returncode == 130
+    state = Path(f"/proc/{told.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
 def test_what_needs_something_that_is_missing_is_one_line(monkeypatch):
