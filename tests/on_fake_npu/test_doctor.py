@@ -46,8 +46,14 @@ def test_an_npu_that_computes_wrong_or_no_numbers_is_a_problem(hosts, monkeypatc
 
         monkeypatch.setattr(Encoder, "step", spoiled)
         state, found, mend = one(hosts[0], "forward pass")
-        assert state == "problem" and ("60 %" in found or "nan %" in found)
+        assert state == "problem" and ("60 %" in found or "nan" in found.lower())
         assert mend.startswith("python inference.py --device npu:0 --precision_compare")
+
+
+def test_an_operator_that_the_npu_lacks_is_a_problem(hosts, monkeypatch):
+    monkeypatch.setattr(fake_npu, "DENY", {"aten.mm", "aten.addmm", "aten.bmm"})
+    state, found, _ = one(hosts[0], "forward pass")
+    assert state == "problem" and found.startswith("fails on npu:0: ") and "not implemented on the npu" in found
 
 
 def test_float64_and_stft_are_told_and_matter_to_nemo_alone(hosts, monkeypatch):
