@@ -21,8 +21,8 @@ FIRMWARE = Path("/usr/local/Ascend/firmware/version.info")
 DEVICES = Path("/dev")  # davinci0, davinci1 ... and davinci_manager
 SMI_SECONDS = 10
 
-# torch_npu -> the CANN that it was made for (gitcode.com/Ascend/pytorch, COMPATIBILITY.md).  Each is known to run with
-# the patch releases of that CANN as well: the write-up's figures are of 2.9.0 with CANN 8.5.1.
+# torch_npu -> the CANN that it was made for (gitcode.com/Ascend/pytorch, COMPATIBILITY.md and README.md), without its
+# patch release: the write-up ran 2.9.0 on CANN 8.5.1.
 CANN_OF = {
     **dict.fromkeys(("2.9.0", "2.10.0rc2", "2.11.0rc1", "2.12.0rc1"), "8.5"),
     **dict.fromkeys(("2.9.0.post2", "2.10.0"), "9.0"),
