@@ -306,6 +306,10 @@ def main(argv: list[str] | None = None) -> int:
 
     console = Console(args.quiet, args.debug)
     try:
+        if args.doctor:
+            from nemotron_npu.doctor import doctor
+
+            return doctor(args, console, DEMO_MODEL, DEMO_CLIP)
         return run(args, console)
     except KeyboardInterrupt:
         console.error("interrupted")

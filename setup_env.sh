@@ -82,46 +82,29 @@ import sys
 
 here, activate, *dev = sys.argv[1:]
 sys.path = [folder for folder in sys.path if folder]  # the caller's directory may hold a pip of its own
-from glob import escape, glob
 from importlib import invalidate_caches
 from importlib.machinery import PathFinder
-from importlib.metadata import PackageNotFoundError, version
 from shlex import quote
 
-from pip._vendor.packaging.requirements import Requirement
+sys.path.append(here)
+sys.dont_write_bytecode = True
+from nemotron_npu import ascend
+from nemotron_npu.packages import fits, installed, requirements
 
 
 def say(text):
     print("nemotron-npu:", text, flush=True)
 
 
-def installed(package):
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def fits(requirement):
-    found = installed(requirement.name)
-    return found is not None and requirement.specifier.contains(found, prereleases=True)
-
-
-def requirements(name):
-    with open(os.path.join(here, name)) as file:
-        lines = [line.partition("#")[0].strip() for line in file]
-    return [Requirement(line) for line in lines if line]
-
-
 def install(npu):
     """Install what is missing or out of range; exit with a remedy if that fails."""
     names = ["requirements.txt", *dev]
-    missing = [r for name in names for r in requirements(name) if not fits(r)]
+    missing = [r for name in names for r in requirements(os.path.join(here, name)) if not fits(r)]
     keep = {name: installed(name) for name in ("torch", "torch-npu") if name not in [r.name for r in missing]}
     keep = {name: found for name, found in keep.items() if found}
     extra, cpu_torch = [], False
     if npu and "torch-npu" not in keep:
-        pins = {r.name: r for r in requirements("requirements-npu.txt")}
+        pins = {r.name: r for r in requirements(os.path.join(here, "requirements-npu.txt"))}
         if "torch" in keep and not fits(pins["torch"]):
             release = keep["torch"].partition("+")[0]
             say(f"torch {release} is kept, so torch-npu {release} is installed instead of the pinned one")
@@ -151,17 +134,6 @@ def install(npu):
         sys.exit(1)
 
 
-def find_cann():
-    """CANN's set_env.sh, or None."""
-    roots = [os.environ.get("ASCEND_TOOLKIT_HOME"), os.environ.get("ASCEND_HOME_PATH"), "/usr/local/Ascend", "~/Ascend"]
-    places = ("set_env.sh", "ascend-toolkit/set_env.sh", "cann*/set_env.sh", "../../ascend-toolkit/set_env.sh")
-    for root in filter(None, roots):
-        for place in places:
-            if found := sorted(glob(os.path.join(escape(os.path.expanduser(root)), place))):
-                return found[0]
-    return None
-
-
 def cann_variables(script):
     """What CANN's set_env.sh sets. It runs in a bash of its own, so that the caller's options cannot break it."""
     environ = {name: value for name, value in os.environ.items() if name != "SHELLOPTS"}
@@ -179,7 +151,7 @@ def cann_variables(script):
     }
 
 
-cann_loaded, cann_script = bool(os.environ.get("ASCEND_OPP_PATH")), find_cann()
+cann_loaded, cann_script = ascend.cann_is_loaded(), ascend.find_cann()
 install(npu=cann_loaded or cann_script or shutil.which("npu-smi"))
 subprocess.run([sys.executable, os.path.join(here, "patches", "apply.py"), "--quiet"], stdin=subprocess.DEVNULL)
 

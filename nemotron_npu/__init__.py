@@ -11,4 +11,4 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 # busy process: sleeping at once 88 and 76, this 54 and 110, spinning for long 44 and 264.  Read by OpenMP when torch
 # is loaded; the user's own setting wins.
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
+    os.environ.update({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"})

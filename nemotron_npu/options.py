@@ -22,6 +22,7 @@ examples:
   python inference.py --model_path M.nemo talk.mp3             a checkpoint of your own
   python inference.py --model_path M.nemo                      the write-up's check on a 1 s sine
   python inference.py --model_path M.nemo --precision_compare  the device against the CPU, in figures
+  python inference.py --doctor --device npu:0                  what is wrong here, and what mends it
 
 exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage or environment, 130 interrupted
 """
@@ -54,6 +55,8 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
 
         argcomplete.autocomplete(parser)
     options = parser.parse_args(args)
+    if options.doctor:
+        _check_doctor(parser, options)
     options.output_format = options.output_format or _formats("all" if options.output_dir else "txt")
     _check(parser, options)
     if options.benchmark:
@@ -200,6 +203,12 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
 def _add_messages(parser: argparse.ArgumentParser) -> None:
     messages = parser.add_argument_group("messages")
     messages.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    messages.add_argument(
+        "--doctor",
+        action="store_true",
+        help="look at the environment, the device and the checkpoint, say what is wrong and which command mends it; "
+        "nothing in it is private, paste it into a bug report; exit code 0 all is well, 1 warnings, 2 problems",
+    )
     messages.add_argument("--debug", action="store_true", help="show NeMo's log and full tracebacks")
 
 
@@ -237,6 +246,17 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--precision_compare compares the model alone: leave --boost_words out")
     if options.bounds and not options.precision_compare:
         parser.error("--bounds needs --precision_compare")
+
+
+def _check_doctor(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """--doctor takes the few options that say what it is to look at."""
+    taken = ("doctor", "device", "model_path", "engine", "output_format", "quiet", "debug")
+    for action in parser._actions:
+        if action.dest not in (*taken, "help") and getattr(options, action.dest) not in (action.default, []):
+            name = action.option_strings[0] if action.option_strings else action.metavar
+            parser.error(f"--doctor looks at the environment: leave {name} out")
+    if options.output_format not in (None, ("txt",), ("json",)):
+        parser.error("--doctor prints txt or json")
 
 
 def _candidates(options: argparse.Namespace) -> dict:

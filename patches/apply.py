@@ -88,6 +88,19 @@ def find_triton():
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
+def survey(triton):
+    """Each file to patch: name -> its path, and its (original, patched) text or None where no variant fits."""
+    variants = {}  # per file, the hunks of each variant
+    for patch in sorted(Path(__file__).parent.glob("*.patch")):
+        target, hunks = read_patch(patch)
+        variants.setdefault(target, []).append(hunks)
+    found = {}
+    for target, hunks in variants.items():
+        path = triton.parent / target
+        found[target] = path, both_states(path.read_bytes().decode(), hunks) if path.is_file() else None
+    return found
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Apply, check or revert the triton patches of this folder.")
     action = parser.add_mutually_exclusive_group()
@@ -103,15 +116,8 @@ def main(argv=None):
             print("triton is not installed: nothing to patch")
         return 0
 
-    variants = {}  # per file to patch, the hunks of each variant
-    for patch in sorted(Path(__file__).parent.glob("*.patch")):
-        target, hunks = read_patch(patch)
-        variants.setdefault(target, []).append(hunks)
-
     changes, settled = {}, True
-    for target, hunks in variants.items():
-        path = triton.parent / target
-        states = both_states(path.read_bytes().decode(), hunks) if path.is_file() else None
+    for target, (path, states) in survey(triton).items():
         if states is None:
             print(f"no triton patch fits {path}: unknown triton version, nothing was changed", file=sys.stderr)
             return 2

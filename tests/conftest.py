@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,25 @@ import soundfile
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a torch_npu without CANN must not keep torch from being imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from support import CLIP, GUARD, PARITY
+
+if str(GUARD) not in os.environ.get("PYTHONPATH", ""):  # else this is a pytest that a test has started
+    os.environ["NETWORK_GUARD"] = tempfile.mkstemp(prefix="network-guard-")[1]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))
+    atexit.register(os.unlink, os.environ["NETWORK_GUARD"])
+    exec((GUARD / "sitecustomize.py").read_text())  # in this process too
+
 from checkpoints import TINY_SIZE, make_random_checkpoint
-from support import CLIP, PARITY
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaves_this_machine():
+    """A test fails if it, or a Python that it has started, looks up or connects to another machine: see guard/."""
+    seen = Path(os.environ["NETWORK_GUARD"])
+    before = seen.stat().st_size
+    yield
+    left = seen.read_text()[before:]
+    assert not left, f"left this machine:\n{left}"
 
 
 @pytest.fixture(scope="session")

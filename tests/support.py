@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "demo" / "digits.wav"
+GUARD = ROOT / "tests" / "guard"
 CLIP_WORDS = "three one four one five nine two six"
 
 PARITY = pytest.StashKey[dict]()

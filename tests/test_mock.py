@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support import GUARD
+
 MOCK = Path(__file__).parent.parent / "nv_one_logger_mock"
 
 
 def run(code):
-    """Run code in a fresh Python with nothing but the mock on PYTHONPATH."""
-    environ = {**os.environ, "PYTHONPATH": str(MOCK)}
+    """Run code in a fresh Python with the mock on PYTHONPATH, and nothing else but the guard of the network."""
+    environ = {**os.environ, "PYTHONPATH": f"{GUARD}{os.pathsep}{MOCK}"}
     return subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
 
 

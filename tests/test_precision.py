@@ -641,17 +641,17 @@ def test_a_recording_too_short_for_a_frame_is_equal_and_reported(recognizer, nem
 def test_versions_of_cann_and_driver_are_read_where_ascend_keeps_them(tmp_path, monkeypatch):
     import platform
 
-    from nemotron_npu import environment as module
+    from nemotron_npu import ascend
 
     folder = tmp_path / f"{platform.machine()}-linux"
     folder.mkdir()
     (folder / "ascend_toolkit_install.info").write_text("package_name=Ascend-cann-toolkit\nversion=8.5.1\n")
     (tmp_path / "version.info").write_text("Version=25.2.0\nascendhal_version=7.35.23\n")
     monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "DRIVER", tmp_path / "version.info")
+    monkeypatch.setattr(ascend, "DRIVER", tmp_path / "version.info")
     found = environment(DEMO)
     assert (found["cann"], found["npu_driver"]) == ("8.5.1", "25.2.0")
     monkeypatch.delenv("ASCEND_TOOLKIT_HOME")
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
-    monkeypatch.setattr(module, "DRIVER", tmp_path / "none")
+    monkeypatch.setattr(ascend, "DRIVER", tmp_path / "none")
     assert environment(DEMO)["cann"] is None and environment(DEMO)["npu_driver"] is None

@@ -58,7 +58,7 @@ def place(tmp_path, template):
     for folder in (repo, wheels, bin, home):
         folder.mkdir()
     shutil.copy(PROJECT / "setup_env.sh", repo)
-    for folder in ("patches", "nv_one_logger_mock"):
+    for folder in ("patches", "nv_one_logger_mock", "nemotron_npu"):
         shutil.copytree(PROJECT / folder, repo / folder)
     (repo / "requirements.txt").write_text("# a comment\ntiny>=1  # another\ntorch>=2.9.0,<=2.13.0\n")
     (repo / "requirements-dev.txt").write_text("tool\n")
