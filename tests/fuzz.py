@@ -209,7 +209,7 @@ def broken_config(rng: random.Random) -> bytes:
             break
     if rng.random() < 0.05:
         config = rng.choice(VALUES)
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=rng.random() < 0.5).encode("utf-8", "surrogatepass")
+    return yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True).encode()
 
 
 def broken_pickle(rng: random.Random, weights: bytes) -> bytes:
