@@ -275,7 +275,8 @@ def test_a_check_that_kills_its_process_or_hangs_costs_no_other(monkeypatch):
 
 def test_ctrl_c_ends_it_at_once_and_the_check_that_was_under_way_too(tmp_path):
     code = (
-        "import os, sys, time, inference; from nemotron_npu import doctor\n"
+        "import os, signal, sys, time, inference; from nemotron_npu import doctor\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
         "def slow(host): print(os.getpid(), file=open(sys.argv[1], 'w')); time.sleep(600)\n"
         "doctor.CHECKS = {'slow': slow}; sys.exit(inference.main(['--doctor']))"
     )

@@ -44,7 +44,7 @@ def test_what_becomes_of(place, tmp_path):
     assert observed.code == case.code, observed
     assert re.search(case.says, observed.said), observed
     assert all(re.fullmatch("inference.py: .+", line) for line in observed.stderr.splitlines()), observed.stderr
-    assert observed.seconds < 60  # no stall, on a busy machine either
+    assert observed.seconds < 60, "it stalls"
     lines = observed.stdout.splitlines()
     if not case.name.startswith("stdin: "):
         good = [f"{name}: {words}" for name, words in BESIDE.items()]
