@@ -21,7 +21,7 @@ from .audio import SAMPLE_RATE, read_audio
 from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
 from .checkpoint import MOST_TOKENIZER, Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .confidence import ALPHA as CONFIDENCE_ALPHA
-from .config import USED, tokenizer_parts
+from .config import TOKENIZER_FILES, USED, tokenizer_parts
 from .decoder import MOST_SYMBOLS, Emission
 from .errors import InputError, SetupError, first_line, shown
 from .transcript import Speller, Transcript
@@ -176,13 +176,14 @@ def _restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
     config = copy.deepcopy({part: checkpoint.config[part] for part in USED if part in checkpoint.config})
     config.pop("labels", None)  # NeMo takes them from the tokenizer
     config["joint"].pop("vocabulary", None)
-    greedy = config["decoding"].setdefault("greedy", {})
+    decoding = config["decoding"] = config.get("decoding") or {"strategy": "greedy_batch"}
+    greedy = decoding["greedy"] = decoding.get("greedy") or {}
     if not greedy.get("max_symbols") and not greedy.get("max_symbols_per_step"):
         greedy["max_symbols"] = MOST_SYMBOLS
     with tempfile.TemporaryDirectory() as folder:
         for part in tokenizer_parts(config):
             part["dir"] = folder
-            for key in ("model_path", "vocab_path", "spe_tokenizer_vocab"):
+            for key in TOKENIZER_FILES:
                 if part.get(key):
                     name = part[key].removeprefix("nemo:")
                     content, part[key] = read_member(path, name, MOST_TOKENIZER), f"{folder}/{name}"

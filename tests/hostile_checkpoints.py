@@ -573,5 +573,6 @@ CASES = [
     Case("a tokenizer of fewer pieces", replaced(TOKENIZER, other_tokenizer(40)), 2, "has 40 pieces"),
     Case("a tokenizer of other pieces", replaced(TOKENIZER, other_tokenizer(None)), 2, "as piece 7"),
     Case("a tokenizer of Hugging Face's", with_config(tokenizer__type="wpe"), 2, "no sentencepiece tokenizer"),
+    Case("a number for a tokenizer's file", with_config(tokenizer__vocab_path=1), 2, "vocab_path: 1, not a name"),
     Case("a tokenizer elsewhere", with_config(tokenizer__model_path="/etc/passwd"), 2, "no /etc/passwd inside"),
 ]
