@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,6 +136,9 @@ def _check_vocabulary(path: Path, config: dict, tensors: Tensors, tokenizers: li
     """The tokenizer's pieces are those that NeMo wrote into the config when it saved, and the outputs but blank."""
     pieces = [p for tokenizer in tokenizers for p in tokenizer.id_to_piece(list(range(tokenizer.get_piece_size())))]
     tokenizer = f"{shown(_tokenizer_names(config)[0])} inside has"
+    for piece in pieces:
+        if any(unicodedata.category(character) == "Cc" for character in piece):
+            raise SetupError(f"{path}: {tokenizer} a piece {shown(piece)}, which is not safe to print")
     outputs = len(pieces) + 1 + (config["joint"].get("num_extra_outputs") or 0)
     for name, tensor in tensors.items():
         if OUTPUT.fullmatch(name) and tensor.shape[:1] != (outputs,):
