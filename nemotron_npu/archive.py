@@ -125,7 +125,7 @@ def members(path: Path, file: BinaryIO) -> Iterator[Member]:
             end = member.offset_data + member.size
             if compressed and end > EXPANSION * packed + SPARE:
                 raise SetupError(
-                    f"{inside} would unpack to {member.size / 1e9:.1f} GB: a decompression bomb, not safe to load"
+                    f"{inside} would unpack to {member.size / 1e6:,.0f} MB: a decompression bomb, not safe to load"
                 )
             if member.size < 0 or not compressed and end > packed:
                 raise SetupError(f"{inside} is cut short: download it again")

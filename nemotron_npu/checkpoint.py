@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,15 +126,19 @@ def _tokenizer(path: Path, name: str):
     try:
         tokenizer = sentencepiece.SentencePieceProcessor()
         tokenizer.LoadFromSerializedProto(content)
+        tokenizer.id_to_piece(list(range(tokenizer.get_piece_size())))  # all of them are text
         return tokenizer
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise SetupError(f"{path}: {shown(name)} inside is not a sentencepiece model: download it again") from error
 
 
 def _check_vocabulary(path: Path, config: dict, tensors: Tensors, tokenizers: list) -> None:
     """The tokenizer's pieces are those that NeMo wrote into the config when it saved, and the outputs but blank."""
-    pieces = [tokenizer.id_to_piece(i) for tokenizer in tokenizers for i in range(tokenizer.get_piece_size())]
+    pieces = [p for tokenizer in tokenizers for p in tokenizer.id_to_piece(list(range(tokenizer.get_piece_size())))]
     tokenizer = f"{shown(_tokenizer_names(config)[0])} inside has"
+    for piece in pieces:
+        if any(unicodedata.category(character) == "Cc" for character in piece):
+            raise SetupError(f"{path}: {tokenizer} a piece {shown(piece)}, which is not safe to print")
     outputs = len(pieces) + 1 + (config["joint"].get("num_extra_outputs") or 0)
     for name, tensor in tensors.items():
         if OUTPUT.fullmatch(name) and tensor.shape[:1] != (outputs,):

@@ -20,12 +20,13 @@ CLASSES = {  # of the parts that are built: the classes that may be named
     "decoder": ("RNNTDecoder", "StatelessTransducerDecoder"),
     "joint": ("RNNTJoint", "SampledRNNTJoint"),
 }
-OTHERS = re.compile(r"(nemo\.collections\.asr|torch\.optim)(\.\w+)+")  # training: named, never built here
+OTHERS = re.compile(r"(nemo\.collections|torch\.optim)(\.\w+)+")  # of training: may be named, are never built here
 USED = ("target", "sample_rate", "model_defaults", "tokenizer", "labels", "decoding", *CLASSES)
 """The parts that recognising needs."""
 
 AGAIN = "download it again"
 MOST_DEPTH = 20
+NUMBER = re.compile(r"[-+.:\w]*")
 MOST_DIGITS = 100
 MOST = 1_000_000  # no number of a used part is larger
 WORD = re.compile(r"[\w.+-]{0,100}")
@@ -79,7 +80,7 @@ VALUES = {  # what the engines read: least and most, a float among them if it is
     "decoding.beam.beam_size": (1, 1000),
     "tokenizer.type": WORD,
 }
-TDT_DEFAULTS = "model_defaults.tdt_durations", "model_defaults.num_tdt_durations"
+TDT_DURATIONS = ("decoding.durations", "model_defaults.tdt_durations", "model_defaults.num_tdt_durations")
 NULLABLE = (
     "preprocessor.n_window_size",
     "preprocessor.n_window_stride",
@@ -107,6 +108,8 @@ REQUIRED = (
     "joint.jointnet.activation",
     "tokenizer.type",
 )
+TOKENIZER_FILES = ("model_path", "vocab_path", "spe_tokenizer_vocab")
+"""The keys by which a tokenizer names its files."""
 MOST_CONTEXT = 4096  # frames of attention context: what a stream remembers
 
 
@@ -137,7 +140,7 @@ def _parse(text: bytes):
             if getattr(event, "tag", None):
                 raise SetupError(f"has a tag {shown(event.tag)}: a config is plain values: not safe to load")
             if isinstance(event, yaml.ScalarEvent):
-                if event.implicit[0] and len(event.value) > MOST_DIGITS and re.match(r"[-+.\d]", event.value):
+                if event.implicit[0] and len(event.value) > MOST_DIGITS and NUMBER.fullmatch(event.value):
                     raise SetupError(f"has a number of {len(event.value):,} digits: {AGAIN}")
             elif isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
@@ -159,19 +162,19 @@ def _check_classes(config: dict) -> None:
         kind = shown(target if name == MODEL_CLASS else name) if target else "unknown"
         raise SetupError(f"names the model class {kind}: {MODEL_CLASS} is what runs here")
     for place, value in walk(config):
-        part, _, key = place.rpartition(".")
-        if "_target_" in part.split("."):
-            raise SetupError(f"has {shown(place)}: {shown(value)}: not a part of {MODEL_CLASS}: not safe to load")
-        if key not in ("_target_", "cls", "target") or not part:
+        keys = place.split(".")
+        first, key = keys[0], keys[-1]
+        names_class = "_target_" in keys or first in USED and key in ("cls", "target")  # the latter are Hydra's of old
+        if not names_class or place == "target":
             continue
+        part = place.rpartition(".")[0]
         known = TARGET.fullmatch(value) if isinstance(value, str) else None
-        if part in CLASSES and known:
-            if known[1] not in CLASSES[part]:
-                raise SetupError(f"names the {part} {shown(known[1])}: {CLASSES[part][0]} is what runs here")
-        elif part.split(".")[0] in USED or not isinstance(value, str) or not OTHERS.fullmatch(value):
+        if part in CLASSES and known and known[1] not in CLASSES[part]:
+            raise SetupError(f"names the {part} {shown(known[1])}: {CLASSES[part][0]} is what runs here")
+        if not (known if part in CLASSES else first not in USED and OTHERS.fullmatch(str(value))):
             raise SetupError(f"has {shown(place)}: {shown(value)}: not a part of {MODEL_CLASS}: not safe to load")
-    tdt = ("loss.loss_name", "decoding.model_type"), ("decoding.durations", *TDT_DEFAULTS)
-    if any(_value(config, place) == "tdt" for place in tdt[0]) or any(_value(config, place) for place in tdt[1]):
+    durations = any(_value(config, place) for place in TDT_DURATIONS)
+    if durations or "tdt" in (_value(config, "loss.loss_name"), _value(config, "decoding.model_type")):
         raise SetupError(f"describes a TDT model, whose tokens have durations: a plain {MODEL_CLASS} is what runs here")
 
 
@@ -196,8 +199,11 @@ def _check_values(config: dict) -> None:
             if part == "decoding" and value and place.endswith(("_model", "_path", "_file", "_dir")):
                 raise SetupError(f"has {shown(place)}: {shown(value)}: a file that is not in the checkpoint")
     for part in tokenizer_parts(config):
-        if not isinstance(part, dict) or part.get("type") != "bpe" or not isinstance(part.get("model_path"), str):
+        if not isinstance(part, dict) or part.get("type") != "bpe" or not part.get("model_path"):
             raise SetupError("has no sentencepiece tokenizer (type: bpe, model_path): none else runs here")
+        for key in TOKENIZER_FILES:
+            if not isinstance(part.get(key), (str, type(None))):
+                raise SetupError(f"has tokenizer.{key}: {shown(part[key])}, not a name: {AGAIN}")
     encoder = config["encoder"]
     features = config["preprocessor"].get("features", 64)
     if encoder["feat_in"] != features:

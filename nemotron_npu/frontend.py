@@ -64,9 +64,8 @@ class Frontend:
         lead = (self.n_fft - len(window)) // 2  # torch.stft centres a shorter window
         self.window = F.pad(window, (lead, self.n_fft - len(window) - lead))
         self.reach = int(self.window.nonzero().max()) + 1 if self.window.any() else self.n_fft
-        self.filters = (
-            weights("fb", 1, settings["features"], self.n_fft // 2 + 1)[0].t().contiguous()
-        )  # [n_fft // 2 + 1, mels]
+        filters = weights("fb", 1, settings["features"], self.n_fft // 2 + 1)
+        self.filters = filters[0].t().contiguous()  # [n_fft // 2 + 1, mels]
         self.mels = self.filters.shape[1]
 
     def frames(self, samples: int) -> int:

@@ -21,7 +21,7 @@ from .audio import SAMPLE_RATE, read_audio
 from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
 from .checkpoint import MOST_TOKENIZER, Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .confidence import ALPHA as CONFIDENCE_ALPHA
-from .config import USED, tokenizer_parts
+from .config import TOKENIZER_FILES, USED, tokenizer_parts
 from .decoder import MOST_SYMBOLS, Emission
 from .errors import InputError, SetupError, first_line, shown
 from .transcript import Speller, Transcript
@@ -176,36 +176,36 @@ def _restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
     config = copy.deepcopy({part: checkpoint.config[part] for part in USED if part in checkpoint.config})
     config.pop("labels", None)  # NeMo takes them from the tokenizer
     config["joint"].pop("vocabulary", None)
-    greedy = config["decoding"].setdefault("greedy", {})
+    decoding = config["decoding"] = config.get("decoding") or {"strategy": "greedy_batch"}
+    greedy = decoding["greedy"] = decoding.get("greedy") or {}
     if not greedy.get("max_symbols") and not greedy.get("max_symbols_per_step"):
         greedy["max_symbols"] = MOST_SYMBOLS
-    with tempfile.TemporaryDirectory() as folder:
-        for part in tokenizer_parts(config):
-            part["dir"] = folder
-            for key in ("model_path", "vocab_path", "spe_tokenizer_vocab"):
-                if part.get(key):
-                    name = part[key].removeprefix("nemo:")
-                    content, part[key] = read_member(path, name, MOST_TOKENIZER), f"{folder}/{name}"
-                    Path(part[key]).write_bytes(content)
-        connector = _Connector(checkpoint.tensors)
-        connector.model_extracted_dir = folder
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for part in tokenizer_parts(config):
+                part["dir"] = folder
+                for key in TOKENIZER_FILES:
+                    if part.get(key):
+                        name = part[key].removeprefix("nemo:")
+                        content, part[key] = read_member(path, name, MOST_TOKENIZER), f"{folder}/{name}"
+                        Path(part[key]).write_bytes(content)
+            connector = _Connector(path, checkpoint.tensors)
+            connector.model_extracted_dir = folder
             return EncDecRNNTBPEModel.restore_from(
                 str(path), OmegaConf.create(config), map_location="cpu", save_restore_connector=connector
             )
-        except SetupError as error:
-            raise SetupError(f"{path}: {error}") from error
-        except Exception as error:
-            reason = shown(first_line(error))
-            raise SetupError(f"{path}: NeMo cannot restore this checkpoint: {reason}") from error
+    except SetupError:
+        raise
+    except Exception as error:
+        raise SetupError(f"{path}: NeMo cannot restore this checkpoint: {shown(first_line(error))}") from error
 
 
 class _Connector(SaveRestoreConnector):
     """Gives NeMo tensors that were read already, once each is found to fit."""
 
-    def __init__(self, tensors: Tensors):
+    def __init__(self, path: Path, tensors: Tensors):
         super().__init__()
-        self.tensors = tensors
+        self.path, self.tensors = path, tensors
 
     def _load_state_dict_from_disk(self, *_, **__) -> Tensors:
         tensors, self.tensors = self.tensors, None  # NeMo keeps its connector
@@ -213,8 +213,11 @@ class _Connector(SaveRestoreConnector):
 
     def load_instance_with_state_dict(self, instance, state_dict: Tensors, strict: bool) -> None:
         weights = Weights(state_dict, torch.device("cpu"), None)
-        for name, weight in instance.state_dict().items():
-            if weight.is_floating_point() or not weights.has(name):
-                weights(name, *weight.shape)
-        weights.check_all_taken()
+        try:
+            for name, weight in instance.state_dict().items():
+                if weight.is_floating_point() or not weights.has(name):
+                    weights(name, *weight.shape)
+            weights.check_all_taken()
+        except SetupError as error:
+            raise SetupError(f"{self.path}: {error}") from error
         super().load_instance_with_state_dict(instance, state_dict, strict)

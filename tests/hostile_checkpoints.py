@@ -342,21 +342,30 @@ def laughs() -> bytes:
     return members()[CONFIG] + text.encode()
 
 
-def other_tokenizer(count: int | None) -> Callable[[], bytes]:
-    """The bundled tokenizer with ``count`` pieces, or with two swapped."""
+def other_tokenizer(change: Callable[[list[bytes]], None]) -> Callable[[], bytes]:
+    """The bundled tokenizer with other pieces."""
 
     def content() -> bytes:
         model, pieces = members()[TOKENIZER], []
         while model[0] == 0x0A:  # a piece: a message of less than 128 bytes, all of them in front
             pieces.append(model[: 2 + model[1]])
             model = model[2 + model[1] :]
-        if count:
-            del pieces[count:]
-        else:
-            pieces[7], pieces[8] = pieces[8], pieces[7]
+        change(pieces)
         return b"".join(pieces) + model
 
     return content
+
+
+def _fewer(pieces: list[bytes]) -> None:
+    del pieces[40:]
+
+
+def _swapped(pieces: list[bytes]) -> None:
+    pieces[7], pieces[8] = pieces[8], pieces[7]
+
+
+def _escape(pieces: list[bytes]) -> None:
+    pieces[7] = pieces[7].replace("\u2581z".encode(), b"\x1b[2J")  # clears a terminal
 
 
 NOT_SAFE = "not safe to load"
@@ -570,8 +579,10 @@ CASES = [
     ),
     # the tokenizer
     Case("text for a tokenizer", replaced(TOKENIZER, lambda: b"not a tokenizer" * 10), 2, "not a sentencepiece model"),
-    Case("a tokenizer of fewer pieces", replaced(TOKENIZER, other_tokenizer(40)), 2, "has 40 pieces"),
-    Case("a tokenizer of other pieces", replaced(TOKENIZER, other_tokenizer(None)), 2, "as piece 7"),
+    Case("a tokenizer of fewer pieces", replaced(TOKENIZER, other_tokenizer(_fewer)), 2, "has 40 pieces"),
+    Case("a tokenizer of other pieces", replaced(TOKENIZER, other_tokenizer(_swapped)), 2, "as piece 7"),
+    Case("a piece that clears the terminal", replaced(TOKENIZER, other_tokenizer(_escape)), 2, "not safe to print"),
     Case("a tokenizer of Hugging Face's", with_config(tokenizer__type="wpe"), 2, "no sentencepiece tokenizer"),
+    Case("a number for a tokenizer's file", with_config(tokenizer__vocab_path=1), 2, "vocab_path: 1, not a name"),
     Case("a tokenizer elsewhere", with_config(tokenizer__model_path="/etc/passwd"), 2, "no /etc/passwd inside"),
 ]
