@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 DEMO_MODEL = HERE / "demo" / "demo.nemo"
 DEMO_CLIP = HERE / "demo" / "digits.wav"
 
-OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+OK, SOME_FAILED, UNUSABLE = 0, 1, 2  # and 130, 143, 129 of signals
 
 
 def run(args: argparse.Namespace, console) -> int:
@@ -54,7 +54,11 @@ def run(args: argparse.Namespace, console) -> int:
     settings |= {"confidence": confidence, "boost_words": boost_words}
     with _output_folder(args, settings) as folder:
         results = Results(args, console, recordings, failed, folder)
-        code = _recognise(args, console, path, settings, phrases, bounds, results)
+        try:
+            code = _recognise(args, console, path, settings, phrases, bounds, results)
+        except KeyboardInterrupt as stop:
+            stop.args = results.missing()
+            raise
     return code or (SOME_FAILED if results.failed else OK)
 
 
@@ -158,7 +162,8 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         "timings": {"load": round(time.perf_counter() - began, 3)},
     }
     if live:
-        return INTERRUPTED if listen(args, console, recognizer, source, facts, results) else OK
+        listen(args, console, recognizer, source, facts, results)
+        return OK
     precision = begin_precision(args, path, recognizer, reference, bounds, console) if reference else None
     passed = True
     with progress_of(args, console, results) as progress:
@@ -180,11 +185,15 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
 
 def _recognise_files(args, console, recognizer, precision, facts: dict, results, progress) -> None:
     """Recognise files, and add each to the comparison if there is one."""
+    from nemotron_npu import interrupts
     from nemotron_npu.errors import InputError
     from nemotron_npu.measuring import compare, waveform_of
     from nemotron_npu.results import timings
 
-    with closing(recognizer.results(progress.watched(), args.batch_size or recognizer.slots)) as transcripts:
+    slots = args.batch_size or recognizer.slots
+    # a block is waited for, NeMo's batches and comparisons would take too long
+    whole = interrupts.held if recognizer.engine == "native" and not precision else nullcontext
+    with whole(), closing(recognizer.results(progress.watched(), slots, interrupts.check)) as transcripts:
         ordered = transcripts if results.folder else _in_order(transcripts)  # a folder takes them as they come
         last = time.perf_counter()
         for index, transcript in ordered:
@@ -270,22 +279,34 @@ def _silence_libraries(quiet: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # any file name can be printed
+    from nemotron_npu import interrupts
+
+    with interrupts.answered():
+        try:
+            code = _main(argv)
+        finally:
+            _flush()
+        return interrupts.exit_code() if interrupts.came() else code
+
+
+def _main(argv: list[str] | None) -> int:
+    """Run, and say what went wrong; return the exit code, but for that of a signal."""
     from nemotron_npu.console import Console
     from nemotron_npu.errors import InputError, SetupError, first_line
+    from nemotron_npu.interrupts import exit_code
     from nemotron_npu.options import parse_args
 
-    args = parse_args(argv)
-
-    console = Console(args.quiet, args.debug)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # any file name can be printed
+    console = Console(quiet=False, debug=False)
     try:
+        args = parse_args(argv)
+        console = Console(args.quiet, args.debug)
         return run(args, console)
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        console.error(": ".join(["interrupted", *stop.args]))
+        return exit_code()
     except BrokenPipeError:  # `| head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except InputError as error:  # of a stream: files are caught one by one
         console.error(str(error), error)
@@ -302,5 +323,15 @@ def main(argv: list[str] | None = None) -> int:
         return SOME_FAILED
 
 
+def _flush() -> None:
+    """What stdout does not take any more is given up: Python would try again, and complain, when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    from nemotron_npu.interrupts import leave
+
+    leave(main())

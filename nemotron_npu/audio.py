@@ -21,6 +21,8 @@ from .errors import InputError, SetupError
 SINE = "1 s sine of 440 Hz"  # what the write-up's input is called
 SAMPLE_RATE = 16_000  # Hz, what the model was trained on
 HEADER_BYTES = 1 << 24  # of a wav stream, at most
+BACKLOG_BYTES = 1 << 26  # of a stream that comes faster than it is recognised: half an hour of raw sound waits
+BACKLOG_SECONDS = 0.05  # between two looks whether there is room again
 BLOCK_SECONDS = 30  # of a file decoded at a time
 UNKNOWN_FRAMES = 1 << 48  # of a file whose header does not tell its length, libsndfile reports at least so many
 OTHER_KINDS = {  # of streams, by their first bytes
@@ -165,10 +167,11 @@ class StreamFormat:
 class LiveInput:
     """Sound from a pipe: a wav stream, or raw 16-bit little-endian mono PCM.  Iterate for float32 [samples] at 16 kHz.
 
-    A thread reads whatever comes at once, so that a microphone's program never waits and no sample is lost, however
-    late the recogniser is.
+    A thread reads whatever comes at once, so that a microphone's program does not wait and no sample is lost, however
+    late the recogniser is.  Of what comes faster, as from a file, ``BACKLOG_BYTES`` are held.
 
-    Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither or has no samples.
+    Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither, has no samples, or
+    cannot be read (any more).
     """
 
     def __init__(self, file_number: int, rate: int | None = None):
@@ -180,15 +183,25 @@ class LiveInput:
         """When the first bytes came, by time.monotonic()."""
         self.received = 0
         """Bytes so far."""
+        self.taken = 0
+        """Bytes of them that the recogniser has taken."""
+        self.failure: OSError | None = None
+        """What reading ended with, if not with the end."""
         self.pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        while data := os.read(self.file_number, 1 << 16):
-            self.began = self.began or time.monotonic()
-            self.received += len(data)
-            self.pieces.put(data)
-        self.stop()
+        try:
+            while data := os.read(self.file_number, 1 << 16):
+                self.began = self.began or time.monotonic()
+                self.received += len(data)
+                self.pieces.put(data)
+                while self.received - self.taken > BACKLOG_BYTES:
+                    time.sleep(BACKLOG_SECONDS)
+        except OSError as error:
+            self.failure = error
+        finally:
+            self.stop()  # whatever ends this thread, who waits for more sound is told
 
     def stop(self) -> None:
         """Take no more: iteration ends with what has come until now."""
@@ -205,14 +218,14 @@ class LiveInput:
         return min(time.monotonic() - self.began, received) - taken
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        pieces = iter(self.pieces.get, b"")
+        pieces = iter(self._take, b"")
         data, header = b"", None
         while header is None and (piece := next(pieces, b"")):
             data += piece
             header = _stream_header(data, self.format)
             if header is None and len(data) > HEADER_BYTES:
                 raise InputError("stdin: a wav stream whose header does not end")
-        if header is None and len(data) >= 12:
+        if header is None and len(data) >= 12 and not self.failure:
             raise InputError("stdin: a wav stream that ends inside its header")
         start, size, self.format = header or (0, math.inf, self.format)
         data = data[start:]
@@ -232,9 +245,16 @@ class LiveInput:
             if not piece:
                 break
             data += piece
-        if not count:
+        if not count and not self.failure:
             raise InputError("stdin: no samples: nothing was recorded")
         yield convert.finish()
+        if self.failure:
+            raise InputError(f"stdin: cannot be read: {self.failure.strerror}")
+
+    def _take(self) -> bytes:
+        piece = self.pieces.get()
+        self.taken += len(piece)
+        return piece
 
 
 def _stream_header(data: bytes, raw: StreamFormat) -> tuple[int, float, StreamFormat] | None:

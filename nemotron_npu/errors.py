@@ -5,6 +5,10 @@ class InputError(Exception):
     """One input (an audio file) cannot be used; the others can.  Exit code 1."""
 
 
+class ModelError(Exception):
+    """The model fails on one input, which is not at fault.  Exit code 1."""
+
+
 class SetupError(Exception):
     """The request cannot be carried out here: checkpoint, device or environment.  Exit code 2."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+from . import interrupts
 from .audio import SINE
 from .console import Console
 from .errors import SetupError, first_line
@@ -72,8 +74,10 @@ def compare_chunks(args, console: Console, recognizer, results: Results) -> None
 def _scored(args, console: Console, recognizer, results: Results, places: list[int]) -> tuple[list, float]:
     """What ``evaluation.evaluate`` takes of the recordings at ``places``, and the seconds that they took."""
     scored, recordings = [], [results.recordings[place] for place in places]
-    with show_progress(args, console, recordings) as progress:
-        for index, transcript in recognizer.results(progress.watched(), args.batch_size or recognizer.slots):
+    slots = args.batch_size or recognizer.slots
+    whole = interrupts.held if recognizer.engine == "native" else nullcontext  # NeMo's batches take too long
+    with show_progress(args, console, recordings) as progress, whole():
+        for index, transcript in recognizer.results(progress.watched(), slots, interrupts.check):
             progress.finished()
             if isinstance(transcript, Exception):
                 results.fail(places[index], transcript)
