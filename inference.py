@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # until ``main`` answers it, it ends these imports without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import os
 import sys
@@ -96,6 +101,7 @@ def _output_folder(args, settings: dict):
 
 def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds, results) -> int:
     """Recognise what is still to be done; return the exit code, but for what ``results`` counts as failed."""
+    from nemotron_npu import interrupts
     from nemotron_npu.live import listen, stream_files
     from nemotron_npu.measuring import (
         begin_precision,
@@ -121,16 +127,17 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         evaluate_results(args, console, path, settings, results)  # what an earlier run has done
         return OK
 
-    from nemotron_npu.device import choose_device, device_name
-
-    if args.threads:
+    with interrupts.held():  # libraries in C++ do not survive an exception while they are imported
         import torch
 
-        torch.set_num_threads(args.threads)
-    device, reason = choose_device(args.device)
-    console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
-    from nemotron_npu.recognizer import load_recognizer
+        from nemotron_npu.device import choose_device, device_name
+        from nemotron_npu.recognizer import load_recognizer
 
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        device, reason = choose_device(args.device)
+    interrupts.check()
+    console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
     chunk_ms = settings["chunk_ms"]
     reference = load_reference(args, path, chunk_ms, console) if args.precision_compare else None
     console.say(f"loading {path.name} ...")
@@ -147,6 +154,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         announce=console.say,
     )
     _set_search(args, console, recognizer, phrases)
+    interrupts.check()
     if args.chunk_ms == "all":
         compare_chunks(args, console, recognizer, results)
         return OK

@@ -72,7 +72,6 @@ def exit_code() -> int:
 
 def leave(code: int) -> None:
     """End the process.  After an interruption no thread is waited for: one may be reading a pipe that stays silent."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be finished
     if came():
         os._exit(code)
     sys.exit(code)

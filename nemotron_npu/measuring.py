@@ -188,7 +188,8 @@ def make_report_folder(name: str | None) -> None:
 
 def write_report(args, path: Path, name: str, figures: dict) -> None:
     from .environment import environment
+    from .outputs import write_file
     from .writers import dump, encode
 
     text = dump({**figures, "environment": environment(path)}, indent=1)
-    Path(args.report, name).write_bytes(encode(text + "\n"))
+    write_file(Path(args.report, name), encode(text + "\n"))

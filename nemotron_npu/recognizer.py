@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import audio
+from . import audio, interrupts
 from .boosting import ALPHA, BoostingTree, Phrase, spell
 from .checkpoint import Weights, choose_context, frame_seconds, read_config, read_tokenizer, read_weights
 from .decoder import Decoder, Emission, NotFinite
@@ -570,8 +570,9 @@ def load_recognizer(
     for option, given in (("--graph on", record), ("--block_ms", block_ms), ("--decoder_device", decoder_device)):
         if given:
             raise SetupError(f"{option} needs the native engine")
-    from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
-
+    with interrupts.held():  # as in inference.py
+        from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
+    interrupts.check()
     return NemoRecognizer(path, device, chunk_ms, announce)
 
 
