@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import importlib.util
 import re
 import sys
@@ -135,7 +134,6 @@ def too_little_memory(device, error: Exception) -> ModelError:
 
 def release_memory(device) -> None:
     """Give what torch keeps of freed device memory back, so that pieces of another size find room."""
-    gc.collect()
     module = _module(device)
     if module:
         module.empty_cache()

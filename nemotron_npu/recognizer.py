@@ -255,6 +255,11 @@ class Recognizer:
         encoder_state = encoder.new_state(len(running), block)
         decoder_state = decoder.new_state(len(running))
         while True:
+            for place, slot in enumerate(running):
+                if slot and slot.ended:
+                    running[place] = None
+                    yield slot.index, slot.transcript()
+            between()
             for place in range(len(running)):
                 while True:  # until this slot has frames to encode, or there is nothing left to recognise
                     slot = running[place]
@@ -270,10 +275,10 @@ class Recognizer:
                         running[place] = None
                         yield slot.index, error
                         continue
-                    if slot.rows.ready:
+                    if not slot.ended:
                         break
                     running[place] = None
-                    yield slot.index, self.transcript(slot.emissions, slot.features.samples)
+                    yield slot.index, slot.transcript()
             busy = [place for place, slot in enumerate(running) if slot]
             if not busy:
                 return
@@ -305,7 +310,6 @@ class Recognizer:
                 if slot:
                     slot.emissions += emitted
             self._tell()
-            between()
 
     def stream(self) -> Stream:
         """A live stream: ``with recognizer.stream() as s: s.feed(samples); s.text``.
@@ -406,7 +410,7 @@ class _Slot:
     """A recording that is being recognised; ``pool`` decodes its next piece of sound while the last one is encoded."""
 
     def __init__(self, recognizer: Recognizer, index: int, source: Source, pool: ThreadPoolExecutor):
-        self.index = index
+        self.recognizer, self.index = recognizer, index
         self.rows = _Rows(recognizer)
         self.block = recognizer.encoder.largest_block if recognizer.encoder.streams else math.inf
         self.features = FeatureStream(recognizer.frontend)
@@ -414,6 +418,14 @@ class _Slot:
         self.pool = pool
         self.coming = pool.submit(next, self.pieces, None)
         self.emissions: list[Emission] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it is recognised."""
+        return self.rows.ended and not self.rows.ready
+
+    def transcript(self) -> Transcript:
+        return self.recognizer.transcript(self.emissions, self.features.samples)
 
     def fill(self, between: Callable[[], None]) -> None:
         """Wait until the features of the largest block are there, or the end.  Raises InputError."""
