@@ -194,7 +194,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
 def _recognise_files(args, console, recognizer, precision, facts: dict, results, progress) -> None:
     """Recognise files, and add each to the comparison if there is one."""
     from nemotron_npu import interrupts
-    from nemotron_npu.errors import InputError
+    from nemotron_npu.errors import InputError, ModelError
     from nemotron_npu.measuring import compare, waveform_of
     from nemotron_npu.results import timings
 
@@ -210,7 +210,9 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
             recording = results.recordings[place]
             if isinstance(transcript, Exception):
                 results.fail(place, transcript)
-                if precision and not isinstance(transcript, InputError):  # the candidate's fault
+                if precision and isinstance(transcript, ModelError):  # the candidate's fault: where?
+                    compare(args, precision, recording, None, console)
+                elif precision and not isinstance(transcript, InputError):
                     precision.miss(f"cannot be transcribed: {type(transcript).__name__}: {transcript}", recording.name)
                 continue
             seconds, last = time.perf_counter() - last, time.perf_counter()

@@ -80,8 +80,9 @@ class NpuTensor(torch.Tensor):
             layout=raw.layout, device=torch.device("npu", index), requires_grad=False)  # fmt: skip
         self._raw = raw
         DTYPES.add(raw.dtype)
-        if MEMORY < REAL_MEMORY:  # it is slow to count
-            held, own = _storages(index), raw.untyped_storage()
+        own = raw.untyped_storage()
+        if MEMORY < REAL_MEMORY and own.nbytes() >= 1 << 16:  # it is slow to count: not for every small one
+            held = _storages(index)
             if own.data_ptr() not in held and sum(held.values()) + own.nbytes() > MEMORY:
                 size = f"{own.nbytes() / (1 << 20):.2f} MiB"
                 raise RuntimeError(f"NPU out of memory. Tried to allocate {size} (NPU {index}) [fake npu]")
