@@ -21,7 +21,7 @@ from .errors import InputError, SetupError
 SINE = "1 s sine of 440 Hz"  # what the write-up's input is called
 SAMPLE_RATE = 16_000  # Hz, what the model was trained on
 HEADER_BYTES = 1 << 24  # of a wav stream, at most
-BACKLOG_BYTES = 1 << 26  # of a stream that comes faster than it is recognised: half an hour of raw sound waits
+BACKLOG_BYTES = 1 << 23  # that wait of a stream that comes faster than it is said: four minutes of raw sound
 BACKLOG_SECONDS = 0.05  # between two looks whether there is room again
 BLOCK_SECONDS = 30  # of a file decoded at a time
 UNKNOWN_FRAMES = 1 << 48  # of a file whose header does not tell its length, libsndfile reports at least so many
@@ -168,7 +168,7 @@ class LiveInput:
     """Sound from a pipe: a wav stream, or raw 16-bit little-endian mono PCM.  Iterate for float32 [samples] at 16 kHz.
 
     A thread reads whatever comes at once, so that a microphone's program does not wait and no sample is lost, however
-    late the recogniser is.  Of what comes faster, as from a file, ``BACKLOG_BYTES`` are held.
+    late the recogniser is.  Of what comes faster than it is said, as from a file, ``BACKLOG_BYTES`` are held.
 
     Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither, has no samples, or
     cannot be read (any more).
@@ -196,7 +196,7 @@ class LiveInput:
                 self.began = self.began or time.monotonic()
                 self.received += len(data)
                 self.pieces.put(data)
-                while self.received - self.taken > BACKLOG_BYTES:
+                while self.received - self.taken > BACKLOG_BYTES and self._seconds > time.monotonic() - self.began:
                     time.sleep(BACKLOG_SECONDS)
         except OSError as error:
             self.failure = error
@@ -214,8 +214,12 @@ class LiveInput:
         """
         if self.began is None:
             return 0.0
-        received = self.received / (self.format.frame_bytes * self.format.rate)
-        return min(time.monotonic() - self.began, received) - taken
+        return min(time.monotonic() - self.began, self._seconds) - taken
+
+    @property
+    def _seconds(self) -> float:
+        """Of sound received."""
+        return self.received / (self.format.frame_bytes * self.format.rate)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         pieces = iter(self._take, b"")
