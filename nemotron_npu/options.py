@@ -23,7 +23,8 @@ examples:
   python inference.py --model_path M.nemo                      the write-up's check on a 1 s sine
   python inference.py --model_path M.nemo --precision_compare  the device against the CPU, in figures
 
-exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage or environment, 130 interrupted
+exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage or environment,
+           130, 143, 129 interrupted by SIGINT, SIGTERM, SIGHUP
 """
 
 

@@ -24,7 +24,6 @@ from nemotron_npu import nemo_engine
 from nemotron_npu.audio import LiveInput, read_audio
 from nemotron_npu.device import is_out_of_memory
 from nemotron_npu.errors import ModelError
-from nemotron_npu.outputs import OutputFolder
 from nemotron_npu.recognizer import Recognizer
 
 INFERENCE = ROOT / "inference.py"
@@ -344,27 +343,6 @@ def test_a_disk_that_fills_loses_nothing_that_was_done_and_resume_goes_on(cli, c
     enlarge()
     code, _, err = cli(*options, "--resume")
     assert code == 0 and f"{12 - done} done, {done} done before" in err and assert_whole(folder) == 12
-
-
-def test_no_half_line_is_left_in_a_record(calls, tmp_path, monkeypatch):
-    from nemotron_npu.sources import Recording
-    from nemotron_npu.transcript import Transcript
-
-    recording = Recording(str(CLIP), "clip")
-    settings = {"model": "m", "chunk_ms": 80, "dtype": "float32"}
-    write = os.write
-    with OutputFolder(str(tmp_path), ["manifest", "jsonl"], settings) as folder:
-        folder.begin([recording])
-
-        def filling(file, data):
-            if file == folder.record and len(data) < 100:
-                raise OSError(28, "No space left on device")
-            return write(file, data[:40] if file == folder.record else data)
-
-        monkeypatch.setattr(os, "write", filling)
-        with pytest.raises(Exception, match="No space left"):
-            folder.write(0, Transcript("one", (), 1.0), {"audio": "clip"})
-        assert (tmp_path / "results.jsonl").read_bytes() == (tmp_path / "manifest.jsonl").read_bytes() == b""
 
 
 def test_a_report_on_a_full_disk_is_one_line_and_no_half_file(cli, small_disk, tmp_path):
