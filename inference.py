@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # until ``main`` answers it, it ends these imports without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import os
 import sys
@@ -16,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 DEMO_MODEL = HERE / "demo" / "demo.nemo"
 DEMO_CLIP = HERE / "demo" / "digits.wav"
 
-OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+OK, SOME_FAILED, UNUSABLE = 0, 1, 2  # and 130, 143, 129 of signals
 
 
 def run(args: argparse.Namespace, console) -> int:
@@ -55,7 +60,11 @@ def run(args: argparse.Namespace, console) -> int:
     settings |= {"confidence": confidence, "boost_words": boost_words}
     with _output_folder(args, settings) as folder:
         results = Results(args, console, recordings, failed, folder)
-        code = _recognise(args, console, path, settings, phrases, bounds, results)
+        try:
+            code = _recognise(args, console, path, settings, phrases, bounds, results)
+        except KeyboardInterrupt as stop:
+            stop.args = results.missing()
+            raise
     return code or (SOME_FAILED if results.failed else OK)
 
 
@@ -93,6 +102,7 @@ def _output_folder(args, settings: dict):
 
 def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds, results) -> int:
     """Recognise what is still to be done; return the exit code, but for what ``results`` counts as failed."""
+    from nemotron_npu import interrupts
     from nemotron_npu.errors import SetupError
     from nemotron_npu.live import listen, stream_files
     from nemotron_npu.measuring import (
@@ -121,16 +131,17 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         evaluate_results(args, console, path, settings, results)  # what an earlier run has done
         return OK
 
-    from nemotron_npu.device import choose_device, device_name
-
-    if args.threads:
+    with interrupts.held():  # libraries in C++ do not survive an exception while they are imported
         import torch
 
-        torch.set_num_threads(args.threads)
-    device, reason = choose_device(args.device)
-    console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
-    from nemotron_npu.recognizer import load_recognizer
+        from nemotron_npu.device import choose_device, device_name
+        from nemotron_npu.recognizer import load_recognizer
 
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        device, reason = choose_device(args.device)
+    interrupts.check()
+    console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
     chunk_ms = settings["chunk_ms"]
     reference = load_reference(args, path, chunk_ms, console) if args.precision_compare else None
     console.say(f"loading {path.name} ...")
@@ -147,6 +158,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         announce=console.say,
     )
     _set_search(args, console, recognizer, phrases)
+    interrupts.check()
     if args.chunk_ms == "all":
         compare_chunks(args, console, recognizer, results)
         return OK
@@ -162,7 +174,8 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         "timings": {"load": round(time.perf_counter() - began, 3)},
     }
     if live:
-        return INTERRUPTED if listen(args, console, recognizer, source, facts, results) else OK
+        listen(args, console, recognizer, source, facts, results)
+        return OK
     precision = begin_precision(args, recognizer, reference, bounds, console) if reference else None
     passed = True
     with progress_of(args, console, results) as progress:
@@ -184,12 +197,16 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
 
 def _recognise_files(args, console, recognizer, precision, facts: dict, results, progress) -> None:
     """Recognise files, and add each to the comparison if there is one."""
+    from nemotron_npu import interrupts
     from nemotron_npu.audio import read_audio
-    from nemotron_npu.errors import InputError
+    from nemotron_npu.errors import InputError, ModelError
     from nemotron_npu.measuring import compare
     from nemotron_npu.results import timings
 
-    with closing(recognizer.results(progress.watched(), args.batch_size or recognizer.slots)) as transcripts:
+    slots = args.batch_size or recognizer.slots
+    # a block is waited for, NeMo's batches and comparisons would take too long
+    whole = interrupts.held if recognizer.engine == "native" and not precision else nullcontext
+    with whole(), closing(recognizer.results(progress.watched(), slots, interrupts.check)) as transcripts:
         ordered = transcripts if results.folder else _in_order(transcripts)  # a folder takes them as they come
         last = time.perf_counter()
         for index, transcript in ordered:
@@ -198,7 +215,9 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
             recording = results.recordings[place]
             if isinstance(transcript, Exception):
                 results.fail(place, transcript)
-                if precision and not isinstance(transcript, InputError):  # the candidate's fault
+                if precision and isinstance(transcript, ModelError):  # the candidate's fault: where?
+                    compare(args, precision, recording, None, console)
+                elif precision and not isinstance(transcript, InputError):
                     precision.miss(f"cannot be transcribed: {type(transcript).__name__}: {transcript}", recording.name)
                 continue
             seconds, last = time.perf_counter() - last, time.perf_counter()
@@ -296,26 +315,38 @@ def _silence_c() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # any file name can be printed
+    from nemotron_npu import interrupts
+
+    with interrupts.answered():
+        try:
+            code = _main(argv)
+        finally:
+            _flush()
+        return interrupts.exit_code() if interrupts.came() else code
+
+
+def _main(argv: list[str] | None) -> int:
+    """Run, and say what went wrong; return the exit code, but for that of a signal."""
     from nemotron_npu.console import Console
     from nemotron_npu.errors import InputError, SetupError, first_line
+    from nemotron_npu.interrupts import exit_code
     from nemotron_npu.options import parse_args
 
-    args = parse_args(argv)
-
-    console = Console(args.quiet, args.debug)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # any file name can be printed
+    console = Console(quiet=False, debug=False)
     try:
+        args = parse_args(argv)
+        console = Console(args.quiet, args.debug)
         if args.doctor:
             from nemotron_npu.doctor import doctor
 
             return doctor(args, console, DEMO_MODEL, DEMO_CLIP)
         return run(args, console)
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        console.error(": ".join(["interrupted", *stop.args]))
+        return exit_code()
     except BrokenPipeError:  # `| head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except InputError as error:  # of a stream: files are caught one by one
         console.error(str(error), error)
@@ -332,5 +363,15 @@ def main(argv: list[str] | None = None) -> int:
         return SOME_FAILED
 
 
+def _flush() -> None:
+    """What stdout does not take any more is given up: Python would try again, and complain, when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    from nemotron_npu.interrupts import leave
+
+    leave(main())

@@ -30,7 +30,7 @@ BLOCK_SECONDS = 30  # of a file decoded at a time
 BLOCK_VALUES = 1 << 24  # the same in samples of all channels, at most
 UNKNOWN_FRAMES = 1 << 48  # of a file whose header does not tell its length, libsndfile reports at least so many
 HEADER_BYTES, HEADER_CHUNKS = 1 << 26, 10_000  # of a wav, at most
-BACKLOG_BYTES = 1 << 26  # of a stream, read ahead of the recogniser: 35 minutes of raw PCM
+BACKLOG_BYTES = 1 << 23  # that wait of a stream that comes faster than it is said: four minutes of raw PCM
 KINDS = {  # of what is no wav, by the first bytes
     b"ID3": "mp3",
     b"fLaC": "flac",
@@ -181,7 +181,7 @@ class LiveInput:
     """Sound from a pipe: a wav stream, or raw 16-bit little-endian mono PCM.  Iterate for float32 [samples] at 16 kHz.
 
     A thread reads whatever comes at once, so that a microphone's program never waits and no sample is lost, however
-    late the recogniser is.  Only when it is ``BACKLOG_BYTES`` late, as it is on a large file, the program has to wait.
+    late the recogniser is.  Of what comes faster than it is said, as from a file, ``BACKLOG_BYTES`` are held.
 
     Raises SetupError for a terminal; InputError, while it is iterated, for a stream that is neither, has no samples, or
     cannot be read (any more): then after what has come.
@@ -211,8 +211,9 @@ class LiveInput:
                 self.began = self.began or time.monotonic()
                 self.received += len(data)
                 self.pieces.put(data)
-                with self.room:  # else an endless file would fill the memory
-                    self.room.wait_for(lambda: self.received - self.taken < BACKLOG_BYTES)
+                with self.room:  # else an endless file would fill the memory; a speaker cannot wait
+                    while self.received - self.taken >= BACKLOG_BYTES and self._seconds > time.monotonic() - self.began:
+                        self.room.wait(1)
         except OSError as error:
             self.failure = error
         finally:
@@ -237,8 +238,12 @@ class LiveInput:
         """
         if self.began is None:
             return 0.0
-        received = self.received / (self.format.frame_bytes * self.format.rate)
-        return min(time.monotonic() - self.began, received) - taken
+        return min(time.monotonic() - self.began, self._seconds) - taken
+
+    @property
+    def _seconds(self) -> float:
+        """Of sound received."""
+        return self.received / (self.format.frame_bytes * self.format.rate)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         size = self._begin()

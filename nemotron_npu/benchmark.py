@@ -7,14 +7,17 @@ do without reading and computing, follows the least time that it can take: its b
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from subprocess import PIPE
@@ -30,11 +33,13 @@ from .device import allocated_memory, peak_memory, reset_peak_memory, synchroniz
 from .encoder import Encoder
 from .errors import SetupError
 from .linear import make_linear
+from .outputs import write_file
 from .recognizer import Recognizer, load_recognizer
 
 WARM_UP, RUNS = 3, 10  # of the write-up's forward pass
 ROUNDS, ROUND_SECONDS = 20, 3.0  # of steps: at least so many, and more while there is time
 STARTS, START_SECONDS = 3, 15  # processes that are started, and the time after which no other one is
+END_SECONDS = 2  # that they have to end in when this one is interrupted
 OFFLINE_SECONDS = (10, 60, 600)  # lengths of recordings
 NEMO_SECONDS = 60  # NeMo's longest: its attention takes memory with the square of the length
 LIVE_WARM_UP = 6.0  # seconds of sound after which the left context is full
@@ -300,10 +305,10 @@ def start_times(
         command_line += options
         while len(runs) < STARTS and (not runs or time.monotonic() - began < START_SECONDS):
             started = time.monotonic()
-            child = subprocess.Popen([*MEASURED, *map(str, command_line)], stdout=PIPE, stderr=PIPE, text=True)
-            line = child.stdout.readline()
-            total = time.monotonic() - started
-            _, errors = child.communicate()
+            with _process([*MEASURED, *map(str, command_line)]) as child:
+                line = child.stdout.readline()
+                total = time.monotonic() - started
+                _, errors = child.communicate()
             *errors, peak = errors.splitlines()
             if child.returncode:
                 raise SetupError(f"{row.name}: {' '.join(errors) or 'the process failed'}")
@@ -312,6 +317,22 @@ def start_times(
             runs.append({"total_s": total, **parts, "peak_bytes": int(peak) * 1024})
     start = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     return {**start, "import_s": start["total_s"] - start["load_s"] - start["first_s"], "processes": len(runs)}
+
+
+@contextmanager
+def _process(command: list[str]) -> Iterator[subprocess.Popen]:
+    """A process that does not outlive the block, nor do its children: an interruption of this one reaches them so."""
+    child = subprocess.Popen(command, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True)
+    try:
+        yield child
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=END_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        raise
 
 
 def _measure_forward(rows: list[Candidate], engines: list) -> None:
@@ -531,5 +552,7 @@ def plot(result: Benchmark, model: str, path: Path) -> None:
     axes.set_title(f"A step of a live stream: {model} on {result.device}, {_threads(result)}")
     axes.grid(True, axis="y", which="both", alpha=0.2)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
     pyplot.close(figure)
+    write_file(path, picture.getvalue())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
-from .errors import printable
+from .errors import SetupError, printable
 
 
 class Console:
-    """What a person reads while it runs, on stderr.  Results are printed to stdout."""
+    """What a person reads while it runs, on stderr.  Results are printed to stdout.
+
+    A stderr that takes no more, a full disk or a closed pipe, costs no result.
+    """
 
     def __init__(self, quiet: bool, debug: bool):
         self.quiet, self.debug = quiet, debug
@@ -18,12 +21,12 @@ class Console:
 
     def say(self, message: str) -> None:
         if not self.quiet:
-            with self.aside():
+            with self.aside(), suppress(OSError):
                 print(message, file=sys.stderr, flush=True)
 
     def error(self, message: str, cause: Exception | None = None) -> None:
         """One line; with --debug the traceback of ``cause`` before it."""
-        with self.aside():
+        with self.aside(), suppress(OSError):
             if self.debug and cause:
                 import traceback
 
@@ -32,5 +35,11 @@ class Console:
             print(f"inference.py: {line}", file=sys.stderr, flush=True)
 
     def result(self, text: str, end: str = "\n") -> None:
+        """Raises SetupError when stdout does not take it, BrokenPipeError when its reader has seen enough."""
         with self.aside():
-            print(text, end=end, flush=True)
+            try:
+                print(text, end=end, flush=True)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise SetupError(f"stdout: cannot be written: {error.strerror}") from error

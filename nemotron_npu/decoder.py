@@ -8,6 +8,7 @@ result, and each emitted token one more.  The tokens are those of NeMo's frame b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +25,7 @@ LOOKAHEAD = 8  # frames whose joint is evaluated at once: static shapes, few loo
 MOST_SYMBOLS = 100  # tokens of a frame of 80 ms where the checkpoint sets no limit: broken weights would never end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a stream of hours keeps many
 class Emission:
     """One token as it leaves the search."""
 
@@ -35,6 +36,15 @@ class Emission:
     """Of this token among all, blank included."""
     confidence: float
     """0 .. 1, by ``Decoder.confidence``."""
+
+
+class NotFinite(Exception):
+    """The encoder's output or the logits of a frame that the search has come to are NaN or infinite."""
+
+    def __init__(self, slot: int, frame: int):
+        super().__init__(f"frame {frame} of slot {slot} is not finite")
+        self.slot, self.frame = slot, frame
+        """The frame is counted from the start of the recording."""
 
 
 class DecoderState:
@@ -150,8 +160,13 @@ class Decoder:
         Returns
         -------
         The tokens that each slot emitted, in order.
+
+        Raises NotFinite.  No look at a device is made for it: logits tell it by their probabilities, which come to the
+        host anyway, and so does the encoder's output, unless an activation hides an infinity.
         """
         slots, most, _ = frames.shape
+        if frames.device.type == "cpu" and not math.isfinite(frames.sum()):
+            self._check(frames, state, counts)
         projected = self.encoder_projection(frames.reshape(slots * most, -1)).view(slots, most, -1)
         projected = F.pad(projected, (0, 0, 0, LOOKAHEAD))
         window = torch.arange(LOOKAHEAD, device=self.device)
@@ -174,6 +189,9 @@ class Decoder:
                 if left <= 0:
                     continue
                 reach = min(left, LOOKAHEAD)
+                if not math.isfinite(sum(found[1][slot][:reach])):
+                    bad = next(i for i in range(reach) if not math.isfinite(found[1][slot][i]))
+                    raise NotFinite(slot, state.position[slot] + now[slot] + bad)
                 offset = next((i for i in range(reach) if int(found[0][slot][i]) != self.blank), reach)
                 if offset:
                     now[slot] += offset
@@ -195,6 +213,13 @@ class Decoder:
         for slot, count in enumerate(counts):
             state.position[slot] += count
         return emitted
+
+    def _check(self, frames: torch.Tensor, state: DecoderState, counts: list[int]) -> None:
+        """Raise NotFinite for the first frame of a recording that is not; those behind its end mean nothing."""
+        finite = frames.isfinite().all(-1)
+        for slot, count in enumerate(counts):
+            if not finite[slot, :count].all():
+                raise NotFinite(slot, state.position[slot] + int(finite[slot, :count].int().argmin()))
 
     def _choose(self, logits: torch.Tensor, state: DecoderState) -> torch.Tensor:
         """The best token of each frame, its probability, and the statistic that its confidence comes from.

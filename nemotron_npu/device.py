@@ -8,7 +8,7 @@ import re
 import sys
 from contextlib import suppress
 
-from .errors import SetupError, first_line
+from .errors import ModelError, SetupError, first_line
 
 DEVICE = re.compile(r"cpu|(npu|cuda)(:\d+)?")
 
@@ -118,6 +118,25 @@ def allocated_memory(device) -> int:
     """Bytes that torch holds on the device now; 0 on a CPU, where nobody counts them."""
     module = _module(device)
     return int(module.memory_allocated(device)) if module else 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host had not enough memory.  torch_npu and older torch tell it by the text alone."""
+    text = str(error).lower()
+    told = "out of memory" in text or "can't allocate memory" in text or "bad_alloc" in text
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and told
+
+
+def too_little_memory(device, error: Exception) -> ModelError:
+    """What to say where even one recording by itself is too much."""
+    return ModelError(f"{device} has not enough memory for it alone: {first_line(error)}")
+
+
+def release_memory(device) -> None:
+    """Give what torch keeps of freed device memory back, so that pieces of another size find room."""
+    module = _module(device)
+    if module:
+        module.empty_cache()
 
 
 def trim_memory() -> None:

@@ -115,6 +115,11 @@ class History:
         if not self.slides:
             self._move_back()
 
+    def retreat(self, count: int) -> None:
+        """Undo the last ``advance``; where it does not slide, what was kept before is gone."""
+        if self.slides:
+            self.end -= count
+
     def _move_back(self) -> None:
         kept = self.kept
         if self.end < 2 * self.keep:  # it overlaps with where it goes
@@ -138,6 +143,11 @@ class EncoderState:
         """Steady steps by their frames; None for one that was taken once, but not recorded yet."""
 
     @property
+    def kept_rows(self) -> list[torch.Tensor]:
+        """The row before each subsampling stage, which a step overwrites: a copy lets it be taken again."""
+        return [rows[:, :, 0] for rows in self.stages]
+
+    @property
     def bytes(self) -> int:
         """What it holds on the device."""
         return sum(rows.nbytes for rows in (*self.stages, self.attention.rows, self.convolution.rows))
@@ -145,18 +155,24 @@ class EncoderState:
     @torch.inference_mode()
     def restart(self, slot: int) -> None:
         """Begin a new recording in ``slot``."""
-        for rows in self.stages:
-            rows[slot, :, 0].zero_()
+        for rows in self.kept_rows:
+            rows[slot].zero_()
         for history in (self.attention, self.convolution):
             history.kept[:, :, slot].zero_()
         self.position[slot] = 0
+
+    def retreat(self, count: int) -> None:
+        """Undo the last step, of so many frames, but for the row before each subsampling stage."""
+        for history in (self.attention, self.convolution):
+            history.retreat(count)
+        self.position = [position - count for position in self.position]
 
     @torch.inference_mode()
     def take(self, other: EncoderState, slots: list[int]) -> None:
         """Go on with the recordings that are in these slots of another state, one in each slot of this one."""
         for mine, theirs in enumerate(slots):  # one by one: a list as an index would be copied to the device
-            for rows, others in zip(self.stages, other.stages, strict=True):
-                rows[mine, :, 0] = others[theirs, :, 0]
+            for rows, others in zip(self.kept_rows, other.kept_rows, strict=True):
+                rows[mine] = others[theirs]
             self.attention.kept[:, :, mine] = other.attention.kept[:, :, theirs]
             self.convolution.kept[:, :, mine] = other.convolution.kept[:, :, theirs]
         self.position = [other.position[slot] for slot in slots]
@@ -339,11 +355,43 @@ class Encoder:
             x = self._layer_step(index, layer, x, mask, count, slots, state, ends)
         if self.observer:
             x = self.observer(len(self.layers), x)
-        state.attention.advance(count)
-        state.convolution.advance(count)
         if self.out is not None:
             x = self.out(x)
-        return x.view(count, slots, -1).transpose(0, 1).float()
+        encoded = x.view(count, slots, -1).transpose(0, 1).float()
+        state.attention.advance(count)  # last: a step that found no memory can be taken again
+        state.convolution.advance(count)
+        return encoded
+
+    @torch.inference_mode()
+    def first_not_finite(
+        self, features: torch.Tensor, state: EncoderState, ends: list[int | None]
+    ) -> tuple[str, int, int] | None:
+        """Take the last step again and look at every layer: the first part whose output is NaN or infinite, and there
+        the slot and the frame of its recording.  None where all is finite.
+
+        The arguments are those of that step; the state is of no use afterwards.
+        """
+        count, slots = features.shape[1] // self.factor, len(ends)
+        found: list[tuple[str, torch.Tensor]] = []
+
+        def look(index: int, x: torch.Tensor) -> torch.Tensor:
+            rows = x.isfinite().all(-1)
+            if not found and not bool(rows.all()):
+                found.append((f"layer {index - 1}" if index else "the subsampling", rows))
+            return x
+
+        watched = copy.copy(self)
+        watched.observer = look
+        state.retreat(count)
+        encoded = watched._encode(features, state, ends)
+        if not found:
+            rows = encoded.isfinite().all(-1).transpose(0, 1).flatten()
+            if bool(rows.all()):
+                return None
+            found.append(("the output projection", rows))
+        part, rows = found[0]
+        row = int(rows.int().cpu().argmin())
+        return part, row % slots, state.position[row % slots] + row // slots
 
     def _subsample(self, features: torch.Tensor, state: EncoderState, ends: list[int | None]) -> torch.Tensor:
         """[slots, n * factor, mels] -> [slots, n, width]."""

@@ -14,6 +14,10 @@ class InputError(Exception):
         super().__init__(printable(message))
 
 
+class ModelError(Exception):
+    """The model fails on one input, which is not at fault.  Exit code 1."""
+
+
 class SetupError(Exception):
     """The request cannot be carried out here: checkpoint, device or environment.  Exit code 2."""
 

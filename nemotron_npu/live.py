@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import signal
+import re
 import sys
 import time
-from contextlib import contextmanager
 
+from . import interrupts
 from .audio import SAMPLE_RATE
 from .console import Console
-from .errors import InputError, SetupError
+from .errors import InputError, ModelError, SetupError
 from .results import Results, timings
 from .writers import to_text
 
 CATCH_UP_SECONDS = 5  # of sound, in which a stream may make up for the time that loading took
 
 
-def listen(args, console: Console, recognizer, source, facts: dict, results: Results) -> bool:
+def listen(args, console: Console, recognizer, source, facts: dict, results: Results) -> None:
     """Recognise stdin as it comes, until it ends or Ctrl-C, and say when the recogniser falls behind real time.
 
-    Returns whether it was interrupted.
+    Raises InputError when stdin cannot be read or breaks off; what was heard until then is shown before.
     """
     new_line = "\n" if sys.stdout.isatty() else ""  # the growing text has not ended its line
 
@@ -38,92 +38,85 @@ def listen(args, console: Console, recognizer, source, facts: dict, results: Res
                 console.say(f"{new_line}caught up with real time")
                 worst = 1.0
 
-    with first_interrupt(source.stop) as interrupted:
+    with interrupts.held(source.stop):
         try:
             show_stream(args, recognizer, blocks(), facts, results, 0)
         except InputError:
-            if not interrupted():
+            if not interrupts.came():
                 raise
-    return interrupted()
+        except ModelError as error:
+            results.fail(0, error)
 
 
 def stream_files(args, recognizer, facts: dict, results: Results, progress) -> None:
     """Recognise files one after the other as if they were live, as fast as it goes."""
-    stopped = False
-
-    def stop():
-        nonlocal stopped
-        stopped = True
 
     def blocks(watched):
         for block in watched.blocks():
             for first in range(0, len(block), recognizer.chunk_samples):
-                if stopped and results.folder:
-                    raise KeyboardInterrupt  # half a recording is not done: --resume begins it again
-                if stopped:
+                if results.folder:
+                    interrupts.check()  # half a recording is not done: --resume begins it again
+                if interrupts.came():
                     return
                 yield block[first : first + recognizer.chunk_samples]
 
-    with first_interrupt(stop) as interrupted:
+    with interrupts.held():
         for place, watched in zip(results.todo, progress.watched(), strict=True):
             try:
                 show_stream(args, recognizer, blocks(watched), facts, results, place)
-            except SetupError:
+            except (SetupError, BrokenPipeError):  # of all streams
                 raise
             except Exception as error:
                 results.fail(place, error)
             progress.finished()
-            if interrupted():
-                raise KeyboardInterrupt
+            interrupts.check()
 
 
 def show_stream(args, recognizer, blocks, facts: dict, results: Results, place: int) -> None:
-    """Recognise one stream.  On a terminal its words appear as they are recognised, else the result at the end."""
+    """Recognise one stream.  On a terminal its words appear as they are recognised, else the result at the end.
+
+    What a live one said before it broke off is kept: nobody can say it again.
+    """
     growing = sys.stdout.isatty() and (results.folder or args.output_format == ("txt",))
     prefix = f"{results.recordings[place].name}: " if results.total > 1 else ""
-    shown = ""
+    console, shown, taken = results.console, 0, 0  # characters on the terminal, and of the stream's text
 
-    def grow(text: str) -> None:  # a word that is shown is final, so the text only ever gets longer
+    def show(text: str) -> None:
         nonlocal shown
-        if text != shown:
-            print(("" if shown else prefix) + text[len(shown) :], end="", flush=True)
-            shown = text
+        if text:
+            console.result(text if shown else prefix + text, end="")
+            shown += len(text)
 
-    began = time.perf_counter()
-    try:
-        with recognizer.stream() as stream:
-            for samples in blocks:
-                stream.feed(samples)
-                if growing:
-                    grow(" ".join(stream.text.split()))
-            transcript = stream.finish()
-    except BaseException:
+    def grow(text: str) -> None:  # a word that is there is final, so the text only ever gets longer
+        nonlocal taken
+        text = text.rstrip()
+        new, taken = re.sub(r"\s+", " ", text[taken:]), len(text)
+        show(new if shown else new.lstrip())
+
+    def end_line() -> None:  # what is said about it begins a line of its own
         if shown:
-            print(flush=True)  # what is said about it begins a line of its own
+            console.result("")
+
+    began, broken = time.perf_counter(), None
+    stream = recognizer.stream()
+    try:
+        for samples in blocks:
+            stream.feed(samples)
+            if growing:
+                grow(stream.text)
+        transcript = stream.finish()
+    except (InputError, ModelError) as error:
+        if args.audio != ["-"] or not stream.seconds:
+            end_line()
+            raise
+        transcript, broken = stream.finish() if isinstance(error, InputError) else stream.heard(), error
+    except BaseException:
+        end_line()
         raise
     if growing:
-        grow(to_text(transcript))
-        print("" if shown else prefix, flush=True)
+        show(to_text(transcript)[shown:])
+        console.result("" if shown else prefix)
     document = {**facts, "timings": timings(facts, transcript, time.perf_counter() - began)}
     results.add(place, transcript, document, shown=growing)
-
-
-@contextmanager
-def first_interrupt(stop):
-    """Ctrl-C calls ``stop`` the first time, so that the block at hand is finished; the second time it interrupts.
-
-    Yields a function that tells whether it came.
-    """
-    came = False
-
-    def handle(*_):
-        nonlocal came
-        came = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: came
-    finally:
-        signal.signal(signal.SIGINT, before)
+    if broken:
+        raise broken

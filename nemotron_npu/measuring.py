@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+from . import interrupts
 from .audio import SINE, read_audio
 from .console import Console
 from .errors import SetupError, first_line
@@ -65,8 +67,10 @@ def compare_chunks(args, console: Console, recognizer, results: Results) -> None
 def _scored(args, console: Console, recognizer, results: Results, places: list[int]) -> tuple[list, float]:
     """What ``evaluation.evaluate`` takes of the recordings at ``places``, and the seconds that they took."""
     scored, recordings = [], [results.recordings[place] for place in places]
-    with show_progress(args, console, recordings) as progress:
-        for index, transcript in recognizer.results(progress.watched(), args.batch_size or recognizer.slots):
+    slots = args.batch_size or recognizer.slots
+    whole = interrupts.held if recognizer.engine == "native" else nullcontext  # NeMo's batches take too long
+    with show_progress(args, console, recordings) as progress, whole():
+        for index, transcript in recognizer.results(progress.watched(), slots, interrupts.check):
             progress.finished()
             if isinstance(transcript, Exception):
                 results.fail(places[index], transcript)
@@ -176,7 +180,8 @@ def make_report_folder(name: str | None) -> None:
 
 def write_report(args, path: Path, name: str, figures: dict) -> None:
     from .environment import environment
+    from .outputs import write_file
     from .writers import dump, encode
 
     text = dump({**figures, "environment": environment(path)}, indent=1)
-    Path(args.report, name).write_bytes(encode(text + "\n"))
+    write_file(Path(args.report, name), encode(text + "\n"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,8 @@ from .checkpoint import MOST_TOKENIZER, Checkpoint, choose_context, frame_second
 from .confidence import ALPHA as CONFIDENCE_ALPHA
 from .config import TOKENIZER_FILES, USED, tokenizer_parts
 from .decoder import MOST_SYMBOLS, Emission
-from .errors import InputError, SetupError, first_line, shown
+from .device import is_out_of_memory, release_memory, too_little_memory
+from .errors import InputError, ModelError, SetupError, first_line, shown
 from .transcript import Speller, Transcript
 from .weights import Tensors, Weights
 
@@ -35,7 +38,12 @@ class NemoRecognizer:
     slots = 1  # unless more are asked for: a batch is padded to its longest
 
     def __init__(
-        self, path: Path, device: torch.device, chunk_ms: int | None = None, checkpoint: Checkpoint | None = None
+        self,
+        path: Path,
+        device: torch.device,
+        chunk_ms: int | None = None,
+        announce: Callable[[str], None] = warnings.warn,
+        checkpoint: Checkpoint | None = None,
     ):
         checkpoint = checkpoint or read_checkpoint(path)
         config = checkpoint.config
@@ -53,6 +61,10 @@ class NemoRecognizer:
         featurizer.pad_to = 0
         self.stride = featurizer.hop_length
         self.model = model.to(device).eval()
+        self.model.encoder.register_forward_hook(self._check_finite, with_kwargs=True)
+        self.announce = announce
+        self.most_slots = math.inf
+        """What memory held, once it has run out: recordings side by side."""
         self.speller = Speller(list(model.tokenizer.vocab), model.tokenizer.ids_to_text, self.frame_seconds)
         self.method: str | None = None
         self.tree: GPUBoostingTreeModel | None = None
@@ -114,31 +126,75 @@ class NemoRecognizer:
         with torch.inference_mode():
             return self.model.encoder(audio_signal=features, length=lengths)
 
-    def results(self, sources: list, slots: int = 1) -> Iterator[tuple[int, Transcript | Exception]]:
+    def results(
+        self, sources: list, slots: int = 1, between: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, Transcript | Exception]]:
         """Yield (index, transcript or what went wrong), ``slots`` recordings at a time, in order.
 
-        A batch that fails is tried again file by file, so that one recording costs no other.
+        ``between`` is called between batches; a KeyboardInterrupt that it raises ends the run.
+        A batch that fails is tried again file by file, so that one recording costs no other; one for which there is
+        not enough memory by halves, and those that follow are as small.
         """
-        for first in range(0, len(sources), slots):
-            batch = {}
-            for index, source in enumerate(sources[first : first + slots], first):
+        first = 0
+        while first < len(sources):
+            between()
+            size, batch = min(slots, self.most_slots), {}
+            for index, source in enumerate(sources[first : first + size], first):
                 try:
                     batch[index] = source if isinstance(source, np.ndarray) else read_audio(source)
                 except InputError as error:
                     yield index, error
-            yield from self._batch(batch)
+            first += size
+            if batch:
+                yield from self._batch(batch)
 
     def _batch(self, batch: dict[int, np.ndarray]) -> Iterator[tuple[int, Transcript | Exception]]:
-        if not batch:
-            return
+        results, error = [], None
         try:
-            yield from zip(batch, self.transcribe(list(batch.values())), strict=True)
-        except Exception as error:
-            if len(batch) == 1:
-                yield next(iter(batch)), error
-                return
-            for index, waveform in batch.items():
-                yield from self._batch({index: waveform})
+            results = self.transcribe(list(batch.values()))
+        except Exception as failure:
+            error = failure
+        if error is None:
+            yield from zip(batch, results, strict=True)
+            return
+        short = is_out_of_memory(error)
+        if len(batch) == 1:
+            yield next(iter(batch)), too_little_memory(self.device, error) if short else error
+            return
+        del error  # and with it what the batch holds on the device
+        size = 1
+        if short:
+            release_memory(self.device)
+            size = len(batch) // 2
+            if size < self.most_slots:
+                self.most_slots = size
+                many = f"{size} recording{'s' * (size > 1)} at a time"
+                self.announce(f"{self.device} is out of memory: going on with {many}")
+        indices = list(batch)
+        for first in range(0, len(indices), size):
+            yield from self._batch({index: batch[index] for index in indices[first : first + size]})
+
+    def _check_finite(self, encoder, args: tuple, kwargs: dict, output: tuple) -> None:
+        """A hook: raise ModelError, naming the first layer, when the encoder's output is not finite."""
+        if bool(output[0].isfinite().all()):
+            return
+        found: list[int] = []
+
+        def look(index: int, result) -> None:
+            if not bool((result[0] if isinstance(result, tuple) else result).isfinite().all()):
+                found.append(index)
+
+        hooks = [
+            layer.register_forward_hook(lambda *call, index=index: look(index, call[-1]))
+            for index, layer in enumerate(encoder.layers)
+        ]
+        try:
+            encoder.forward(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        first = f", first that of layer {found[0]}" if found else ""
+        raise ModelError(f"the encoder's output is not finite (NaN or infinity){first}: the checkpoint may be damaged")
 
     def stream(self):
         """NeMo's own streaming differs from its offline pass and is not offered here."""

@@ -24,7 +24,8 @@ examples:
   python inference.py --model_path M.nemo --precision_compare  the device against the CPU, in figures
   python inference.py --doctor --device npu:0                  what is wrong here, and what mends it
 
-exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage or environment, 130 interrupted
+exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage or environment,
+           130, 143, 129 interrupted by SIGINT, SIGTERM, SIGHUP
 """
 
 

@@ -64,7 +64,16 @@ class OutputFolder:
             pass  # a file system without locks
 
     def begin(self, recordings: list[Recording]) -> list[int]:
-        """Give each recording the name of its files, and return the places of those that are still to be done."""
+        """Give each recording the name of its files, and return the places of those that are still to be done.
+
+        Raises SetupError when the results of an earlier run do not go with these, or the folder takes nothing.
+        """
+        try:
+            return self._begin(recordings)
+        except OSError as error:
+            raise SetupError(f"--output_dir {self.path}: cannot be written: {error.strerror}") from error
+
+    def _begin(self, recordings: list[Recording]) -> list[int]:
         self.recordings = recordings
         name_outputs(recordings, set())  # as in a run that is not interrupted
         entries, broken = self._earlier() if self.resume else ([], 0)
@@ -103,7 +112,7 @@ class OutputFolder:
         Raises InputError for names that the file system does not take, SetupError when it takes nothing (full ...).
         """
         recording = self.recordings[place]
-        at = self.path
+        at, before = self.path, None
         try:
             for kind in FORMATS:
                 if kind in self.kinds:
@@ -112,10 +121,12 @@ class OutputFolder:
             at = self.path
             self.done[place] = to_text(transcript), transcript.duration
             if self.manifest is not None:
-                _append(self.manifest, self._manifest_line(place))
+                before = _append(self.manifest, self._manifest_line(place))
             _append(self.record, dump({**document, "output": recording.output}) + "\n")
         except OSError as error:
             self.done.pop(place, None)
+            if before is not None:
+                os.ftruncate(self.manifest, before)
             kind = InputError if error.errno in OF_ONE_NAME else SetupError
             raise kind(f"{at}: cannot be written: {error.strerror}") from error
 
@@ -140,8 +151,7 @@ class OutputFolder:
 
     def _replace(self, path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        (self.path / PART).write_bytes(encode(text))
-        os.replace(self.path / PART, path)
+        replace_file(path, encode(text), self.path / PART)
 
     def _write_manifest(self) -> None:
         """What is done, in the order of the input; lines that are added later come in the order in which they are."""
@@ -211,15 +221,39 @@ def _comparable(settings: dict) -> dict:
     return {name: settings.get(name) for name in SETTINGS} | {"model": os.path.realpath(settings["model"])}
 
 
+def replace_file(path: Path, data: bytes, part: Path) -> None:
+    """Write ``path`` whole or not at all: it is called ``part``, in the same file system, until it is there."""
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def _append_to(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
 
-def _append(file: int, line: str) -> None:
-    """In one call where the system takes it so: nothing stays in a buffer of this process."""
-    data = encode(line)
-    while data:
-        data = data[os.write(file, data) :]
+def write_file(path: Path, data: bytes) -> None:
+    """``replace_file`` in its own folder.  Raises SetupError."""
+    try:
+        replace_file(path, data, path.with_name(path.name + PART))
+    except OSError as error:
+        raise SetupError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _append(file: int, line: str) -> int:
+    """In one call where the system takes it so: nothing stays in a buffer of this process, and no part of a line if it
+    takes no more.  The size before."""
+    data, size = encode(line), os.fstat(file).st_size
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+    except OSError:
+        os.ftruncate(file, size)
+        raise
+    return size
 
 
 # ---------------------------------------------------------------- names

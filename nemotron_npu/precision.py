@@ -24,6 +24,7 @@ from .audio import SAMPLE_RATE
 from .bounds import BOUNDS, Bounds
 from .checkpoint import attention_contexts
 from .decisions import BINS, Decisions
+from .errors import ModelError
 from .measures import Difference, Tally, difference
 from .probe import CACHES, make_probe
 from .recognizer import Recognizer
@@ -217,7 +218,10 @@ class Precision:
         ``transcript`` is what the candidate recognised in it (None: it does so here), ``text`` what was really said.
         """
         if transcript is None:
-            transcript = self.candidate.transcribe([waveform])[0]
+            try:
+                transcript = self.candidate.transcribe([waveform])[0]
+            except ModelError:  # the stages tell where it fails
+                transcript = Transcript("", (), len(waveform) / SAMPLE_RATE)
         options = {"text": text, "max_symbols": self.max_symbols}
         walks = [walk(*self.probes, waveform, self.bounds, transcript=transcript, **options)]
         default = self.candidate.chunk_ms

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from . import writers
+from .outputs import write_file
 from .precision import Precision
 from .probe import CACHES
 
@@ -70,9 +71,9 @@ def write_report(precision: Precision, facts: dict, environment: dict, folder: P
     """Write ``precision.json`` and ``precision.html`` into ``folder``, made if missing; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     document = precision.as_dict(facts, environment)
-    (folder / "precision.json").write_bytes(writers.encode(writers.dump(document, indent=1) + "\n"))
+    write_file(folder / "precision.json", writers.encode(writers.dump(document, indent=1) + "\n"))
     page = folder / "precision.html"
-    page.write_bytes(writers.encode(to_html(document, precision.pictures)))
+    write_file(page, writers.encode(to_html(document, precision.pictures)))
     return page
 
 

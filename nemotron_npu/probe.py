@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .errors import ModelError
 from .frontend import FeatureStream
 from .transcript import Transcript
 
@@ -120,15 +121,21 @@ class NativeProbe:
             yield logits.float().cpu().double().log_softmax(-1)
 
     def recognise(self, waveform: np.ndarray, piece: int | None, encoded: torch.Tensor) -> Transcript:
-        """The transcript of a recording, or of a live stream that is fed ``piece`` samples at a time."""
+        """The transcript of a recording, or of a live stream that is fed ``piece`` samples at a time.
+
+        Where the model fails there is none, an empty one; the stages tell where.
+        """
         recognizer = copy.copy(self.recognizer)
         recognizer.encoder, recognizer.chunk_ms = self.encoder, self.chunk_ms
-        if not piece:
-            return recognizer.transcribe([waveform])[0]
-        with recognizer.stream() as stream:
-            for first in range(0, len(waveform), piece):
-                stream.feed(waveform[first : first + piece])
-            return stream.finish()
+        try:
+            if not piece:
+                return recognizer.transcribe([waveform])[0]
+            with recognizer.stream() as stream:
+                for first in range(0, len(waveform), piece):
+                    stream.feed(waveform[first : first + piece])
+                return stream.finish()
+        except ModelError:
+            return recognizer.transcript([], len(waveform))
 
 
 class NemoProbe:

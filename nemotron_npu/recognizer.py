@@ -7,19 +7,20 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import audio
+from . import audio, interrupts
 from .boosting import ALPHA, BoostingTree, Phrase, spell
 from .checkpoint import Checkpoint, choose_context, frame_seconds, read_checkpoint
-from .decoder import Decoder, Emission
-from .encoder import Encoder
-from .errors import SetupError, Unsupported
+from .decoder import Decoder, Emission, NotFinite
+from .device import is_out_of_memory, release_memory, too_little_memory
+from .encoder import Encoder, EncoderState
+from .errors import ModelError, SetupError, Unsupported, first_line
 from .frontend import FeatureStream, Frontend
 from .sources import Recording
 from .transcript import WORD_START, Speller, Transcript
@@ -34,6 +35,7 @@ CPU_VALUES = 128 * 1024  # frames of a block, of all slots, times the model's wi
 CPU_SLOTS, DEVICE_SLOTS = 8, 16  # recordings side by side, at most, unless more are asked for
 LIVE_FRAMES = 16  # the same of a live stream, which only needs more than a chunk to catch up
 READERS = 4  # threads that decode sound
+WAIT_SECONDS = 0.1  # between two looks while sound is waited for
 SETTLE_TOKENS = 256  # of a live stream, spelled again at each look
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: stored, but no parameters
 
@@ -51,7 +53,9 @@ class Recognizer:
     decoder_device : where the search runs; None is the CPU, since it is many small operators, each waited for.
     record : record the encoder's steady step and replay it (``graph.py``); needs an NPU or GPU.
     block_ms : sound of each recording that is encoded at once, at least a chunk; None takes what suits the device.
+    announce : is told in one line when memory ran out, and with how much less it goes on.
 
+    Several threads may use one recognizer: recordings in each, or streams, a stream in one of them at a time.
     Raises SetupError when the checkpoint cannot be used at all, Unsupported when this engine does not know its kind.
     """
 
@@ -66,6 +70,7 @@ class Recognizer:
         decoder_device: torch.device | None = None,
         record: bool = False,
         block_ms: int | None = None,
+        announce: Callable[[str], None] = warnings.warn,
     ):
         if record and device.type == "cpu":
             raise SetupError("--graph on: a CPU has nothing to record: it needs an npu or cuda device")
@@ -100,6 +105,10 @@ class Recognizer:
         self.parameters = _count(tensors)
         """Number of weights."""
         self.block_frames = frames if block_ms else None
+        self.announce = announce
+        self.most_slots = self.most_frames = math.inf
+        """What memory held, once it has run out: recordings side by side, and frames of their blocks."""
+        self.told = True
 
     @property
     def chunk_samples(self) -> int:
@@ -137,15 +146,22 @@ class Recognizer:
         cache, elsewhere as many as fit into a quarter of the free memory, with as much again for the step itself."""
         if self.device.type == "cpu":
             return min(max(CPU_VALUES // self.encoder.width // BLOCK_FRAMES, 1), CPU_SLOTS)
-        free, _ = getattr(torch, self.device.type).mem_get_info(self.device)
-        state = self.encoder.new_state(1, self.encoder.largest_block or BLOCK_FRAMES)
+        try:
+            free, _ = getattr(torch, self.device.type).mem_get_info(self.device)
+            state = self.encoder.new_state(1, self.encoder.largest_block or BLOCK_FRAMES)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return 1
         return min(max(free // 4 // (2 * state.bytes), 1), DEVICE_SLOTS)
 
     def block(self, slots: int) -> int:
         """Frames of each recording that are encoded at once when so many are side by side."""
         if self.device.type != "cpu" or self.block_frames:
-            return self.encoder.largest_block
-        return self.encoder.block_for(max(CPU_VALUES // self.encoder.width // slots, 1))
+            frames = self.encoder.largest_block
+        else:
+            frames = self.encoder.block_for(max(CPU_VALUES // self.encoder.width // slots, 1))
+        return frames if frames <= self.most_frames else self.encoder.block_for(self.most_frames)
 
     def transcribe(self, sources: list[Source], slots: int = 1) -> list[Transcript]:
         """Recognise recordings, ``slots`` at a time; results in input order.  Raises what the first failure raised."""
@@ -156,49 +172,93 @@ class Recognizer:
             results[index] = result
         return results
 
-    def results(self, sources: list[Source], slots: int = 1) -> Iterator[tuple[int, Transcript | Exception]]:
+    def results(
+        self, sources: list[Source], slots: int = 1, between: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, Transcript | Exception]]:
         """Yield (index, transcript or what went wrong) of each recording as soon as it is done.
 
-        A slot whose recording ends takes the next one, whose sound is being decoded already.
-        A failure inside the model is tried again with each recording alone, so that one costs no other.
+        A slot whose recording ends takes the next one, whose sound is being decoded already.  ``between`` is called
+        between blocks and while sound is waited for; a KeyboardInterrupt that it raises ends the run.
+        Where memory runs out, fewer recordings go on in smaller blocks, those in the slots from their beginnings.
+        Any other failure inside the model is tried again with each recording alone, so that one costs no other.
         """
-        running: list[_Slot | None] = [None] * max(1, min(slots, len(sources)))
         pool = ThreadPoolExecutor(READERS)
-        waiting = self._opened(sources, len(running), pool)
         try:
-            while True:
-                try:
-                    yield from self._run(waiting, running)
-                    return
-                except Exception as error:
-                    failed = [slot.index for slot in running if slot]
-                    running[:] = [None] * len(running)
-                    if not failed:
-                        raise  # of no recording: the next would fail in the same way
-                    if len(failed) == 1:
-                        yield failed[0], error
-                    else:
-                        for index in failed:
-                            yield from ((index, result) for _, result in self.results([sources[index]]))
+            yield from self._results(sources, deque(range(len(sources))), slots, pool, between)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _opened(self, sources: list[Source], ahead: int, pool: ThreadPoolExecutor) -> Iterator[_Slot]:
-        """The recordings in order; the first piece of ``ahead`` more than have been taken is being decoded."""
-        opened = deque()
-        for index, source in enumerate(sources):
-            opened.append(_Slot(self, index, source, pool))
-            if len(opened) > ahead:
-                yield opened.popleft()
-        yield from opened
+    def _results(self, sources, waiting: deque[int], slots: int, pool: ThreadPoolExecutor, between) -> Iterator:
+        """The same of the recordings whose indices are ``waiting``."""
+        while waiting:
+            running: list[_Slot | None] = [None] * max(1, min(slots, self.most_slots, len(waiting)))
+            error = None
+            try:
+                yield from self._run(self._opened(sources, waiting, len(running), pool), running, between)
+            except Exception as failure:
+                error = failure
+            failed, used = [slot.index for slot in running if slot], len(running)
+            del running  # what it holds on the device is needed
+            if error is None:
+                return
+            if is_out_of_memory(error):
+                if self._take_less(used):
+                    waiting.extendleft(reversed(failed))
+                else:
+                    yield (failed or [waiting.popleft()])[0], too_little_memory(self.device, error)
+                del error
+                release_memory(self.device)
+            elif not failed:
+                raise error  # of no recording: the next would fail in the same way
+            elif len(failed) == 1:
+                yield failed[0], error
+            else:
+                for index in failed:
+                    yield from self._results(sources, deque([index]), 1, pool, between)
 
-    def _run(self, waiting: Iterator[_Slot], running: list[_Slot | None]) -> Iterator:
+    def _opened(self, sources, waiting: deque[int], ahead: int, pool: ThreadPoolExecutor) -> Iterator[_Slot]:
+        """The recordings ``waiting``, which one leaves when it is taken; of ``ahead`` more the first piece of sound is
+        being decoded."""
+        opened = deque()
+        for index in list(waiting):
+            opened.append(_Slot(self, index, sources[index], pool))
+            if len(opened) > ahead:
+                waiting.popleft()
+                yield opened.popleft()
+        while opened:
+            waiting.popleft()
+            yield opened.popleft()
+
+    def _take_less(self, slots: int) -> bool:
+        """Halve recordings side by side and blocks, now that so many were too much; False if that is not possible."""
+        block = self.block(slots)
+        fewer, smaller = max(slots // 2, 1), max(block // 2, self.encoder.chunk) if self.encoder.streams else block
+        if (fewer, smaller) == (slots, block):
+            return False
+        self.most_slots, self.most_frames, self.told = fewer, smaller or math.inf, False
+        return True
+
+    def _tell(self) -> None:
+        """Say once, as soon as it is seen to suffice, that memory ran out."""
+        if not self.told:
+            self.told = True
+            blocks = f"blocks of {self.most_frames * self.frame_seconds * 1000:.0f} ms"
+            many = f"{self.most_slots} recording{'s' * (self.most_slots > 1)} at a time"
+            more = f" and {blocks}" if self.encoder.streams else ""
+            self.announce(f"{self.device} is out of memory: going on with {many}{more}")
+
+    def _run(self, waiting: Iterator[_Slot], running: list[_Slot | None], between: Callable[[], None]) -> Iterator:
         """Yield (index, result) of the recordings ``waiting``; ``running`` holds those that are in the slots."""
         encoder, decoder = self.encoder, self.decoder
         block = self.block(len(running))
         encoder_state = encoder.new_state(len(running), block)
         decoder_state = decoder.new_state(len(running))
         while True:
+            for place, slot in enumerate(running):
+                if slot and slot.ended:
+                    running[place] = None
+                    yield slot.index, slot.transcript()
+            between()
             for place in range(len(running)):
                 while True:  # until this slot has frames to encode, or there is nothing left to recognise
                     slot = running[place]
@@ -209,15 +269,15 @@ class Recognizer:
                         encoder_state.restart(place)
                         decoder.restart(decoder_state, place)
                     try:
-                        slot.fill()
+                        slot.fill(between)
                     except Exception as error:  # of this recording alone
                         running[place] = None
                         yield slot.index, error
                         continue
-                    if slot.rows.ready:
+                    if not slot.ended:
                         break
                     running[place] = None
-                    yield slot.index, self.transcript(slot.emissions, slot.features.samples)
+                    yield slot.index, slot.transcript()
             busy = [place for place, slot in enumerate(running) if slot]
             if not busy:
                 return
@@ -236,14 +296,19 @@ class Recognizer:
                 encoder_state = encoder.new_state(len(running), frames)
             silence = torch.zeros(frames * encoder.factor, self.frontend.mels), None, 0
             rows, ends, counts = zip(*(slot.rows.take(frames) if slot else silence for slot in running), strict=True)
-            encoded = encoder.step(torch.stack(rows).to(self.device), encoder_state, ends)
+            features = torch.stack(rows).to(self.device)
+            encoded = encoder.step(features, encoder_state, ends)
             for slot in running:
                 if slot:
                     slot.fill_ahead()
-            emissions = decoder.step(encoded.to(decoder.device), decoder_state, counts)
+            try:
+                emissions = decoder.step(encoded.to(decoder.device), decoder_state, counts)
+            except NotFinite as bad:
+                raise self.not_finite(bad, features, encoder_state, ends) from bad
             for slot, emitted in zip(running, emissions, strict=True):
                 if slot:
                     slot.emissions += emitted
+            self._tell()
 
     def stream(self) -> Stream:
         """A live stream: ``with recognizer.stream() as s: s.feed(samples); s.text``.
@@ -288,6 +353,19 @@ class Recognizer:
 
     # ------------------------------------------------------------------ results
 
+    def not_finite(self, bad: NotFinite, features: torch.Tensor, state: EncoderState, ends: list) -> ModelError:
+        """What to say of an encoder step, with these arguments, in whose output the search met ``bad``."""
+        found = self.encoder.first_not_finite(features, state, ends)
+        if found:
+            part, _, frame = found
+            what = f"the encoder's output is not finite (NaN or infinity), first that of {part}"
+        else:
+            what, frame = "the scores of the tokens are not finite (NaN or infinity)", bad.frame
+        remedy = "the checkpoint may be damaged" + ("" if self.device.type == "cpu" else ": --device cpu tells")
+        if self.dtype == "float16":
+            remedy = "float16 ends at 65504: take --dtype bfloat16 or float32"
+        return ModelError(f"{what}, at {frame * self.frame_seconds:.2f} s: {remedy}")
+
     def transcript(self, emissions: list[Emission], samples: int) -> Transcript:
         """The result type of a recording of so many samples."""
         return self.speller.transcript(emissions, samples / audio.SAMPLE_RATE)
@@ -331,7 +409,7 @@ class _Slot:
     """A recording that is being recognised; ``pool`` decodes its next piece of sound while the last one is encoded."""
 
     def __init__(self, recognizer: Recognizer, index: int, source: Source, pool: ThreadPoolExecutor):
-        self.index = index
+        self.recognizer, self.index = recognizer, index
         self.rows = _Rows(recognizer)
         self.block = recognizer.encoder.largest_block if recognizer.encoder.streams else math.inf
         self.features = FeatureStream(recognizer.frontend)
@@ -340,9 +418,20 @@ class _Slot:
         self.coming = pool.submit(next, self.pieces, None)
         self.emissions: list[Emission] = []
 
-    def fill(self) -> None:
+    @property
+    def ended(self) -> bool:
+        """Whether all of it is recognised."""
+        return self.rows.ended and not self.rows.ready
+
+    def transcript(self) -> Transcript:
+        return self.recognizer.transcript(self.emissions, self.features.samples)
+
+    def fill(self, between: Callable[[], None]) -> None:
         """Wait until the features of the largest block are there, or the end.  Raises InputError."""
         while not self.rows.ended and self.rows.ready < self.block:
+            while not self.coming.done():
+                wait([self.coming], WAIT_SECONDS)
+                between()
             self._take(self.coming.result())
 
     def fill_ahead(self) -> None:
@@ -387,7 +476,8 @@ class Stream:
     def feed(self, samples: np.ndarray) -> None:
         """Recognise the next samples, float32 [any number], mono, 16 kHz, as far as they fill whole chunks.
 
-        Raises ValueError for samples of another shape or after the end.
+        Raises ValueError for samples of another shape or after the end, ModelError when what the model makes of them is
+        not finite: the stream is over, ``heard`` is what it got until then.
         """
         if self.rows.ended:
             raise ValueError("the stream has ended: begin a new one")
@@ -405,6 +495,10 @@ class Stream:
             self.rows.ended = True
             if self.rows.ready:
                 self._step(self.chunk)
+        return self.heard()
+
+    def heard(self) -> Transcript:
+        """What has been recognised so far, as a transcript."""
         return self.recognizer.transcript(self.emissions, self.features.samples)
 
     @property
@@ -428,12 +522,33 @@ class Stream:
         """Sound fed so far."""
         return self.features.samples / audio.SAMPLE_RATE
 
-    def _step(self, block: int) -> None:
-        recognizer = self.recognizer
-        rows, end, count = self.rows.take(block)
-        encoded = recognizer.encoder.step(rows[None].to(recognizer.device), self.encoder_state, [end])
-        encoded = encoded.to(recognizer.decoder.device)
-        self.emissions += recognizer.decoder.step(encoded, self.decoder_state, [count])[0]
+    def _step(self, frames: int) -> None:
+        """Recognise the next frames.  If memory runs out, those behind the first chunk are left for smaller steps."""
+        recognizer, state = self.recognizer, self.encoder_state
+        kept = [row.clone() for row in state.kept_rows] if frames > self.chunk else None  # live, it is one chunk
+        before = copy.copy(self.rows)
+        rows, end, count = self.rows.take(frames)
+        try:
+            features = rows[None].to(recognizer.device)
+            encoded = recognizer.encoder.step(features, state, [end])
+        except Exception as error:
+            if kept is None or not is_out_of_memory(error):
+                raise
+            encoded = None
+        if encoded is None:
+            for row, copied in zip(state.kept_rows, kept, strict=True):
+                row.copy_(copied)
+            self.rows, self.block = before, max(frames // 2 // self.chunk, 1) * self.chunk
+            release_memory(recognizer.device)
+            blocks = f"blocks of {self.block * recognizer.frame_seconds * 1000:.0f} ms"
+            recognizer.announce(f"{recognizer.device} is out of memory: going on with {blocks}")
+            return
+        try:
+            self.emissions += recognizer.decoder.step(
+                encoded.to(recognizer.decoder.device), self.decoder_state, [count]
+            )[0]
+        except NotFinite as bad:
+            raise recognizer.not_finite(bad, features, state, [end]) from bad
 
 
 def load_recognizer(
@@ -454,9 +569,13 @@ def load_recognizer(
     """
     if engine == "native":
         try:
-            return Recognizer(path, device, chunk_ms, dtype, decoder_device, record, block_ms)
+            return Recognizer(path, device, chunk_ms, dtype, decoder_device, record, block_ms, announce)
         except Unsupported as reason:
             announce(f"{path.name}: not supported by the native engine: {reason}: running on NeMo")
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SetupError(f"{device} has not enough memory for {path.name}: {first_line(error)}") from error
     if dtype != "float32":
         raise SetupError(f"--dtype {dtype} needs the native engine: NeMo runs in float32 here")
     for option, given in (("--graph on", record), ("--block_ms", block_ms), ("--decoder_device", decoder_device)):
@@ -464,9 +583,10 @@ def load_recognizer(
             raise SetupError(f"{option} needs the native engine")
     checkpoint = read_checkpoint(path)
     _check_fit(path, checkpoint)
-    from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
-
-    return NemoRecognizer(path, device, chunk_ms, checkpoint)
+    with interrupts.held():  # as in inference.py
+        from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
+    interrupts.check()
+    return NemoRecognizer(path, device, chunk_ms, announce, checkpoint)
 
 
 def _check_fit(path: Path, checkpoint: Checkpoint) -> None:

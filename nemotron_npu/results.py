@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 from .audio import SINE
 from .console import Console
-from .errors import InputError
+from .errors import InputError, ModelError
 from .progress import Progress
 from .writers import dump, render, to_document, to_manifest, to_text
 
@@ -56,8 +56,8 @@ class Results:
         if isinstance(error, InputError):
             self.console.error(str(error))
         else:
-            name = self.recordings[place].name
-            self.console.error(f"{name}: cannot be transcribed: {type(error).__name__}: {error}", error)
+            kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+            self.console.error(f"{self.recordings[place].name}: cannot be transcribed: {kind}{error}", error)
 
     def add(self, place: int, transcript, facts: dict, comparison=None, shown: bool = False) -> None:
         """One result, whose text may be ``shown`` already.
@@ -106,6 +106,12 @@ class Results:
             )
         elif recording.path != SINE:  # which says nothing
             self.console.result((f"{recording.name}: " if self.total > 1 else "") + text)
+
+    def missing(self) -> tuple[str, ...]:
+        """``7 of 12 not done``, of several recordings or a folder."""
+        if self.total == 1 and not self.folder:
+            return ()
+        return (f"{self.total - len(self.done)} of {self.total} not done",)
 
     def summary(self, seconds: float) -> str:
         """``500 recordings: 480 done, 15 done before, 5 failed; 0.93 h of sound in 41.2 s (RTFx 81.3)``."""

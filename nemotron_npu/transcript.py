@@ -23,7 +23,7 @@ ABBREVIATION = re.compile(r"(Mr|Mrs|Ms|Dr|Prof|St|vs|[A-HJ-Z])\.")  # its point 
 CLOSING = "\"')]}”’»"  # may follow the mark that ends a sentence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Token:
     """One emitted BPE piece."""
 
@@ -212,11 +212,10 @@ def _ends_sentence(text: str) -> bool:
 
 def _fitting(words: list[Word]) -> Iterator[list[Word]]:
     """``words`` in as few halvings as give parts that a subtitle holds."""
-    lines = textwrap.wrap(_joined(words), LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
-    if len(words) == 1 or (len(lines) <= LINES and words[-1].end - words[0].start <= SEGMENT_SECONDS):
+    before = list(accumulate(len(word.text) + 1 for word in words))  # characters up to a word's end
+    if len(words) == 1 or (words[-1].end - words[0].start <= SEGMENT_SECONDS and _fits(words)):
         yield words
         return
-    before = list(accumulate(len(word.text) + 1 for word in words))  # characters up to a word's end
 
     def fitness(cut: int) -> float:
         """How good it is to cut before word ``cut``: near the middle, after a clause, where the speaker waits."""
@@ -227,6 +226,12 @@ def _fitting(words: list[Word]) -> Iterator[list[Word]]:
     cut = max(range(1, len(words)), key=fitness)
     yield from _fitting(words[:cut])
     yield from _fitting(words[cut:])
+
+
+def _fits(words: list[Word]) -> bool:
+    """Whether LINES lines hold them."""
+    lines = textwrap.wrap(_joined(words), LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+    return len(lines) <= LINES
 
 
 def _joined(words: list[Word]) -> str:

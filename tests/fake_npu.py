@@ -1,18 +1,21 @@
 """A pretend ``npu`` device for machines without Ascend hardware or CANN: it proves plumbing, nothing else.
 
     python tests/fake_npu.py inference.py --device npu:0 ...    # run a script with the fake in place of torch_npu
+    FAKE_NPU_MEMORY=20000000 python tests/fake_npu.py ...       # the same with so many bytes on each device
 
 ``install()`` renames torch's PrivateUse1 backend to ``npu`` and backs every tensor on it by a CPU tensor that nothing
 else can see.  It shows which tensor is on which device, what is moved when, which dtypes reach the device and which
 ``torch.npu`` functions are called.
 
 What it cannot show: Ascend numerics (its results are the CPU's own, so a comparison with the CPU passes by nature),
-speed, memory limits, which operators CANN has, torch_npu's kernels, autocast and streams.  A figure that it gives is a
+speed, which operators CANN has, torch_npu's kernels, autocast and streams.  A figure that it gives is a
 fake's.  An ``NPUGraph`` is a list of operators: recording computes nothing that lasts, a replay runs them on the same
 memory, and what a real one refuses (waiting for the device, a copy from or to the host) is refused while it records.
 
 What it refuses, as the real device does: an operation that mixes ``npu`` tensors with CPU tensors of one or more
-dimensions, ``.numpy()`` on an ``npu`` tensor, device indices that do not exist, arithmetic on float64.
+dimensions, ``.numpy()`` on an ``npu`` tensor, device indices that do not exist, arithmetic on float64, and with
+``FAKE_NPU_MEMORY`` tensors for which there is no room beside those that are alive (a real allocator's caches and
+fragments take more).
 ``x_npu.double()`` gives float32 with torch_npu's own warning.  It needs torch 2.13, must run before anything else has
 renamed PrivateUse1, and cannot be undone: tests that use it run in processes of their own.
 """
@@ -20,6 +23,7 @@ renamed PrivateUse1, and cannot be undone: tests that use it run in processes of
 from __future__ import annotations
 
 import contextlib
+import os
 import runpy
 import sys
 import time
@@ -35,6 +39,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 aten = torch.ops.aten
 DEVICE_COUNT = 2
+REAL_MEMORY = 64 << 30
+MEMORY = int(os.environ.get("FAKE_NPU_MEMORY", REAL_MEMORY))  # bytes of each device
 CALLS: list[str] = []  # every torch.npu.* call, in order, e.g. "set_device(0)"
 OPS: dict[str, int] = {}  # aten operator -> number of executions on the device
 COPIES: list[tuple[str, int]] = []  # ("h2d" | "d2h", bytes) for every transfer
@@ -74,6 +80,12 @@ class NpuTensor(torch.Tensor):
             layout=raw.layout, device=torch.device("npu", index), requires_grad=False)  # fmt: skip
         self._raw = raw
         DTYPES.add(raw.dtype)
+        own = raw.untyped_storage()
+        if MEMORY < REAL_MEMORY and own.nbytes() >= 1 << 16:  # it is slow to count: not for every small one
+            held = _storages(index)
+            if own.data_ptr() not in held and sum(held.values()) + own.nbytes() > MEMORY:
+                size = f"{own.nbytes() / (1 << 20):.2f} MiB"
+                raise RuntimeError(f"NPU out of memory. Tried to allocate {size} (NPU {index}) [fake npu]")
         _live.add(self)
         return self
 
@@ -112,6 +124,12 @@ class NpuTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents=None):
         body = repr(self._raw.detach())
         return f"{body[:-1]}, device='{self.device}')"
+
+
+def _storages(index) -> dict[int, int]:
+    """Bytes by address of what is alive on a device."""
+    storages = (t._raw.untyped_storage() for t in list(_live) if t.device.index == index)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def _index(device) -> int:
@@ -347,16 +365,15 @@ def _make_module():
 
     def empty_cache(): ...
     def memory_allocated(device=None):
-        i = _index(device)
-        return sum({t._raw.untyped_storage().data_ptr(): t._raw.untyped_storage().nbytes()
-                    for t in list(_live) if t.device.index == i}.values())  # fmt: skip
+        return sum(_storages(_index(device)).values())
 
     def get_device_name(device=None): return "Ascend-fake (CPU)"  # fmt: skip
 
-    def mem_get_info(device=None): return (60 << 30, 64 << 30)  # fmt: skip
+    def mem_get_info(device=None):
+        return (MEMORY - sum(_storages(_index(device)).values()), MEMORY)
 
     def get_device_properties(device=None):
-        return types.SimpleNamespace(name=get_device_name(), total_memory=64 << 30)
+        return types.SimpleNamespace(name=get_device_name(), total_memory=MEMORY)
 
     def manual_seed(seed): torch.manual_seed(seed)  # fmt: skip
 

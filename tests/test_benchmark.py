@@ -80,9 +80,9 @@ def test_a_checkpoint_that_cannot_stream_is_measured_without_steps(cli, small, t
 def test_slots_and_blocks_are_those_asked_for(cli, small, monkeypatch):
     seen, results = [], Recognizer.results
 
-    def watched(self, sources, slots=1):
+    def watched(self, sources, slots=1, *rest):
         seen.append((len(sources), slots, self.encoder.largest_block))
-        return results(self, sources, slots)
+        return results(self, sources, slots, *rest)
 
     monkeypatch.setattr(Recognizer, "results", watched)
     options = ["--engine", "native", "--dtype", "float32", "--device", "cpu", "--quiet"]

@@ -284,14 +284,14 @@ def test_ctrl_c_keeps_what_is_done_and_says_what_is_left(cli, calls, tmp_path, m
 
     results = Recognizer.results
 
-    def interrupted(self, sources, slots):
-        found = results(self, sources, slots)
+    def interrupted(self, sources, *rest):
+        found = results(self, sources, *rest)
         yield next(found)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Recognizer, "results", interrupted)
     code, out, err = cli(calls / "day 0", "--output_dir", tmp_path, "--batch_size", 2, "--device", "cpu")
-    assert (code, out) == (130, "") and err.splitlines()[-1] == "inference.py: interrupted"
+    assert (code, out) == (130, "") and err.splitlines()[-1] == "inference.py: interrupted: 6 of 7 not done"
     assert "7 recordings: 1 done, 0 failed, 6 left: --resume goes on with them; " in err.splitlines()[-2]
     assert len(lines(tmp_path / "results.jsonl")) == len(lines(tmp_path / "manifest.jsonl")) == 1
 

@@ -221,7 +221,10 @@ def test_a_full_disk_ends_the_run_and_what_was_done_stays(tmp_path, monkeypatch)
     with pytest.raises(SetupError, match="No space left on device"):
         run(tmp_path, inputs)
     monkeypatch.undo()
-    assert not (tmp_path / "results.jsonl").read_bytes().endswith(b"\n"), "half a line"
+    assert [line["output"] for line in lines(tmp_path / "results.jsonl")] == ["a"], "no half line is left"
+    assert len(lines(tmp_path / "manifest.jsonl")) == 1
+    with open(tmp_path / "results.jsonl", "ab") as record:  # a kill in the middle of a line does leave one
+        record.write(b'{"audio": "b')
     assert run(tmp_path, inputs) == ["b"]
     assert [line["output"] for line in lines(tmp_path / "results.jsonl")] == ["a", "b"]
 

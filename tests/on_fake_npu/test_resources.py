@@ -1,0 +1,96 @@
+"""A device whose memory is full, and float16 that overflows there."""
+
+import fake_npu
+import pytest
+import torch
+from support import CLIP, CLIP_WORDS, ROOT
+from test_inference import NPU, tokens
+
+from nemotron_npu.audio import read_audio
+from nemotron_npu.errors import ModelError
+from nemotron_npu.recognizer import Recognizer, load_recognizer
+
+fake_npu.install()
+
+DEMO = ROOT / "demo" / "demo.nemo"
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """``memory(mb)``: leave so much beside what is there already."""
+
+    def limit(megabytes: float) -> None:
+        monkeypatch.setattr(fake_npu, "MEMORY", int(torch.npu.memory_allocated() + 1e6 * megabytes))
+
+    return limit
+
+
+@pytest.fixture(scope="module")
+def waveforms():
+    clip = read_audio(str(CLIP))
+    return [clip, clip[3000:], clip[:40000]]
+
+
+def test_a_device_that_is_full_is_given_less_and_the_tokens_are_the_same(memory, waveforms):
+    recognizer, said = Recognizer(DEMO, NPU), []
+    recognizer.announce = said.append
+    expected = tokens(recognizer.transcribe(waveforms, 3))
+    for megabytes, words in (
+        (8, "1 recording at a time and blocks of 4480 ms"),
+        (3, "1 recording at a time and blocks of 1120 ms"),
+    ):
+        memory(megabytes)
+        assert tokens(recognizer.transcribe(waveforms, 3)) == expected
+        assert said[-1] == f"npu:0 is out of memory: going on with {words}"
+    assert len(said) == 2
+    memory(1)
+    results = dict(recognizer.results(waveforms, 3))
+    assert sorted(results) == [0, 1, 2] and len(said) == 2
+    for error in results.values():
+        assert isinstance(error, ModelError) and "npu:0 has not enough memory for it alone: NPU out of me" in str(error)
+
+
+def test_the_command_line_goes_on_with_less(cli, memory, tmp_path):
+    memory(20)
+    files = [tmp_path / f"{number}.wav" for number in range(4)]
+    for file in files:
+        file.write_bytes(CLIP.read_bytes())
+    code, out, err = cli(*files, "--device", "npu:0", "--batch_size", 4)
+    assert code == 0 and out.splitlines() == [f"{file}: {CLIP_WORDS}" for file in files]
+    assert err.count("npu:0 is out of memory: going on with ") == 1
+
+
+def test_weights_for_which_there_is_no_room_are_one_line(cli, memory):
+    memory(1)
+    code, out, err = cli(CLIP, "--device", "npu:0", "--quiet")
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    assert err.startswith("inference.py: npu:0 has not enough memory for demo.nemo: NPU out of memory")
+
+
+def test_float16_that_overflows_names_the_layer_and_what_does_not(tiny, waveforms):
+    recognizer = load_recognizer(tiny, NPU, dtype="float16")
+    with torch.inference_mode():
+        recognizer.encoder.layers[1].ff2_out.weight.mul_(6e4)
+        recognizer.encoder.layers[1].norm_ff2[0].mul_(6e4)
+    fake_npu.COPIES.clear()
+    error = dict(recognizer.results(waveforms[:1]))[0]
+    assert isinstance(error, ModelError), error
+    assert str(error) == (
+        "the encoder's output is not finite (NaN or infinity), first that of layer 1, at 0.00 s: "
+        "float16 ends at 65504: take --dtype bfloat16 or float32"
+    )
+    with pytest.raises(ModelError, match="first that of layer 1"), recognizer.stream() as stream:
+        stream.feed(waveforms[0])
+
+
+def test_a_search_on_the_device_sees_it_without_another_look(tiny, waveforms):
+    recognizer = load_recognizer(tiny, NPU, decoder_device=NPU)
+    looks = []
+    for bad in (False, True):
+        if bad:
+            with torch.inference_mode():
+                recognizer.encoder.layers[0].norm_out[0][3] = float("nan")
+        fake_npu.COPIES.clear()
+        looks.append(dict(recognizer.results(waveforms[:1]))[0])
+    assert not isinstance(looks[0], Exception)
+    assert "the encoder's output is not finite (NaN or infinity), first that of layer 0" in str(looks[1])
