@@ -525,34 +525,33 @@ class Workers:
         pieces, hand.pieces = hand.pieces, deque()
         if hand.heard != hand.settled:  # that sound will be heard again
             self.hear(hand.settled - hand.heard)
-        node_lost = hand.node is not None and not self._is_alive(hand.node)
+        node_lost = not alive and ("node has died" in str(error) or not self._is_alive(hand.node))
         if not alive and pieces:
             piece = pieces[0]  # the one that it was at: they are done in turn
-        what = "device fails" if alive else "node is gone" if node_lost else "process died"
-        if piece is None and not node_lost:
-            what = "cannot load"
-            self.keepers.pop(hand.node, None)
         if node_lost:
-            self.keepers.pop(hand.node, None)
-        elif alive or piece is None:
-            hand.failures = LOADS if isinstance(error, SetupError) else hand.failures + 1
-            self.error = error
-        reason = f": {first_line(error)}" if alive else ""
-        hand.actor = None
-        if hand.failures >= LOADS:
-            if self.facts:
-                self.say(f"worker {hand.number + 1} on {hand.host} is given up: {what}{reason}")
+            what, blamed = "its node is gone", None
+        elif alive:
+            what, blamed = first_line(error), piece
         else:
+            what, blamed = "its process died", piece
+        if not blamed:  # a new one is needed where it loads
+            self.keepers.pop(hand.node, None)
+        if not node_lost and (alive or not blamed):
+            hand.failures = LOADS if isinstance(error, SetupError) else hand.failures + 1
+            self.error = error if alive else SetupError(f"workers die on {hand.host} while they load: is memory short?")
+        name = f"worker {hand.number + 1} on {hand.host}"
+        hand.actor = None
+        if hand.failures < LOADS:
             if hand.loaded:
-                again = f": {sum(len(p.places) for p in pieces)} recordings are tried again" if pieces else ""
-                self.say(f"worker {hand.number + 1} on {hand.host}: {what}{reason}{again}")
+                again = sum(len(piece.places) for piece in pieces)
+                self.say(f"{name}: {what}" + (f": {again} recordings are tried again" if again else ""))
             self._hire(hand)
-        for other in reversed(pieces):
-            if other is not piece or node_lost:
-                self.queue.appendleft(other)
-        if piece and not node_lost:
-            piece.last = hand.number
-            yield from self._try_again(piece, error if alive else None)
+        elif self.facts:
+            self.say(f"{name} is given up: {what}")
+        self.queue.extendleft(piece for piece in reversed(pieces) if piece is not blamed)
+        if blamed:
+            blamed.last = hand.number
+            yield from self._try_again(blamed, error if alive else None)
 
     def _try_again(self, piece: _Piece, error: Exception | None) -> Iterator[tuple[int, Exception]]:
         piece.tries += 1
@@ -565,8 +564,16 @@ class Workers:
         else:
             self.queue.appendleft(piece)
 
-    def _is_alive(self, node: str) -> bool:
-        return any(entry["NodeID"] == node and entry["Alive"] for entry in self.ray.nodes())
+    def _is_alive(self, node: str | None) -> bool:
+        """Whether a node answers; Ray itself knows only after some seconds that it does not."""
+        for entry in self.ray.nodes():
+            if entry["NodeID"] == node:
+                try:
+                    socket.create_connection((entry["NodeManagerAddress"], entry["NodeManagerPort"]), 2).close()
+                except OSError:
+                    return False
+                return entry["Alive"]
+        return node is None
 
     # ------------------------------------------------------------------ work
 
