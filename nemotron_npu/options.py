@@ -162,8 +162,8 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
         "--num_workers",
         type=_workers,
         metavar="N",
-        help="recognise in so many processes, each with an NPU, a GPU or a CPU thread (--threads) of its own; from 2 on "
-        "it needs Ray (default: in this one; with --ray_address as many as the cluster has devices)",
+        help="recognise in so many processes, each with an NPU, a GPU or a CPU thread (--threads) of its own; 2 and "
+        "more need Ray (default: in this one; with --ray_address as many as the cluster has devices)",
     )
     workers.add_argument(
         "--ray_address",

@@ -91,7 +91,6 @@ class Setup:
 
     def load(self) -> tuple[object, Facts]:
         """The recognizer and what is to be said of it."""
-        from . import audio  # noqa: F401  before torch: the package says how long threads spin
         import torch
 
         from .device import choose_device, device_name
@@ -330,7 +329,9 @@ class Workers:
         if count > room:
             self.say(f"{where} has room for {room} of {count} workers now: the others begin when it grows")
         # each sees its own device alone
-        self.setup = replace(setup, device="cpu", threads=cores) if kind == "cpu" else replace(setup, device=f"{kind}:0")
+        self.setup = (
+            replace(setup, device="cpu", threads=cores) if kind == "cpu" else replace(setup, device=f"{kind}:0")
+        )
         self.options = {"num_cpus": cores, "max_restarts": 0, "concurrency_groups": {"ask": 1}}
         if kind == "npu":
             self.options["resources"] = {"NPU": 1}
@@ -468,7 +469,9 @@ class Workers:
         for index, result, _ in results:
             path = self.recordings[piece.places[index]].path
             if isinstance(result, Absent) and os.path.exists(path):
-                error = SetupError(f"{path} is not there on {hand.host}: every node needs the sound under the same name")
+                error = SetupError(
+                    f"{path} is not there on {hand.host}: every node needs the sound under the same name"
+                )
                 yield from self._lose(hand, piece, error, alive=True)
                 return
         hand.pieces.remove(piece)
@@ -512,7 +515,9 @@ class Workers:
         has = next(entry["Resources"] for entry in self.ray.nodes() if entry["NodeID"] == node)
         return max(1, int(has.get("CPU", 1) // max(1, has.get(RESOURCES[self.kind], 1))))
 
-    def _lose(self, hand: _Hand, piece: _Piece | None, error: Exception, alive: bool) -> Iterator[tuple[int, Exception]]:
+    def _lose(
+        self, hand: _Hand, piece: _Piece | None, error: Exception, alive: bool
+    ) -> Iterator[tuple[int, Exception]]:
         """A worker has died, with its process or its node, or is unfit: it cannot load, or its device fails.
 
         Another takes its place.  What it was given is done again: the piece that it was at may be the reason, and is

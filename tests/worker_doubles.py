@@ -64,3 +64,18 @@ def _first(flag: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class FakeNpuSetup(Setup):
+    """The real recognizer on the fake NPU; leaves a file that says which card Ray has given it."""
+
+    folder: str = ""
+
+    def load(self):
+        import fake_npu
+
+        fake_npu.install()
+        recognizer, facts = super().load()
+        Path(self.folder, f"npu {os.environ['ASCEND_RT_VISIBLE_DEVICES']} as {facts.device}").touch()
+        return recognizer, facts
