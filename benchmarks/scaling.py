@@ -27,8 +27,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import soundfile
@@ -40,6 +39,7 @@ from nemotron_npu.transcript import Token, Transcript, Word
 from nemotron_npu.workers import Facts, Setup, Workers
 from nemotron_npu.writers import COLLECTED, FORMATS, to_document, to_table
 
+HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / "demo" / "demo.nemo"
 CLIP = HERE.parent / "demo" / "digits.wav"
 RATE = 16_000

@@ -613,11 +613,11 @@ class Workers:
 
     def _tell_of_waiting(self) -> None:
         now = time.monotonic()
-        if any(hand.loaded and hand.actor for hand in self.hands):
+        if any(hand.actor and hand.node for hand in self.hands):
             self.seen, self.told_of_waiting = now, False
         elif now - self.seen > WAIT_SECONDS and not self.told_of_waiting:
             self.told_of_waiting = True
-            self.say("no worker is running: waiting until the cluster has room for one (Ctrl-C ends the run)")
+            self.say("no worker could be started: waiting until the cluster has room for one (Ctrl-C ends the run)")
 
 
 def check_ray() -> None:

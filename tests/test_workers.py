@@ -210,7 +210,7 @@ def test_a_worker_whose_device_fails_is_replaced_and_a_file_that_fails_alone_kee
 
 def test_workers_that_cannot_load_end_the_run_with_what_they_said(cluster, tmp_path, named):
     (tmp_path / "cannot load").touch()
-    with pytest.raises(RuntimeError, match="the device is on fire"):
+    with pytest.raises(SetupError, match="^npu:0 is not usable: it is on fire$"):
         recognise(cluster, PretendSetup(Path("model"), "cpu", folder=str(tmp_path)), named("a"), count=1)
 
 

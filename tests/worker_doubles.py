@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_npu.errors import InputError
+from nemotron_npu.errors import InputError, SetupError
 from nemotron_npu.transcript import Transcript
 from nemotron_npu.workers import Facts, Setup
 
@@ -21,7 +21,7 @@ class PretendSetup(Setup):
 
     def load(self):
         if Path(self.folder, "cannot load").exists():
-            raise RuntimeError("the device is on fire")
+            raise SetupError("npu:0 is not usable: it is on fire")
         return Pretend(self.folder), Facts(1, "pretend", "cpu", "cpu", 2, [], [])
 
 
