@@ -361,8 +361,8 @@ class Workers:
                 ray.init(address=self.address, **quiet)
             except Exception as error:
                 raise SetupError(
-                    f"--ray_address {self.address}: no connection ({first_line(error)}): is the cluster running, and "
-                    f"this its version of Ray ({ray.__version__})?"
+                    f"--ray_address {self.address}: no connection ({first_line(error)}): is the cluster running, with "
+                    f"this Ray ({ray.__version__}) and this host's RAY_AUTH_MODE and token?"
                 ) from error
             return ray
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # what makes it listen on 127.0.0.1 alone
