@@ -366,6 +366,7 @@ class Workers:
                 ) from error
             return ray
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # what makes it listen on 127.0.0.1 alone
+        os.environ.setdefault("RAY_worker_niceness", "0")  # workers are as urgent as this process would be
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one for all runs is kept in ~/.ray
         ray = _import_ray()
