@@ -176,12 +176,13 @@ def test_a_folder_is_recognised_by_workers_as_by_one_process_to_the_byte(cluster
     assert "7 done, 5 done before, 2 failed" in err
 
 
-def test_results_come_on_stdout_in_the_order_of_the_input(cluster, cli, corpus):
+def test_results_come_on_stdout_in_the_order_of_the_input_in_int8_too(cluster, cli, corpus):
     files = sorted(corpus.rglob("*.wav"))
-    alone = cli(*files, "--device", "cpu", "--threads", 1)
-    code, out, err = cli(*files, "--device", "cpu", "--ray_address", cluster.address, "--num_workers", 2, "--quiet")
-    assert (code, out, err) == (0, alone[1], "")
-    assert [line.partition(":")[0] for line in out.splitlines()] == [str(file) for file in files]
+    options = [*files, "--device", "cpu", "--dtype", "int8", "--output_format", "json", "--quiet"]
+    one, two = cli(*options, "--num_workers", 1), cli(*options, "--num_workers", 2, "--ray_address", cluster.address)
+    found = [[json.loads(line) | {"timings": None} for line in out.splitlines()] for _, out, _ in (one, two)]
+    assert found[0] == found[1] and [document["audio"] for document in found[0]] == [str(file) for file in files]
+    assert (one[0], one[2]) == (two[0], two[2]) == (0, "")
 
 
 # ---------------------------------------------------------------- what goes wrong
