@@ -272,7 +272,6 @@ class _Hand:
     node: str | None = None
     host: str = "?"
     loaded: bool = False
-    given_up: bool = False
     failures: int = 0
     """In succession, to load or of the device."""
     pieces: deque = field(default_factory=deque)
@@ -316,7 +315,7 @@ class Workers:
 
     def _start(self, setup: Setup, count: int | None) -> None:
         cores = setup.threads if setup.threads and setup.device in ("", "cpu") else 1
-        self.ray = self._connect(count and count * cores)
+        self.ray = self._connect((count or 1) * cores)
         has = self.ray.cluster_resources()
         kind = setup.device or ("npu" if has.get("NPU") else "cpu")
         reason = "" if setup.device or kind == "npu" else " (Ray knows of no NPU)"
@@ -343,14 +342,14 @@ class Workers:
         for hand in self.hands:
             self._hire(hand)
         while self.facts is None:
-            for _ in self._events([]):
+            for _ in self._events():
                 pass
         for line in self.facts.said:
             self.say(line)
         self.engine, self.parameters, self.slots = self.facts.engine, self.facts.parameters, self.facts.slots
         self.device, self.device_name = self.facts.device, self.facts.device_name
 
-    def _connect(self, cores: int | None):
+    def _connect(self, cores: int):
         """Ray, connected to the cluster, or started here, where only this run can reach it.  It writes nothing."""
         os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # else it prints on stdout which workers have died
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -370,11 +369,12 @@ class Workers:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one for all runs is kept in ~/.ray
         ray = _import_ray()
-        self.folder = tempfile.mkdtemp(prefix="ray-")  # Ray's own would stay, with a log of every process
+        # Ray's own folder would stay, with a log of every process; the sockets in it need a short path
+        self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         try:
             ray.init(
                 address="local",
-                num_cpus=cores,
+                num_cpus=max(cores, len(os.sched_getaffinity(0))),  # so many threads are asked for, so many there are
                 include_dashboard=False,
                 object_store_memory=100 << 20,  # results are small
                 _temp_dir=self.folder,
@@ -415,13 +415,13 @@ class Workers:
         self.queue = deque(_Piece(places) for places in cut(recordings, slots))
         left = len(recordings)
         while left:
-            for place, result in self._events(recordings):
+            for place, result in self._events():
                 left -= 1
                 yield place, result
 
     # ------------------------------------------------------------------ what happens
 
-    def _events(self, recordings: list[Recording]) -> Iterator[tuple[int, object]]:
+    def _events(self) -> Iterator[tuple[int, object]]:
         """Hand out work, wait until something has happened, and yield the results in it."""
         ray = self.ray
         self._hand_out()

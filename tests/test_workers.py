@@ -230,7 +230,7 @@ def test_a_node_that_is_removed_costs_no_recording(cluster, tmp_path, named):
     setup = PretendSetup(Path("model"), "cpu", folder=str(tmp_path))
     with Workers(setup, 4, cluster.address, said.append) as workers:
         while sum(hand.loaded for hand in workers.hands) < 4:
-            assert not [*workers._events([])]
+            assert not [*workers._events()]
         for index, _ in workers.results(recordings, 2):
             found.append(index)
             if len(found) == 50:
