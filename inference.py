@@ -35,6 +35,10 @@ def run(args: argparse.Namespace, console) -> int:
 
     if args.engine == "nemo" and (args.stream or args.audio == ["-"]):
         raise SetupError("live streams need the native engine (--engine native)")
+    if _many(args):
+        from nemotron_npu.workers import check_ray
+
+        check_ray()
     bounds = BOUNDS[args.dtype].changed(args.bounds)
     make_report_folder(args.report)
     if not args.debug:
@@ -131,15 +135,18 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         evaluate_results(args, console, path, settings, results)  # what an earlier run has done
         return OK
 
+    if _many(args):
+        return _recognise_by_workers(args, console, path, settings, phrases, results)
+
     with interrupts.held():  # libraries in C++ do not survive an exception while they are imported
         import torch
 
         from nemotron_npu.device import choose_device, device_name
         from nemotron_npu.recognizer import load_recognizer
 
-        if args.threads:
-            torch.set_num_threads(args.threads)
         device, reason = choose_device(args.device)
+        if args.threads or (args.num_workers and device.type == "cpu"):  # there a worker is a thread
+            torch.set_num_threads(args.threads or 1)
     interrupts.check()
     console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
     chunk_ms = settings["chunk_ms"]
@@ -164,15 +171,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         return OK
     if live or args.stream:
         recognizer.stream()  # a checkpoint that cannot is told before any sound is taken
-    facts = {
-        "model": str(path),
-        "parameters": recognizer.parameters,
-        "engine": recognizer.engine,
-        "device": str(device),
-        "device_name": device_name(device),
-        **{name: settings[name] for name in ("dtype", "chunk_ms", "confidence", "boost_words")},
-        "timings": {"load": round(time.perf_counter() - began, 3)},
-    }
+    facts = _facts(path, recognizer, device_name(device), settings, time.perf_counter() - began)
     if live:
         listen(args, console, recognizer, source, facts, results)
         return OK
@@ -195,6 +194,54 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
     return OK if passed else SOME_FAILED
 
 
+def _many(args) -> bool:
+    """Whether processes other than this one recognise."""
+    return bool(args.ray_address) or (args.num_workers or 1) > 1
+
+
+def _recognise_by_workers(args, console, path: Path, settings: dict, phrases: list, results) -> int:
+    """Have workers recognise what is still to be done; return the exit code as ``_recognise`` does."""
+    from nemotron_npu.measuring import evaluate_results
+    from nemotron_npu.results import progress_of
+    from nemotron_npu.workers import Setup, Workers
+
+    setup = Setup(
+        path.absolute(),
+        args.device or "",
+        args.threads or 0,
+        settings["chunk_ms"],
+        args.engine,
+        args.dtype,
+        args.decoder_device,
+        args.graph == "on",
+        args.block_ms,
+        args.confidence,
+        tuple(phrases),
+        args.boost_alpha,
+    )
+    began = time.perf_counter()
+    with Workers(setup, args.num_workers, args.ray_address, console.say) as workers:
+        _tell_unknown(args, console, phrases, workers.facts.unknown)
+        facts = _facts(path, workers, workers.device_name, settings, time.perf_counter() - began)
+        with progress_of(args, console, results) as progress:
+            _recognise_files(args, console, workers, None, facts, results, progress)
+    evaluate_results(args, console, path, facts, results)
+    return OK
+
+
+def _facts(path: Path, recognizer, device_name: str, settings: dict, seconds: float) -> dict:
+    """What every JSON document says of what recognised it."""
+    return {
+        "model": str(path),
+        "parameters": recognizer.parameters,
+        "engine": recognizer.engine,
+        "device": str(recognizer.device),
+        "device_name": device_name,
+        **{name: settings[name] for name in ("dtype", "chunk_ms", "confidence", "boost_words")},
+        "timings": {"load": round(seconds, 3)},
+    }
+
+
 def _recognise_files(args, console, recognizer, precision, facts: dict, results, progress) -> None:
     """Recognise files, and add each to the comparison if there is one."""
     from nemotron_npu import interrupts
@@ -204,9 +251,17 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
     from nemotron_npu.results import timings
 
     slots = args.batch_size or recognizer.slots
-    # a block is waited for, NeMo's batches and comparisons would take too long
-    whole = interrupts.held if recognizer.engine == "native" and not precision else nullcontext
-    with whole(), closing(recognizer.results(progress.watched(), slots, interrupts.check)) as transcripts:
+    # a block is waited for; NeMo's batches, comparisons and pieces of workers would take too long
+    whole = interrupts.held if recognizer.engine == "native" and not precision and not _many(args) else nullcontext
+    if _many(args):
+        transcripts = recognizer.results(progress.recordings, slots, progress.hear)
+    elif args.num_workers:
+        from nemotron_npu.workers import in_pieces
+
+        transcripts = in_pieces(recognizer, progress.watched(), progress.recordings, slots, interrupts.check)
+    else:
+        transcripts = recognizer.results(progress.watched(), slots, interrupts.check)
+    with whole(), closing(transcripts):
         ordered = transcripts if results.folder else _in_order(transcripts)  # a folder takes them as they come
         last = time.perf_counter()
         for index, transcript in ordered:
@@ -248,15 +303,18 @@ def _phrases(name: str | None) -> list:
 
 def _set_search(args, console, recognizer, phrases: list) -> None:
     """Apply --confidence and --boost_words; phrases that the model cannot spell are named."""
-    from nemotron_npu.errors import SetupError
-
     if args.confidence:
         recognizer.measure_confidence(args.confidence)
-    if not phrases:
-        return
-    unknown = recognizer.boost(phrases, args.boost_alpha)
+    if phrases:
+        _tell_unknown(args, console, phrases, recognizer.boost(phrases, args.boost_alpha))
+
+
+def _tell_unknown(args, console, phrases: list, unknown: list) -> None:
+    """Name the phrases that the model cannot spell."""
+    from nemotron_npu.errors import SetupError
+
     where = f"--boost_words {args.boost_words}"
-    if len(unknown) == len(phrases):
+    if phrases and len(unknown) == len(phrases):
         raise SetupError(f"{where}: no phrase can be spelled with this model's pieces: is upper or lower case wrong?")
     for phrase in unknown:
         console.say(f"{where}, line {phrase.line}: left out: this model cannot spell {phrase.text!r}")

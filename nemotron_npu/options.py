@@ -15,6 +15,7 @@ examples:
   python inference.py talk.mp3 --output_format srt > talk.srt  subtitles
   python inference.py calls/ --output_dir out                  a folder, in every format
   python inference.py calls/ --output_dir out --resume         the same, where it was interrupted
+  python inference.py calls/ --output_dir out --num_workers 8  on eight NPUs
   python inference.py test.json --output_dir out --output_format manifest
                                                                a NeMo manifest, and pred_text added to it
   arecord -f S16_LE -r 16000 | python inference.py -           a microphone, live
@@ -48,6 +49,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     )
     _add_output(parser)
     _add_model(parser)
+    _add_workers(parser)
     _add_live(parser)
     _add_measuring(parser)
     _add_messages(parser)
@@ -158,6 +160,23 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    workers = parser.add_argument_group("many devices")
+    workers.add_argument(
+        "--num_workers",
+        type=_workers,
+        metavar="N",
+        help="recognise in so many processes, each with an NPU, a GPU or a CPU thread (--threads) of its own; 2 and "
+        "more need Ray (default: in this one; with --ray_address as many as the cluster has devices)",
+    )
+    workers.add_argument(
+        "--ray_address",
+        metavar="A",
+        help="of the Ray cluster whose devices are used, HOST:PORT; auto: the one that this host belongs to "
+        "(default: this host alone)",
+    )
+
+
 def _add_live(parser: argparse.ArgumentParser) -> None:
     live = parser.add_argument_group("live")
     live.add_argument(
@@ -245,6 +264,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         parser.error("--report needs --precision_compare, --benchmark or --wer_report: without them it has no figures")
     if options.boost_words and options.precision_compare:
         parser.error("--precision_compare compares the model alone: leave --boost_words out")
+    if options.num_workers or options.ray_address:
+        _check_workers(parser, options)
     if options.bounds and not options.precision_compare:
         parser.error("--bounds needs --precision_compare")
 
@@ -258,6 +279,23 @@ def _check_doctor(parser: argparse.ArgumentParser, options: argparse.Namespace) 
             parser.error(f"--doctor looks at the environment: leave {name} out")
     if options.output_format not in (None, ("txt",), ("json",)):
         parser.error("--doctor prints txt or json")
+
+
+def _check_workers(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what workers do not do."""
+    option = "--num_workers" if options.num_workers else "--ray_address"
+    if not options.audio:
+        parser.error(f"{option} needs AUDIO: there is nothing to share out")
+    if options.stream or options.audio == ["-"]:
+        parser.error(f"{option} is for files: a stream is one recogniser's")
+    for other in ("precision_compare", "benchmark"):
+        if getattr(options, other):
+            parser.error(f"--{other} measures one device: leave {option} out")
+    if options.chunk_ms == "all":
+        parser.error(f"--chunk_ms all loads the weights once: leave {option} out")
+    if options.device and ":" in options.device and (options.ray_address or options.num_workers > 1):
+        kind = options.device.partition(":")[0]
+        parser.error(f"--device {options.device} is one device: with workers take {kind}, each gets its own")
 
 
 def _candidates(options: argparse.Namespace) -> dict:
@@ -287,6 +325,12 @@ def _positive(text: str) -> int:
 def _threads(text: str) -> int:
     if (count := _positive(text)) > 1024:  # beyond what a machine can start, OpenMP ends the process
         raise argparse.ArgumentTypeError(f"{count} are more threads than the 1024 that can be asked for")
+    return count
+
+
+def _workers(text: str) -> int:
+    if (count := _positive(text)) > 10_000:
+        raise argparse.ArgumentTypeError(f"{count} are more workers than the 10000 that can be asked for")
     return count
 
 

@@ -1,7 +1,8 @@
 """Results of many recordings in a folder: each on disk as soon as it is there, whole or not at all, and told apart
 from what an interrupted run has left to do.
 
-``results.jsonl`` is the record: a recording is done once its line is there, and the line is written last.
+``results.jsonl`` is the record: a recording is done once its line is there, and the line is written last.  Lines come
+in the order in which recordings are done, and are put into that of the input when a run ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import accumulate, count, islice
 from pathlib import Path
 
 from .errors import InputError, SetupError
@@ -28,7 +29,8 @@ OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  #
 
 
 class OutputFolder:
-    """The results of one run; use it as a context manager: leaving it completes the manifest, whatever happened.
+    """The results of one run; use it as a context manager: leaving it puts record and manifest in order, whatever
+    happened.
 
     Parameters
     ----------
@@ -49,6 +51,8 @@ class OutputFolder:
         self.began_anew = False
         """Whether there was a record of another run, now ``results.jsonl~``."""
         self.record = self.manifest = None
+        self.lines: dict[int, tuple[int, int]] = {}  # where in the record each of these is, and its size
+        self.end = 0  # of the record
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path, os.O_RDONLY)
@@ -80,7 +84,7 @@ class OutputFolder:
         waiting = defaultdict(list)
         for entry in entries:
             waiting[entry.key].append(entry)
-        dropped, new = set(), []
+        dropped, new, found = set(), [], {}
         for place, recording in enumerate(recordings):
             if not waiting[recording.key]:
                 new.append(recording)
@@ -89,6 +93,7 @@ class OutputFolder:
             recording.output = entry.output
             if all(os.path.exists(self._file(recording, kind)) for kind in FORMATS if kind in self.kinds):
                 self.done[place] = entry.text, entry.duration
+                found[place] = entry
             else:
                 dropped.add(entry)
         recorded = {entry.output for entry in entries}
@@ -98,9 +103,13 @@ class OutputFolder:
         if not self.resume and record.exists() and record.stat().st_size:  # one of nothing replaces no earlier one
             os.replace(record, self.path / f"{RECORD}~")
             self.began_anew = True
+        kept = [entry for entry in entries if entry not in dropped]
         if dropped or broken:
-            self._keep([entry for entry in entries if entry not in dropped])
+            self._keep([(entry.at, entry.size) for entry in kept])
+        at = dict(zip(kept, accumulate((entry.size for entry in kept), initial=0), strict=False))
+        self.lines = {place: (at[entry], entry.size) for place, entry in found.items()}
         self.record = _append_to(self.path / RECORD)
+        self.end = os.fstat(self.record).st_size
         if "manifest" in self.kinds:
             self._write_manifest()
             self.manifest = _append_to(self.path / MANIFEST)
@@ -121,8 +130,9 @@ class OutputFolder:
             at = self.path
             self.done[place] = to_text(transcript), transcript.duration
             if self.manifest is not None:
-                before = _append(self.manifest, self._manifest_line(place))
-            _append(self.record, dump({**document, "output": recording.output}) + "\n")
+                before, _ = _append(self.manifest, self._manifest_line(place))
+            self.lines[place] = _append(self.record, dump({**document, "output": recording.output}) + "\n")
+            self.end = sum(self.lines[place])
         except OSError as error:
             self.done.pop(place, None)
             if before is not None:
@@ -137,12 +147,15 @@ class OutputFolder:
         for file in (self.record, self.manifest):
             if file is not None:
                 os.close(file)
+        name = RECORD
         try:
+            self._sort_record()
+            name = MANIFEST
             if self.manifest is not None:
                 self._write_manifest()
         except OSError as error:
             if kind is None:  # else there is worse to say
-                raise SetupError(f"{self.path / MANIFEST}: cannot be written: {error.strerror}") from error
+                raise SetupError(f"{self.path / name}: cannot be written: {error.strerror}") from error
         finally:
             os.close(self.lock)
 
@@ -152,6 +165,18 @@ class OutputFolder:
     def _replace(self, path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, encode(text), self.path / PART)
+
+    def _sort_record(self) -> None:
+        """Put the lines in the order of the input, behind those of recordings that are not in it."""
+        lines = [self.lines[place] for place in sorted(self.lines)]
+        if lines == sorted(lines):
+            return
+        others, end = [], 0
+        for at, size in [*sorted(lines), (self.end, 0)]:
+            if at > end:
+                others.append((end, at - end))
+            end = at + size
+        self._keep(others + lines)
 
     def _write_manifest(self) -> None:
         """What is done, in the order of the input; lines that are added later come in the order in which they are."""
@@ -189,13 +214,18 @@ class OutputFolder:
                     f"this run has {value or 'none'}: take another --output_dir"
                 )
 
-    def _keep(self, entries: list[_Entry]) -> None:
-        """Reduce the record to these."""
-        with open(self.path / RECORD, "rb") as whole, open(self.path / PART, "wb") as part:
-            for entry in entries:
-                whole.seek(entry.at)
-                part.write(whole.read(entry.size))
-        os.replace(self.path / PART, self.path / RECORD)
+    def _keep(self, lines: list[tuple[int, int]]) -> None:
+        """Make these, by place and size, all of the record."""
+        part = self.path / PART
+        try:
+            with open(self.path / RECORD, "rb") as whole, open(part, "wb") as file:
+                for at, size in lines:
+                    whole.seek(at)
+                    file.write(whole.read(size))
+            os.replace(part, self.path / RECORD)
+        except OSError:
+            part.unlink(missing_ok=True)  # it may be large
+            raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,17 +273,18 @@ def write_file(path: Path, data: bytes) -> None:
         raise SetupError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _append(file: int, line: str) -> int:
+def _append(file: int, line: str) -> tuple[int, int]:
     """In one call where the system takes it so: nothing stays in a buffer of this process, and no part of a line if it
-    takes no more.  The size before."""
-    data, size = encode(line), os.fstat(file).st_size
+    takes no more.  Where it begins, and its bytes."""
+    data, at = encode(line), os.fstat(file).st_size
+    size = len(data)
     try:
         while data:
             data = data[os.write(file, data) :]
     except OSError:
-        os.ftruncate(file, size)
+        os.ftruncate(file, at)
         raise
-    return size
+    return at, size
 
 
 # ---------------------------------------------------------------- names

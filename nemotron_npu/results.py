@@ -38,7 +38,11 @@ class Results:
 
     def check(self) -> None:
         """Look at the first headers: what cannot be read need not wait for the model."""
-        for place in self.todo[:EARLY_CHECKS]:
+        for number, place in enumerate(self.todo):
+            if number >= EARLY_CHECKS and not (self.args.num_workers or self.args.ray_address):
+                break
+            if number >= EARLY_CHECKS and self.recordings[place].seconds is not None:
+                continue  # work is shared out by length, which a manifest tells
             try:
                 self.recordings[place].check()
             except InputError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from dataclasses import asdict
 
 from .transcript import Segment, Transcript
 
@@ -97,7 +96,7 @@ def to_document(transcript: Transcript, **facts) -> dict:
         "text": to_text(transcript),
         "duration": transcript.duration,
         "segments": segments,
-        "tokens": [asdict(token) for token in transcript.tokens],
+        "tokens": [dict(vars(token)) for token in transcript.tokens],
     }
 
 
@@ -119,7 +118,11 @@ def encode(text: str) -> bytes:
 
 def dump(document, indent: int | None = None) -> str:
     """Valid JSON, also of figures that are not finite: they become null."""
-    return json.dumps(_finite(document), ensure_ascii=False, allow_nan=False, indent=indent)
+    how = {"ensure_ascii": False, "allow_nan": False, "indent": indent}
+    try:
+        return json.dumps(document, **how)
+    except ValueError:  # a figure that is not finite: looking for it first would take longer than all the rest
+        return json.dumps(_finite(document), **how)
 
 
 def _finite(value):

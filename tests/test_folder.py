@@ -109,8 +109,9 @@ def test_a_folder_gives_every_format_and_a_line_for_each_broken_file(cli, calls,
 
 
 def test_side_by_side_are_recordings_of_one_length(cli, calls, tmp_path):
-    cli(calls, "--output_dir", tmp_path, "--output_format", "jsonl", "--batch_size", 4, "--device", "cpu", "--quiet")
-    durations = [line["duration"] for line in lines(tmp_path / "results.jsonl")]
+    cli(calls, "--output_dir", tmp_path, "--output_format", "json", "--batch_size", 4, "--device", "cpu", "--quiet")
+    written = sorted(tmp_path.rglob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    durations = [json.loads(path.read_text())["duration"] for path in written]
     assert min(durations[:12]) > 6, "13 are whole clips, the last of them beside first words"
 
 

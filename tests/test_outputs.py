@@ -123,8 +123,8 @@ def test_recordings_that_are_new_or_gone_disturb_no_other(tmp_path):
     assert (tmp_path / "b.txt").read_text() == "words of b.wav\n"
     assert (tmp_path / "b.wav.txt").read_text() == "words of x/b.wav\n"
     assert [line["audio"] for line in lines(tmp_path / "results.jsonl")] == [
-        "a.wav", "b.wav", "c.wav", "0.wav", "x/b.wav",
-    ]  # fmt: skip
+        "b.wav", "0.wav", "c.wav", "x/b.wav", "a.wav",
+    ], "what is no input of this run comes first"  # fmt: skip
     assert [line["audio_filepath"] for line in lines(tmp_path / "manifest.jsonl")] == [i.path for i in inputs]
     assert run(tmp_path, recordings("a.wav", "x/b.wav", "c.wav", "0.wav")) == []
 

@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+"""What more workers give: time, memory, and what the process that hands out the work can do.
+
+    python benchmarks/scaling.py speed --files 1000 --seconds 8              # 1 worker on 1 core, then 2
+    python benchmarks/scaling.py speed --files 16 --seconds 600
+    python benchmarks/scaling.py memory --model_path full.nemo --workers 1 8
+    python benchmarks/scaling.py limits
+
+The recordings are made of the bundled clip, each of a length of its own around the one asked for.  ``speed`` runs
+``inference.py`` with every output format, checks that all runs have written the same bytes (but ``timings``), and takes
+the seconds that it reports, those of recognising, beside those of the whole command.  ``memory`` adds up the
+proportional set sizes of all processes of a run, so that shared pages count once.  ``limits`` measures the driver with
+workers that recognise nothing, and decoding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import soundfile
+
+from nemotron_npu.audio import read_audio
+from nemotron_npu.outputs import OutputFolder
+from nemotron_npu.sources import find_recordings
+from nemotron_npu.transcript import Token, Transcript, Word
+from nemotron_npu.workers import Facts, Setup, Workers
+from nemotron_npu.writers import COLLECTED, FORMATS, to_document, to_table
+
+HERE = Path(__file__).resolve().parent
+DEMO = HERE.parent / "demo" / "demo.nemo"
+CLIP = HERE.parent / "demo" / "digits.wav"
+RATE = 16_000
+
+
+def make_corpus(folder: Path, files: int, seconds: float) -> float:
+    """Recordings of half to one and a half times so many seconds; the sound in all of them, in seconds."""
+    clip = read_audio(CLIP)
+    total = 0
+    for number in range(files):
+        count = int(RATE * seconds * (0.5 + (number * 0.618) % 1))  # evenly, in no order
+        sound = np.resize(np.roll(clip, 997 * number), count)
+        soundfile.write(folder / f"{number:05}.flac", sound, RATE)
+        total += count
+    return total / RATE
+
+
+def command(args, corpus: Path, output: Path, workers: int) -> list[str]:
+    words = ["inference.py", corpus, "--output_dir", output, "--model_path", args.model_path, "--device", "cpu"]
+    words += ["--dtype", args.dtype, "--num_workers", workers, *(["--threads", args.threads] if args.threads else [])]
+    pinned = ["taskset", "-c", "0"] if workers == 1 else []
+    return [*pinned, sys.executable, *map(str, words)]
+
+
+def written(output: Path) -> dict[str, bytes]:
+    """All files of a run, without its timings."""
+    files = (file for file in sorted(output.rglob("*")) if file.is_file())
+    return {str(f.relative_to(output)): re.sub(rb'"timings": \{[^}]*\}', b"", f.read_bytes()) for f in files}
+
+
+def speed(args) -> None:
+    rows, first, before = [], None, {}
+    with tempfile.TemporaryDirectory() as place:
+        corpus = Path(place, "corpus")
+        corpus.mkdir()
+        sound = make_corpus(corpus, args.files, args.seconds)
+        runs = {workers: [] for workers in args.workers}
+        for turn in range(args.rounds):
+            for workers in args.workers:
+                output = Path(place, f"{workers}-{turn}")
+                began = time.perf_counter()
+                result = subprocess.run(command(args, corpus, output, workers), cwd=HERE.parent, stderr=subprocess.PIPE)
+                whole = time.perf_counter() - began
+                said = result.stderr.decode()
+                if result.returncode:
+                    raise SystemExit(said)
+                runs[workers].append((float(re.search(r"sound in ([\d.]+) s", said)[1]), whole))
+                files = written(output)
+                before = before or files
+                if files != before:
+                    raise SystemExit(f"{workers} workers have written something else")
+    for workers, seconds in runs.items():
+        recognising, whole = (statistics.median(column) for column in zip(*seconds, strict=True))
+        first = first or recognising
+        gain = f"{first / recognising:.2f} times" if workers != args.workers[0] else ""
+        figures = f"{recognising:7.2f} s  RTFx {sound / recognising:6.1f}  {gain:>10}   whole command {whole:.1f} s"
+        rows.append((f"{workers} worker{'s' * (workers > 1)}", figures))
+    print(to_table(f"{args.files} files, {sound / 3600:.2f} h, {len(before)} files written, the same bytes", rows))
+
+
+def memory(args) -> None:
+    rows = []
+    for workers in args.workers:
+        with tempfile.TemporaryDirectory() as place:
+            corpus = Path(place, "corpus")
+            corpus.mkdir()
+            make_corpus(corpus, args.files or 3 * workers, args.seconds)
+            run = subprocess.Popen(
+                command(args, corpus, Path(place, "out"), workers), cwd=HERE.parent, start_new_session=True
+            )
+            most: dict[str, int] = {}
+            while run.poll() is None:
+                now = proportional(run.pid)
+                if sum(now.values()) > sum(most.values()):
+                    most = now
+                time.sleep(0.2)
+            if run.returncode:
+                raise SystemExit(run.returncode)
+        parts = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in sorted(most.items()))
+        rows.append(
+            (f"{workers} worker{'s' * (workers > 1)}", f"{sum(most.values()) / 1e9:.2f} GB at most (MB: {parts})")
+        )
+    print(to_table(f"memory of {args.model_path.name}, {args.dtype}", rows))
+
+
+def proportional(session: int) -> dict[str, int]:
+    """Bytes by kind of process: each page counted once, in parts where it is shared."""
+    sizes: dict[str, int] = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) != session:
+                continue
+            name = (entry / "cmdline").read_text()
+            kind = (
+                "workers" if name.startswith("ray::Worker") else "keeper" if name.startswith("ray::Keeper") else "Ray"
+            )
+            kind = "driver" if "inference.py" in name else kind
+            size = int(re.search(r"Pss: +(\d+)", (entry / "smaps_rollup").read_text())[1]) * 1024
+            sizes[kind] = sizes.get(kind, 0) + size
+    return sizes
+
+
+@dataclass(frozen=True)
+class Nothing(Setup):
+    """Workers that recognise nothing: every recording has said the same."""
+
+    def load(self):
+        return _Nothing(), Facts(0, "none", "cpu", "none", 8, [], [])
+
+
+class _Nothing:
+    engine = "none"
+
+    def results(self, sources, slots):
+        transcript = spoken()
+        for index, _ in enumerate(sources):
+            yield index, transcript
+
+
+def spoken(seconds: int = 8) -> Transcript:
+    """What may be said in so many seconds: five tokens in two."""
+    tokens = tuple(Token(n, "▁seven", 5 * n, 0.4 * n, 0.987654321, 0.987654321) for n in range(seconds * 5 // 2))
+    words = tuple(Word("seven", token.time, token.time + 0.08, token.confidence) for token in tokens)
+    return Transcript(" ".join(["seven"] * len(words)), tokens, float(seconds), words)
+
+
+def limits(args) -> None:
+    """What one driver and one core can do."""
+    os.environ["PYTHONPATH"] = f"{HERE}:{HERE.parent}"
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        corpus = Path(place, "corpus")
+        corpus.mkdir()
+        make_corpus(corpus, 20, 8)
+        some = list(find_recordings([str(corpus)]))
+        began = time.perf_counter()
+        for recording in some * 50:
+            recording.check()
+        rows.append(
+            ("headers looked at", f"{1000 / (time.perf_counter() - began):8.0f} files/s, one thread, local disk")
+        )
+        for kind in ("flac", "wav"):
+            sound = Path(place, f"sound.{kind}")
+            soundfile.write(sound, np.resize(read_audio(CLIP), 600 * RATE), RATE)
+            began = time.perf_counter()
+            read_audio(sound)
+            factor = 600 / (time.perf_counter() - began)
+            rows.append(
+                (
+                    f"{kind} decoded",
+                    f"{factor:8.0f} times real time, one core; {sound.stat().st_size * 6 / 1e6:.0f} MB/h",
+                )
+            )
+        recordings = some * (args.files // 20)
+        with Workers(Nothing(Path("none"), "cpu"), 2, None, lambda line: None) as workers:
+            began = time.perf_counter()
+            for _ in workers.results(recordings, 16):
+                pass
+            rows.append(("work handed out", f"{len(recordings) / (time.perf_counter() - began):8.0f} files/s"))
+        for name, kinds in {"json": ["json"], "every format": [*FORMATS, *COLLECTED]}.items():
+            for seconds in (8, 600):
+                count = args.files * 8 // seconds // 20 * 20 or 20
+                recordings = [replace(r, output=f"{n // 1000}/{n}") for n, r in enumerate(some * (count // 20))]
+                settings = {"model": "none", "chunk_ms": 1120, "dtype": "float32"}
+                with OutputFolder(str(Path(place, f"{name} {seconds}")), kinds, settings) as folder:
+                    folder.begin(recordings)
+                    began = time.perf_counter()
+                    for number, recording in enumerate(recordings):
+                        transcript = spoken(seconds)
+                        document = to_document(transcript, **recording.facts_of_sound(), **settings)
+                        folder.write(number, transcript, document)
+                    rate = count / (time.perf_counter() - began)
+                figures = f"{rate:8.1f} files/s, {rate * seconds / 3600:.1f} h of sound/s"
+                rows.append((f"{seconds} s each, written: {name}", figures))
+    print(to_table("limits of one driver", rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "memory", "limits"])
+    parser.add_argument("--files", type=int, help="recordings")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of them (default: 8)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--model_path", type=Path, default=DEMO)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--rounds", type=int, default=1)
+    args = parser.parse_args()
+    args.model_path = args.model_path.resolve()
+    if args.what != "memory":
+        args.files = args.files or 1000
+    {"speed": speed, "memory": memory, "limits": limits}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
