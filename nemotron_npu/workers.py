@@ -371,6 +371,10 @@ class Workers:
         ray = _import_ray()
         # Ray's own folder would stay, with a log of every process; the sockets in it need a short path
         self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        # its processes ask the addresses of clouds where they are, whatever they are told: through a proxy that is none
+        nowhere = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
+        before = {name: os.environ.get(name) for name in nowhere}
+        os.environ |= nowhere
         try:
             ray.init(
                 address="local",
@@ -382,6 +386,11 @@ class Workers:
             )
         except Exception as error:
             raise SetupError(f"--num_workers: Ray does not start here: {first_line(error)}") from error
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
         return ray
 
     def __enter__(self) -> Workers:
