@@ -92,7 +92,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tokenizers = [_tokenizer(path, name) for name in _tokenizer_names(config)]
     tensors = read_weights(path)
     _check_vocabulary(path, config, tensors, tokenizers)
-    _check_sizes(path, config, tensors, sum(tokenizer.get_piece_size() for tokenizer in tokenizers))
+    _check_sizes(path, config, tensors, max(tokenizer.get_piece_size() for tokenizer in tokenizers))
     return Checkpoint(config, tensors, tokenizers)
 
 
@@ -139,6 +139,8 @@ def _check_vocabulary(path: Path, config: dict, tensors: Tensors, tokenizers: li
     for piece in pieces:
         if any(unicodedata.category(character) == "Cc" for character in piece):
             raise SetupError(f"{path}: {tokenizer} a piece {shown(piece)}, which is not safe to print")
+    if len(tokenizers) > 1:  # pieces of several languages may be one
+        return
     outputs = len(pieces) + 1 + (config["joint"].get("num_extra_outputs") or 0)
     for name, tensor in tensors.items():
         if OUTPUT.fullmatch(name) and tensor.shape[:1] != (outputs,):
