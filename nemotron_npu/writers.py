@@ -6,7 +6,7 @@ import json
 import math
 import textwrap
 
-from .transcript import Segment, Transcript
+from .transcript import Segment, Token, Transcript
 
 LINE_CHARACTERS = 42  # of a subtitle, at most
 FORMATS = ("txt", "json", "srt", "vtt", "tsv", "ctm")
@@ -96,7 +96,7 @@ def to_document(transcript: Transcript, **facts) -> dict:
         "text": to_text(transcript),
         "duration": transcript.duration,
         "segments": segments,
-        "tokens": [dict(vars(token)) for token in transcript.tokens],
+        "tokens": [{name: getattr(token, name) for name in Token.__slots__} for token in transcript.tokens],
     }
 
 

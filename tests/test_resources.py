@@ -409,17 +409,27 @@ def test_nothing_is_said_when_python_ends(calls, end, code, err):
 # ---------------------------------------------------------------- signals
 
 
+SLOW_RUN = """
+import runpy, sys, time
+from nemotron_npu.encoder import Encoder
+step = Encoder.step
+Encoder.step = lambda *args: time.sleep(0.2) or step(*args)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_whenever_a_signal_comes_what_is_there_is_whole_and_resume_goes_on(cli, calls, tmp_path):
     chance, record = random.Random(0), tmp_path / "results.jsonl"
     options = [calls, "--output_dir", tmp_path, "--device", "cpu", "--batch_size", 2]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        command = [sys.executable, INFERENCE, *options, "--resume"]
-        process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", SLOW_RUN, INFERENCE, *options, "--resume"]
+        process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, cwd=ROOT)
         process.stderr.readline()  # "device": it is on its way
         enough = len(lines(record)) + chance.randint(0, 2)
         while process.poll() is None and record.read_bytes().count(b"\n") < enough:
             time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.03))
+        time.sleep(chance.uniform(0, 0.1))
         process.send_signal(number)
         err = process.communicate(timeout=60)[1]
         assert process.returncode == 128 + number and "Traceback" not in err, err
