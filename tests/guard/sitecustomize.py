@@ -14,8 +14,12 @@ def is_here(host) -> bool:
     """Whether this is a name or an address of this machine itself."""
     host = host.decode(errors="replace") if isinstance(host, bytes) else host
     try:
-        return host in (None, "", "localhost") or ipaddress.ip_address(host).is_loopback
-    except ValueError:
+        if host in (None, "", "localhost") or ipaddress.ip_address(host).is_loopback:
+            return True
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as own:
+            own.bind((host, 0))  # as only an address of this machine can be
+        return True
+    except (ValueError, OSError):
         return False
 
 
