@@ -18,14 +18,18 @@ def installed(package: str) -> str | None:
 
 
 def requirements(path: Path | str) -> list:
-    """The ``packaging.requirements.Requirement`` objects of a requirements file."""
+    """The ``packaging.requirements.Requirement`` objects of a requirements file and of those that it names (``-r``)."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
         from pip._vendor.packaging.requirements import Requirement
 
     lines = [line.partition("#")[0].strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    return [Requirement(line) for line in lines if line]
+    found = []
+    for line in filter(None, lines):
+        option, _, other = line.partition(" ")
+        found += requirements(Path(path).parent / other.strip()) if option == "-r" else [Requirement(line)]
+    return found
 
 
 def fits(requirement) -> bool:

@@ -61,7 +61,8 @@ def place(tmp_path, template):
     for folder in ("patches", "nv_one_logger_mock", "nemotron_npu"):
         shutil.copytree(PROJECT / folder, repo / folder)
     (repo / "requirements.txt").write_text("# a comment\ntiny>=1  # another\ntorch>=2.9.0,<=2.13.0\n")
-    (repo / "requirements-dev.txt").write_text("tool\n")
+    (repo / "requirements-dev.txt").write_text("-r requirements-more.txt # as Ray's\n")
+    (repo / "requirements-more.txt").write_text("tool\n")
     (repo / "requirements-npu.txt").write_text("torch==2.9.0\ntorch-npu==2.9.0\n")
     for wheel in WHEELS:
         make_wheel(wheels, wheel)
