@@ -54,6 +54,27 @@ def held(stop: Callable[[], None] = lambda: None) -> Iterator[None]:
         _stop = before
 
 
+@contextmanager
+def kept() -> Iterator[None]:
+    """Within, a library may answer signals in its own way, as Ray does, in Python and in C++: it is over with it after.
+
+    A SystemExit by which it answers one counts as that signal: of those here only SIGTERM is answered so.
+    """
+    if threading.current_thread() is not threading.main_thread():  # nothing can be set there
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    except SystemExit:
+        if before[signal.SIGTERM] == _handle:
+            _handle(signal.SIGTERM, None)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def came() -> bool:
     """Whether a signal has come."""
     return _came is not None
