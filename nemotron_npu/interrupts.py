@@ -38,7 +38,8 @@ def answered() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # else it was not set by Python
+                signal.signal(number, handler)
         signal.set_wakeup_fd(-1)
         os.close(writing)
 
@@ -52,6 +53,28 @@ def held(stop: Callable[[], None] = lambda: None) -> Iterator[None]:
         yield
     finally:
         _stop = before
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Within, a library may answer signals in its own way, as Ray does, in Python and in C++: it is over with it after.
+
+    A SystemExit by which it answers one counts as that signal: of those here only SIGTERM is answered so.
+    """
+    if threading.current_thread() is not threading.main_thread():  # nothing can be set there
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    except SystemExit:
+        if before[signal.SIGTERM] == _handle:
+            _handle(signal.SIGTERM, None)
+        raise
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # else it was not set by Python
+                signal.signal(number, handler)
 
 
 def came() -> bool:

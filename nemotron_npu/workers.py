@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ExceptionWithTraceback
 from pathlib import Path
 
+from . import interrupts
 from .errors import InputError, SetupError, first_line
 from .sources import Recording
 
@@ -357,7 +358,11 @@ class Workers:
         if self.address:
             ray = _import_ray()
             try:
-                ray.init(address=self.address, **quiet)
+                host, _, port = self.address.rpartition(":")
+                if port.isdigit() and "/" not in host:  # Ray would try for minutes
+                    socket.create_connection((host.strip("[]"), int(port)), 10).close()
+                with interrupts.kept():
+                    ray.init(address=self.address, **quiet)
             except Exception as error:
                 raise SetupError(
                     f"--ray_address {self.address}: no connection ({first_line(error)}): is the cluster running, with "
@@ -374,16 +379,18 @@ class Workers:
         # its processes ask the addresses of clouds where they are, whatever they are told: through a proxy that is none
         nowhere = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
         before = {name: os.environ.get(name) for name in nowhere}
+        cores = max(cores, len(os.sched_getaffinity(0)))  # so many threads are asked for, so many there are
         os.environ |= nowhere
         try:
-            ray.init(
-                address="local",
-                num_cpus=max(cores, len(os.sched_getaffinity(0))),  # so many threads are asked for, so many there are
-                include_dashboard=False,
-                object_store_memory=100 << 20,  # results are small
-                _temp_dir=self.folder,
-                **quiet,
-            )
+            with interrupts.kept():
+                ray.init(
+                    address="local",
+                    num_cpus=cores,
+                    include_dashboard=False,
+                    object_store_memory=100 << 20,  # results are small
+                    _temp_dir=self.folder,
+                    **quiet,
+                )
         except Exception as error:
             raise SetupError(f"--num_workers: Ray does not start here: {first_line(error)}") from error
         finally:
