@@ -230,7 +230,7 @@ def test_a_node_that_does_not_see_the_sound_is_given_up_and_told(cluster, tmp_pa
 
 def test_a_node_that_is_removed_costs_no_recording(cluster, tmp_path, named):
     node = cluster.add_node(num_cpus=2)
-    recordings = named(*(f"{n:03}" for n in range(200)))
+    recordings = named(*(f"{n:03}" for n in range(900)))  # its workers go on for a second, until they miss the node
     found, said = [], []
     setup = PretendSetup(Path("model"), "cpu", folder=str(tmp_path))
     with Workers(setup, 4, cluster.address, said.append) as workers:
@@ -240,7 +240,7 @@ def test_a_node_that_is_removed_costs_no_recording(cluster, tmp_path, named):
             found.append(index)
             if len(found) == 50:
                 cluster.remove_node(node, allow_graceful=False)
-    assert sorted(found) == list(range(200))
+    assert sorted(found) == list(range(900))
     assert any("its node is gone" in line for line in said), said
 
 
