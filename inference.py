@@ -141,7 +141,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
     with interrupts.held():  # libraries in C++ do not survive an exception while they are imported
         import torch
 
-        from nemotron_npu.device import choose_device, device_name
+        from nemotron_npu.device import choose_device, device_name, named_device
         from nemotron_npu.recognizer import load_recognizer
 
         device, reason = choose_device(args.device)
@@ -159,7 +159,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         chunk_ms,
         args.engine,
         args.dtype,
-        _decoder_device(args),
+        named_device(args.decoder_device),
         record=args.graph == "on",
         block_ms=args.block_ms,
         announce=console.say,
@@ -287,12 +287,6 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
                 results.add(place, transcript, document, comparison)
             except InputError as error:
                 results.fail(place, error)
-
-
-def _decoder_device(args):
-    from nemotron_npu.device import choose_device
-
-    return choose_device(args.decoder_device)[0] if args.decoder_device else None
 
 
 def _phrases(name: str | None) -> list:

@@ -36,6 +36,11 @@ def choose_device(name: str | None):
     return torch.device("cpu"), None
 
 
+def named_device(name: str | None):
+    """The torch.device called ``name``, None for None.  Raises SetupError when it is not usable."""
+    return choose_device(name)[0] if name else None
+
+
 def _npu(index: int):
     import torch
 

@@ -37,9 +37,7 @@ def answered() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            if handler is not None:  # else it was not set by Python
-                signal.signal(number, handler)
+        _set_back(before)
         signal.set_wakeup_fd(-1)
         os.close(writing)
 
@@ -72,9 +70,13 @@ def kept() -> Iterator[None]:
             _handle(signal.SIGTERM, None)
         raise
     finally:
-        for number, handler in before.items():
-            if handler is not None:  # else it was not set by Python
-                signal.signal(number, handler)
+        _set_back(before)
+
+
+def _set_back(handlers: dict) -> None:
+    for number, handler in handlers.items():
+        if handler is not None:  # else it was not set by Python
+            signal.signal(number, handler)
 
 
 def came() -> bool:

@@ -150,12 +150,12 @@ def run_benchmark(args, console: Console, path: Path, device, facts: dict, recor
     import numpy as np
 
     from .benchmark import as_dict, benchmark, plot, to_table
-    from .device import choose_device
+    from .device import named_device
     from .linear import offered_dtypes
 
     speech = np.concatenate([read_audio(recording) for recording in recordings])
     candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
-    decoder_device = choose_device(args.decoder_device)[0] if args.decoder_device else None
+    decoder_device = named_device(args.decoder_device)
     options = {"record": args.graph == "on", "slots": args.batch_size, "block_ms": args.block_ms, "say": console.say}
     result = benchmark(path, device, candidates, speech, args.chunk_ms, decoder_device, **options)
     table = to_table(result, path.name)

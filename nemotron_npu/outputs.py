@@ -52,7 +52,6 @@ class OutputFolder:
         """Whether there was a record of another run, now ``results.jsonl~``."""
         self.record = self.manifest = None
         self.lines: dict[int, tuple[int, int]] = {}  # where in the record each of these is, and its size
-        self.end = 0  # of the record
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.path, os.O_RDONLY)
@@ -109,7 +108,6 @@ class OutputFolder:
         at = dict(zip(kept, accumulate((entry.size for entry in kept), initial=0), strict=False))
         self.lines = {place: (at[entry], entry.size) for place, entry in found.items()}
         self.record = _append_to(self.path / RECORD)
-        self.end = os.fstat(self.record).st_size
         if "manifest" in self.kinds:
             self._write_manifest()
             self.manifest = _append_to(self.path / MANIFEST)
@@ -132,7 +130,6 @@ class OutputFolder:
             if self.manifest is not None:
                 before, _ = _append(self.manifest, self._manifest_line(place))
             self.lines[place] = _append(self.record, dump({**document, "output": recording.output}) + "\n")
-            self.end = sum(self.lines[place])
         except OSError as error:
             self.done.pop(place, None)
             if before is not None:
@@ -172,7 +169,7 @@ class OutputFolder:
         if lines == sorted(lines):
             return
         others, end = [], 0
-        for at, size in [*sorted(lines), (self.end, 0)]:
+        for at, size in [*sorted(lines), (os.path.getsize(self.path / RECORD), 0)]:
             if at > end:
                 others.append((end, at - end))
             end = at + size

@@ -94,12 +94,11 @@ class Setup:
         """The recognizer and what is to be said of it."""
         import torch
 
-        from .device import choose_device, device_name
+        from .device import choose_device, device_name, named_device
         from .recognizer import load_recognizer
 
         torch.set_num_threads(self.threads)
         device, _ = choose_device(self.device)
-        decoder_device = choose_device(self.decoder_device)[0] if self.decoder_device else None
         said: list[str] = []
         recognizer = load_recognizer(
             self.path,
@@ -107,7 +106,7 @@ class Setup:
             self.chunk_ms,
             self.engine,
             self.dtype,
-            decoder_device,
+            named_device(self.decoder_device),
             said.append,
             self.record,
             self.block_ms,
