@@ -8,7 +8,8 @@
 
 The recordings are made of the bundled clip, each of a length of its own around the one asked for.  ``speed`` runs
 ``inference.py`` with every output format, checks that all runs have written the same bytes (but ``timings``), and takes
-the seconds that it reports, those of recognising, beside those of the whole command.  ``memory`` adds up the
+the seconds that it reports, those of recognising, beside those of the whole command.  What the cores can give at most
+is seen from as many commands at once, each on a core of its own with its part of the files.  ``memory`` adds up the
 proportional set sizes of all processes of a run, so that shared pages count once.  ``limits`` measures the driver with
 workers that recognise nothing, and decoding.
 """
@@ -57,11 +58,23 @@ def make_corpus(folder: Path, files: int, seconds: float) -> float:
     return total / RATE
 
 
-def command(args, corpus: Path, output: Path, workers: int) -> list[str]:
+def command(args, corpus: Path, output: Path, workers: int, core: int = 0) -> list[str]:
     words = ["inference.py", corpus, "--output_dir", output, "--model_path", args.model_path, "--device", "cpu"]
     words += ["--dtype", args.dtype, "--num_workers", workers, *(["--threads", args.threads] if args.threads else [])]
-    pinned = ["taskset", "-c", "0"] if workers == 1 else []
+    pinned = ["taskset", "-c", str(core)] if workers == 1 else []
     return [*pinned, sys.executable, *map(str, words)]
+
+
+def run(*commands: list[str]) -> tuple[float, float]:
+    """Seconds of recognising and of the whole command; of several at once, those of the last to end."""
+    began = time.perf_counter()
+    running = [subprocess.Popen(words, cwd=HERE.parent, stderr=subprocess.PIPE, text=True) for words in commands]
+    said = [process.communicate()[1] for process in running]
+    whole = time.perf_counter() - began
+    for process, text in zip(running, said, strict=True):
+        if process.returncode:
+            raise SystemExit(text)
+    return max(float(re.search(r"sound in ([\d.]+) s", text)[1]) for text in said), whole
 
 
 def written(output: Path) -> dict[str, bytes]:
@@ -71,32 +84,37 @@ def written(output: Path) -> dict[str, bytes]:
 
 
 def speed(args) -> None:
-    rows, first, before = [], None, {}
+    before: dict[str, bytes] = {}
+    most = max(args.workers)
+    alone = f"{most} commands, a part each"
+    names = {workers: f"{workers} worker{'s' * (workers > 1)}" for workers in args.workers}
+    runs: dict[str, list] = {name: [] for name in [*names.values(), alone]}
     with tempfile.TemporaryDirectory() as place:
         corpus = Path(place, "corpus")
         corpus.mkdir()
         sound = make_corpus(corpus, args.files, args.seconds)
-        runs = {workers: [] for workers in args.workers}
+        files = sorted(map(str, corpus.iterdir()))
+        parts = [Path(place, f"part{core}.txt") for core in range(most)]
+        for core, part in enumerate(parts):
+            part.write_text("\n".join(files[core::most]))
         for turn in range(args.rounds):
-            for workers in args.workers:
+            for workers, name in names.items():
                 output = Path(place, f"{workers}-{turn}")
-                began = time.perf_counter()
-                result = subprocess.run(command(args, corpus, output, workers), cwd=HERE.parent, stderr=subprocess.PIPE)
-                whole = time.perf_counter() - began
-                said = result.stderr.decode()
-                if result.returncode:
-                    raise SystemExit(said)
-                runs[workers].append((float(re.search(r"sound in ([\d.]+) s", said)[1]), whole))
-                files = written(output)
-                before = before or files
-                if files != before:
+                runs[name].append(run(command(args, corpus, output, workers)))
+                now = written(output)
+                before = before or now
+                if now != before:
                     raise SystemExit(f"{workers} workers have written something else")
-    for workers, seconds in runs.items():
+            outputs = [Path(place, f"part{core}-{turn}") for core in range(most)]
+            each = zip(parts, outputs, range(most), strict=True)
+            runs[alone].append(run(*(command(args, part, output, 1, core) for part, output, core in each)))
+    rows, first = [], None
+    for name, seconds in runs.items():
         recognising, whole = (statistics.median(column) for column in zip(*seconds, strict=True))
         first = first or recognising
-        gain = f"{first / recognising:.2f} times" if workers != args.workers[0] else ""
+        gain = f"{first / recognising:.2f} times" if recognising != first else ""
         figures = f"{recognising:7.2f} s  RTFx {sound / recognising:6.1f}  {gain:>10}   whole command {whole:.1f} s"
-        rows.append((f"{workers} worker{'s' * (workers > 1)}", figures))
+        rows.append((name, figures))
     print(to_table(f"{args.files} files, {sound / 3600:.2f} h, {len(before)} files written, the same bytes", rows))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -127,23 +128,31 @@ class Decoder:
         self.boosting: BoostingTree | None = None
         """Phrases to prefer, for states that are made from now on."""
 
+    @cached_property
+    @torch.inference_mode()
+    def _start(self) -> DecoderState:
+        """One slot at the start of a recording: the prediction network has seen the start symbol (blank)."""
+        zeros = [self.symbols.new_zeros(1, self.width) for _ in self.layers]
+        state = DecoderState(zeros, list(zeros), self.symbols.new_zeros(1, self.output[0].shape[0]), None)
+        self._advance(state, torch.tensor([self.blank], device=self.device))
+        return state
+
     @torch.inference_mode()
     def new_state(self, slots: int) -> DecoderState:
-        """Slots at the start of their recordings: the prediction network has seen the start symbol (blank)."""
-        zeros = [self.symbols.new_zeros(slots, self.width) for _ in self.layers]
-        predicted = self.symbols.new_zeros(slots, self.output[0].shape[0])
-        state = DecoderState(zeros, list(zeros), predicted, self.boosting)
-        self._advance(state, torch.full((slots,), self.blank, dtype=torch.long, device=self.device))
-        return state
+        """Slots at the start of their recordings."""
+        start = self._start
+        hidden, cell = ([rows.repeat(slots, 1) for rows in kind] for kind in (start.hidden, start.cell))
+        return DecoderState(hidden, cell, start.predicted.repeat(slots, 1), self.boosting)
 
     @torch.inference_mode()
     def restart(self, state: DecoderState, slot: int) -> None:
         """Begin a new recording in ``slot``."""
-        fresh = self.new_state(1)
+        if not state.position[slot]:  # it is as it was made
+            return
         for layer in range(len(self.layers)):
-            state.hidden[layer][slot] = fresh.hidden[layer][0]
-            state.cell[layer][slot] = fresh.cell[layer][0]
-        state.predicted[slot] = fresh.predicted[0]
+            state.hidden[layer][slot] = self._start.hidden[layer][0]
+            state.cell[layer][slot] = self._start.cell[layer][0]
+        state.predicted[slot] = self._start.predicted[0]
         state.position[slot] = 0
         state.boosted[slot] = state.boosting and state.boosting.root
 

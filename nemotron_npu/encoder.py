@@ -155,6 +155,8 @@ class EncoderState:
     @torch.inference_mode()
     def restart(self, slot: int) -> None:
         """Begin a new recording in ``slot``."""
+        if not self.position[slot]:  # it is as it was made
+            return
         for rows in self.kept_rows:
             rows[slot].zero_()
         for history in (self.attention, self.convolution):

@@ -75,7 +75,8 @@ class Frontend:
     def log_mel(self, signal: torch.Tensor) -> torch.Tensor:
         """Features float32 [frames, mels] of every whole window in a pre-emphasised and padded float32 [samples]."""
         spectrum = torch.fft.rfft(signal.unfold(0, self.n_fft, self.hop) * self.window)
-        power = torch.view_as_real(spectrum).square().sum(-1)
+        squares = torch.view_as_real(spectrum).square()
+        power = squares[..., 0] + squares[..., 1]  # sum(-1) takes five times as long over two values
         if self.mag_power != 2.0:
             power = power.sqrt().pow(self.mag_power)
         mel = power @ self.filters

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,8 @@ class Recognizer:
     """
 
     engine = "native"
+    readers = READERS
+    """Threads that decode sound ahead; with 0 it is decoded in the caller's."""
 
     def __init__(
         self,
@@ -182,13 +184,13 @@ class Recognizer:
         Where memory runs out, fewer recordings go on in smaller blocks, those in the slots from their beginnings.
         Any other failure inside the model is tried again with each recording alone, so that one costs no other.
         """
-        pool = ThreadPoolExecutor(READERS)
+        pool = ThreadPoolExecutor(self.readers) if self.readers else _Here()
         try:
             yield from self._results(sources, deque(range(len(sources))), slots, pool, between)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _results(self, sources, waiting: deque[int], slots: int, pool: ThreadPoolExecutor, between) -> Iterator:
+    def _results(self, sources, waiting: deque[int], slots: int, pool: Executor, between) -> Iterator:
         """The same of the recordings whose indices are ``waiting``."""
         while waiting:
             running: list[_Slot | None] = [None] * max(1, min(slots, self.most_slots, len(waiting)))
@@ -216,7 +218,7 @@ class Recognizer:
                 for index in failed:
                     yield from self._results(sources, deque([index]), 1, pool, between)
 
-    def _opened(self, sources, waiting: deque[int], ahead: int, pool: ThreadPoolExecutor) -> Iterator[_Slot]:
+    def _opened(self, sources, waiting: deque[int], ahead: int, pool: Executor) -> Iterator[_Slot]:
         """The recordings ``waiting``, which one leaves when it is taken; of ``ahead`` more the first piece of sound is
         being decoded."""
         opened = deque()
@@ -371,6 +373,18 @@ class Recognizer:
         return self.speller.transcript(emissions, samples / audio.SAMPLE_RATE)
 
 
+class _Here(Executor):
+    """Does at once, in this thread, what a pool would do in another."""
+
+    def submit(self, call, *arguments) -> Future:
+        future = Future()
+        try:
+            future.set_result(call(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 class _Rows:
     """The feature rows of one recording on their way to the encoder, behind the silence in front of its first."""
 
@@ -408,7 +422,7 @@ class _Rows:
 class _Slot:
     """A recording that is being recognised; ``pool`` decodes its next piece of sound while the last one is encoded."""
 
-    def __init__(self, recognizer: Recognizer, index: int, source: Source, pool: ThreadPoolExecutor):
+    def __init__(self, recognizer: Recognizer, index: int, source: Source, pool: Executor):
         self.recognizer, self.index = recognizer, index
         self.rows = _Rows(recognizer)
         self.block = recognizer.encoder.largest_block if recognizer.encoder.streams else math.inf

@@ -111,6 +111,8 @@ class Setup:
             self.record,
             self.block_ms,
         )
+        if device.type == "cpu" and self.threads == 1:
+            recognizer.readers = 0  # other threads would only take the cores from each other
         if self.confidence:
             recognizer.measure_confidence(self.confidence)
         unknown = recognizer.boost(list(self.phrases), self.boost_alpha) if self.phrases else []
@@ -154,15 +156,16 @@ class Worker:
 
         with suppress(OSError):  # relative names are looked for where the run was started
             os.chdir(folder)
+        loading = keeper and keeper.load.remote(setup)
+        import torch  # it takes as long as the keeper does
+
+        from .sharing import adopt
+
         try:
-            shared = keeper and ray.get(keeper.load.remote(setup))
+            shared = loading and ray.get(loading)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         if shared:
-            import torch
-
-            from .sharing import adopt
-
             torch.set_num_threads(setup.threads)
             where, facts = shared
             self.recognizer = adopt(where)
@@ -202,21 +205,26 @@ class Keeper:
     """Has the recognizer of a node in memory that its workers share: a Ray actor."""
 
     def __init__(self):
-        self.shared = None
+        self.loaded, self.shared = False, None
 
     def load(self, setup: Setup) -> tuple[str, Facts] | None:
         """Where the memory is, and what there is to say; None for a recognizer that cannot be shared."""
-        if self.shared is None:
-            from .device import trim_memory
-            from .sharing import share
-
-            recognizer, facts = setup.load()
-            if recognizer.engine != "native":
-                return None
-            self.shared = f"/proc/{os.getpid()}/fd/{share(recognizer)}", facts
-            del recognizer
-            trim_memory()
+        if not self.loaded:
+            self.shared = self._share(setup)
+            self.loaded = True
         return self.shared
+
+    def _share(self, setup: Setup) -> tuple[str, Facts] | None:
+        from .device import trim_memory
+        from .sharing import share
+
+        recognizer, facts = setup.load()
+        if recognizer.engine != "native":
+            return None
+        memory = share(recognizer)
+        del recognizer
+        trim_memory()
+        return f"/proc/{os.getpid()}/fd/{memory}", facts
 
 
 class Absent(InputError):
@@ -338,6 +346,8 @@ class Workers:
             self.options["num_gpus"] = 1
         self.say(f"device: {kind}{reason}, {count} worker{'s' * (count > 1)}")
         self.say(f"loading {setup.path.name} ...")
+        if kind == "cpu" and not self.address:
+            self._keeper(self.ray.get_runtime_context().get_node_id())  # it loads while the workers start
         self.hands = [_Hand(number) for number in range(count)]
         for hand in self.hands:
             self._hire(hand)
@@ -370,6 +380,7 @@ class Workers:
             return ray
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # what makes it listen on 127.0.0.1 alone
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers are as urgent as this process would be
+        os.environ.setdefault("MALLOC_ARENA_MAX", "1")  # Ray calls workers in a thread, whose memory would come and go
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one for all runs is kept in ~/.ray
         ray = _import_ray()
@@ -466,7 +477,7 @@ class Workers:
         setup = self.setup
         if self.kind == "cpu":
             if hand.node not in self.keepers:
-                self.keepers[hand.node] = self._keeper(hand.node)
+                self._keeper(hand.node)
         elif not setup.threads:
             setup = replace(setup, threads=self._threads(hand.node))
         keeper = self.keepers.get(hand.node)
@@ -520,11 +531,13 @@ class Workers:
         hand.loaded, hand.node, hand.asked, hand.heard, hand.settled = False, None, False, 0.0, 0.0
         self._call("where", hand, None, hand.actor.where.remote())
 
-    def _keeper(self, node: str):
+    def _keeper(self, node: str) -> None:
+        """Have the recognizer loaded on a node, for its workers to share."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(node, soft=False)
-        return self.ray.remote(num_cpus=0, scheduling_strategy=here)(Keeper).remote()
+        self.keepers[node] = self.ray.remote(num_cpus=0, scheduling_strategy=here)(Keeper).remote()
+        self.keepers[node].load.remote(self.setup)
 
     def _threads(self, node: str) -> int:
         """CPU threads for each device of a node: none of them is to wait for another's, whether it is used or not."""
