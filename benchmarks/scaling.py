@@ -85,8 +85,8 @@ def written(output: Path) -> dict[str, bytes]:
 
 def speed(args) -> None:
     before: dict[str, bytes] = {}
-    most = max(args.workers)
-    alone = f"{most} commands, a part each"
+    cores = sorted(os.sched_getaffinity(0))[: max(args.workers)]
+    alone = f"{len(cores)} commands, a part each"
     names = {workers: f"{workers} worker{'s' * (workers > 1)}" for workers in args.workers}
     runs: dict[str, list] = {name: [] for name in [*names.values(), alone]}
     with tempfile.TemporaryDirectory() as place:
@@ -94,9 +94,9 @@ def speed(args) -> None:
         corpus.mkdir()
         sound = make_corpus(corpus, args.files, args.seconds)
         files = sorted(map(str, corpus.iterdir()))
-        parts = [Path(place, f"part{core}.txt") for core in range(most)]
-        for core, part in enumerate(parts):
-            part.write_text("\n".join(files[core::most]))
+        parts = {core: Path(place, f"part{core}.txt") for core in cores}
+        for number, part in enumerate(parts.values()):
+            part.write_text("\n".join(files[number :: len(cores)]))
         for turn in range(args.rounds):
             for workers, name in names.items():
                 output = Path(place, f"{workers}-{turn}")
@@ -105,14 +105,13 @@ def speed(args) -> None:
                 before = before or now
                 if now != before:
                     raise SystemExit(f"{workers} workers have written something else")
-            outputs = [Path(place, f"part{core}-{turn}") for core in range(most)]
-            each = zip(parts, outputs, range(most), strict=True)
-            runs[alone].append(run(*(command(args, part, output, 1, core) for part, output, core in each)))
+            each = (command(args, part, Path(place, f"part{core}-{turn}"), 1, core) for core, part in parts.items())
+            runs[alone].append(run(*each))
     rows, first = [], None
     for name, seconds in runs.items():
         recognising, whole = (statistics.median(column) for column in zip(*seconds, strict=True))
+        gain = f"{first / recognising:.2f} times" if first else ""
         first = first or recognising
-        gain = f"{first / recognising:.2f} times" if recognising != first else ""
         figures = f"{recognising:7.2f} s  RTFx {sound / recognising:6.1f}  {gain:>10}   whole command {whole:.1f} s"
         rows.append((name, figures))
     print(to_table(f"{args.files} files, {sound / 3600:.2f} h, {len(before)} files written, the same bytes", rows))
@@ -125,17 +124,17 @@ def memory(args) -> None:
             corpus = Path(place, "corpus")
             corpus.mkdir()
             make_corpus(corpus, args.files or 3 * workers, args.seconds)
-            run = subprocess.Popen(
+            process = subprocess.Popen(
                 command(args, corpus, Path(place, "out"), workers), cwd=HERE.parent, start_new_session=True
             )
             most: dict[str, int] = {}
-            while run.poll() is None:
-                now = proportional(run.pid)
+            while process.poll() is None:
+                now = proportional(process.pid)
                 if sum(now.values()) > sum(most.values()):
                     most = now
                 time.sleep(0.2)
-            if run.returncode:
-                raise SystemExit(run.returncode)
+            if process.returncode:
+                raise SystemExit(process.returncode)
         parts = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in sorted(most.items()))
         rows.append(
             (f"{workers} worker{'s' * (workers > 1)}", f"{sum(most.values()) / 1e9:.2f} GB at most (MB: {parts})")
