@@ -142,12 +142,14 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
         import torch
 
         from nemotron_npu.device import choose_device, device_name, named_device
+        from nemotron_npu.dtypes import check_dtype
         from nemotron_npu.recognizer import load_recognizer
 
         device, reason = choose_device(args.device)
         if args.threads or (args.num_workers and device.type == "cpu"):  # there a worker is a thread
             torch.set_num_threads(args.threads or 1)
     interrupts.check()
+    check_dtype(args.dtype, device)
     console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
     chunk_ms = settings["chunk_ms"]
     reference = load_reference(args, path, chunk_ms, console) if args.precision_compare else None

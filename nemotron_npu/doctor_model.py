@@ -13,6 +13,7 @@ from .bounds import BOUNDS
 from .checkpoint import attention_contexts, is_hub_id, read_config, read_weights
 from .device import choose_device, device_name
 from .doctor_host import GB, OK, PROBLEM, WARNING, Finding, Host, NotChecked, anonymous, said
+from .dtypes import instructions, left_out, offered_dtypes
 from .environment import processor, sha256
 from .errors import SetupError, Unsupported, first_line
 from .limits import cores, free_memory
@@ -75,7 +76,7 @@ def memory(host: Host):
         yield Finding("memory", OK, found)
     else:
         mend = "docker run --memory ...   (give the container more)" if limited else "ps aux --sort=-rss | head"
-        if host.engine == "native":
+        if host.engine == "native" and host.torch and "int8" in offered_dtypes(host.torch.device("cpu")):
             mend += "\npython inference.py --dtype int8   (on a CPU it takes less than half)"
         yield Finding("memory", PROBLEM if total < need else WARNING, found, mend)
 
@@ -115,7 +116,11 @@ def device(host: Host):
         yield Finding("device", PROBLEM, said(error), _device_mend(host, error))
         return
     name = device_name(device) if device.type != "cpu" else processor() or "of unknown kind"
+    if device.type == "cpu":
+        name += f" ({instructions()})"
     yield Finding("device", OK, f"{device}: {name}")
+    lacks = "".join(f"; {dtype} needs {lack}" for dtype, lack in left_out(device).items())
+    yield Finding("dtypes", OK, ", ".join(offered_dtypes(device)) + lacks)
 
 
 def _device(host: Host):

@@ -130,8 +130,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "int8"],
-        help="of the encoder's matrix products: int8 on a CPU only, float16 on devices only "
-        "(default: float32; --benchmark: all that the device has)",
+        help=f"of the encoder's matrix products: on a CPU {_cpu_dtypes()}; on an npu or cuda device float32, bfloat16 "
+        "or float16 (default: float32; --benchmark: all that the device has)",
     )
     model.add_argument(
         "--decoder_device",
@@ -158,6 +158,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="how tokens and words are rated: by the probability of the best token, or by an entropy as in NeMo "
         "(default: max_prob; from --engine nemo nothing)",
     )
+
+
+def _cpu_dtypes() -> str:
+    from .dtypes import ON_CPU
+
+    return ", ".join(f"{dtype} ({needs})" for dtype, needs in ON_CPU.items())
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from .boosting import ALPHA, BoostingTree, Phrase, spell
 from .checkpoint import Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .decoder import Decoder, Emission, NotFinite
 from .device import is_out_of_memory, release_memory, too_little_memory
+from .dtypes import check_dtype
 from .encoder import Encoder, EncoderState
 from .errors import ModelError, SetupError, Unsupported, first_line
 from .frontend import FeatureStream, Frontend
@@ -76,8 +77,7 @@ class Recognizer:
     ):
         if record and device.type == "cpu":
             raise SetupError("--graph on: a CPU has nothing to record: it needs an npu or cuda device")
-        if (dtype == "float16" and device.type == "cpu") or (dtype == "int8" and device.type != "cpu"):
-            raise SetupError(f"--dtype {dtype} does not run on {device.type}: take bfloat16")
+        check_dtype(dtype, device)
         config, tensors, tokenizers = read_checkpoint(path)
         self.config = config
         self.device = device

@@ -13,7 +13,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu import benchmark
 from nemotron_npu.benchmark import Work, count_operators, in_turn, steady_step, step_work
-from nemotron_npu.linear import offered_dtypes
+from nemotron_npu.dtypes import offered_dtypes
 from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")
