@@ -517,7 +517,7 @@ def to_table(result: Benchmark, model: str) -> str:
         )
         for first, *rest in table
     ]
-    return "\n".join(head + notes + lines)
+    return "\n".join(head + lines + notes)
 
 
 def _reached(row: Candidate, chunk_ms: int) -> str | None:
