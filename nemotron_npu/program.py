@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .packages import CLONE
+
 SCRIPT, COMMAND = "inference.py", "nemotron-npu"
 
-name = COMMAND
+name = SCRIPT if CLONE else COMMAND
 """What its errors begin with."""
 
 
