@@ -27,6 +27,7 @@ import soundfile
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from . import packages, program
 from .audio import SAMPLE_RATE, sine
 from .checkpoint import attention_contexts, read_config
 from .device import allocated_memory, peak_memory, reset_peak_memory, synchronize
@@ -57,9 +58,13 @@ MEASURED += [
 def command() -> list[str]:
     """The command line as this process was started: with Python's own options, or on the tests' fake npu."""
     for place, word in enumerate(sys.orig_argv):
-        if place and Path(word).name == "inference.py":
+        if place and Path(word).name in (program.SCRIPT, program.COMMAND):
             return [sys.executable, *sys.orig_argv[1 : place + 1]]
-    return [sys.executable, str(Path(__file__).resolve().parent.parent / "inference.py")]
+        if sys.orig_argv[place - 1 : place + 1] == ["-m", __package__]:
+            return [sys.executable, *sys.orig_argv[1 : place + 1]]
+    if packages.CLONE:
+        return [sys.executable, str(packages.CLONE / program.SCRIPT)]
+    return [sys.executable, "-m", __package__]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from .archive import read_member
 from .config import context_sizes, parse_config, tokenizer_parts
 from .errors import SetupError, first_line, shown
+from .packages import can_import
 from .weights import NAME as WEIGHTS
 from .weights import Tensors, read_weights
 
@@ -47,6 +48,8 @@ def is_hub_id(model_path: str) -> bool:
 
 
 def _download(repo: str) -> Path:
+    if not can_import("huggingface_hub"):
+        raise SetupError(f"{repo}: a Hugging Face id needs huggingface_hub: pip install huggingface_hub")
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
