@@ -92,6 +92,9 @@ from nemotron_npu import ascend
 from nemotron_npu.packages import fits, installed, requirements
 
 
+NEWEST_TORCH = "2.13.0"  # that is installed where there is none; one that is there is kept, however new
+
+
 def say(text):
     print("nemotron-npu:", text, flush=True)
 
@@ -102,7 +105,7 @@ def install(npu):
     missing = [r for name in names for r in requirements(os.path.join(here, name)) if not fits(r)]
     keep = {name: installed(name) for name in ("torch", "torch-npu") if name not in [r.name for r in missing]}
     keep = {name: found for name, found in keep.items() if found}
-    extra, cpu_torch = [], False
+    extra, cpu_torch = [] if "torch" in keep else [f"torch<={NEWEST_TORCH}"], False
     if npu and "torch-npu" not in keep:
         pins = {r.name: r for r in requirements(os.path.join(here, "requirements-npu.txt"))}
         if "torch" in keep and not fits(pins["torch"]):
