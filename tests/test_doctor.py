@@ -527,7 +527,9 @@ def test_devices_that_this_user_may_not_open(smi_prints, monkeypatch):
 
 
 def test_the_state_of_each_triton_patch(tmp_path, monkeypatch, smi_prints):
+    monkeypatch.setitem(sys.modules, "triton", None)  # a torch with CUDA brings one along
     assert "nothing to patch" in found("triton")[0].found
+    monkeypatch.delitem(sys.modules, "triton")
     shutil.copytree(ROOT / "tests" / "data" / "triton" / "3.6.0", tmp_path / "triton-3.6.0")
     root = tmp_path / "triton-3.6.0"
     (root / "triton" / "__init__.py").touch()
