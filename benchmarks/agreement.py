@@ -22,6 +22,7 @@ import train  # noqa: E402
 
 from nemotron_npu.audio import sine  # noqa: E402
 from nemotron_npu.checkpoint import read_config  # noqa: E402
+from nemotron_npu.dtypes import offered_dtypes  # noqa: E402
 from nemotron_npu.environment import environment  # noqa: E402
 from nemotron_npu.precision import Precision, stage_table  # noqa: E402
 from nemotron_npu.precision_page import write_report  # noqa: E402
@@ -35,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--strings", type=int, default=240)
-    parser.add_argument("--dtypes", default="float32,bfloat16,int8")
+    parser.add_argument("--dtypes", default=",".join(offered_dtypes(CPU)))
     parser.add_argument("--chunk_ms", type=int, help="stream at this chunk length only")
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()

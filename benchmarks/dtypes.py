@@ -20,6 +20,7 @@ import jiwer  # noqa: E402
 import torch  # noqa: E402
 import train  # noqa: E402
 
+from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
 from nemotron_npu.precision import difference  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 
@@ -33,10 +34,11 @@ def main() -> None:
     args = parser.parse_args()
     strings = train.test_strings(train.read_digits(args.data, "test"), args.strings)
     texts = [text for _, text in strings]
+    print(f"on a CPU with {instructions()}")
     print("dtype     chunk  max error  relative error  tokens equal  WER")
     for chunk_ms in (80, 160, 560, 1120):
         reference, said = [], []
-        for dtype in ("float32", "bfloat16", "int8"):
+        for dtype in offered_dtypes(CPU):
             recognizer = Recognizer(ROOT / "demo" / "demo.nemo", CPU, chunk_ms, dtype)
             transcripts = recognizer.transcribe([samples for samples, _ in strings])
             encoded = [recognizer.encode(*recognizer.preprocess([samples]))[0] for samples, _ in strings[:40]]

@@ -141,7 +141,7 @@ class Benchmark:
     """Of the machine: ``read_gb_s``, and by dtype ``gflop_s``."""
     candidates: list[Candidate]
     left_out: dict[str, str] = field(default_factory=dict)
-    """Dtypes that this CPU cannot compute in, and what it lacks for them."""
+    """Dtypes that this CPU does not compute in, and why."""
 
 
 def benchmark(
@@ -510,7 +510,7 @@ def to_table(result: Benchmark, model: str) -> str:
     add(f"{BATCH} of {BATCH_SECONDS} s together, RTFx", lambda row: row.batch_rtfx and f"{row.batch_rtfx:.1f}")
     add("largest RTFx possible here", lambda row: row.rtfx_bound and f"{row.rtfx_bound:.1f}")
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    notes = [f"{dtype} is left out: this CPU lacks {lack}." for dtype, lack in result.left_out.items()]
+    notes = [f"{dtype} is left out: {reason}." for dtype, reason in result.left_out.items()]
     rates = ", ".join(f"{dtype} {rate:g}" for dtype, rate in result.rates["gflop_s"].items())
     head = [
         f"Benchmark of {model} on {result.device}, {_threads(result)}",

@@ -31,6 +31,7 @@ CHECKS = {  # later ones heed what earlier ones found
     "torch": doctor_host.torch,
     "torch_npu": doctor_ascend.torch_npu,
     "device": doctor_model.device,
+    "dtypes": doctor_model.dtypes,
     "CANN": doctor_ascend.cann,
     "driver": doctor_ascend.driver,
     "NPUs": doctor_ascend.npus,

@@ -125,8 +125,12 @@ def device(host: Host):
     if device.type == "cpu":
         name += f" ({instructions()})"
     yield Finding("device", OK, f"{device}: {name}")
-    lacks = "".join(f"; {dtype} needs {lack}" for dtype, lack in left_out(device).items())
-    yield Finding("dtypes", OK, ", ".join(offered_dtypes(device)) + lacks)
+
+
+def dtypes(host: Host):
+    device = _device(host)
+    not_offered = "".join(f"; no {dtype}: {reason}" for dtype, reason in left_out(device).items())
+    yield Finding("dtypes", OK, ", ".join(offered_dtypes(device)) + not_offered)
 
 
 def _device(host: Host):

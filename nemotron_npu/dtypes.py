@@ -27,25 +27,25 @@ def offered_dtypes(device) -> tuple[str, ...]:
 
 
 def missing(dtype: str) -> str | None:
-    """What this CPU lacks for ``dtype``, one of ``ON_CPU``, or None if it lacks nothing."""
+    """Why this CPU does not compute in ``dtype``, one of ``ON_CPU``, or None if it does."""
     import torch
 
     if dtype == "float32":
         return None
     if platform.machine() != "x86_64":
-        return f"{ON_CPU[dtype]} (it is {platform.machine()})"
+        return f"this CPU is {platform.machine()}, not x86"
     if not packs_weights():
-        return f"oneDNN, which torch {torch.__version__} was built without"
+        return f"torch {torch.__version__} was built without oneDNN"
     if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return ON_CPU[dtype].removeprefix("x86 with ")
+        return f"this CPU lacks {ON_CPU[dtype].removeprefix('x86 with ')}"
     return None
 
 
 def left_out(device) -> dict[str, str]:
-    """For each dtype of a CPU that this one lacks, what it lacks for it."""
+    """Each dtype of a CPU that this one does not compute in, and why."""
     if device.type != "cpu":
         return {}
-    return {dtype: lack for dtype in ON_CPU if (lack := missing(dtype))}
+    return {dtype: reason for dtype in ON_CPU if (reason := missing(dtype))}
 
 
 def check_dtype(dtype: str, device) -> None:
@@ -56,7 +56,7 @@ def check_dtype(dtype: str, device) -> None:
     others = " or ".join(reversed(offered))
     if device.type != "cpu" or dtype not in ON_CPU:
         raise SetupError(f"--dtype {dtype}: not for {device.type} (take {others})")
-    raise SetupError(f"--dtype {dtype}: this CPU lacks {missing(dtype)} (take {others})")
+    raise SetupError(f"--dtype {dtype}: {missing(dtype)} (take {others})")
 
 
 def packs_weights() -> bool:

@@ -113,11 +113,11 @@ def test_a_cheaper_dtype_hears_the_same_words(dtype, chunk_ms):
 
 @pytest.mark.parametrize("dtype", LACKS)
 def test_a_dtype_that_this_cpu_lacks_is_one_line(dtype, cli):
-    lack = dtypes.missing(dtype)
+    reason = dtypes.missing(dtype)
     for options in ([], ["--benchmark"], ["--precision_compare"]):
         code, out, err = cli(CLIP, "--dtype", dtype, "--device", "cpu", "--quiet", *options)
         others = " or ".join(reversed(OFFERED))
-        assert (code, out, err) == (2, "", f"inference.py: --dtype {dtype}: this CPU lacks {lack} (take {others})\n")
+        assert (code, out, err) == (2, "", f"inference.py: --dtype {dtype}: {reason} (take {others})\n")
 
 
 def test_a_cpu_without_avx512_has_float32_and_int8(monkeypatch, cli):
@@ -152,4 +152,4 @@ def test_the_cheaper_dtypes_are_refused_off_x86(monkeypatch, cli):
     assert dtypes.offered_dtypes(CPU) == ("float32",)
     assert isinstance(make_linear(torch.zeros(4, 4), None, "float32"), Linear)
     code, _, err = cli(CLIP, "--dtype", "int8", "--device", "cpu", "--quiet")
-    assert (code, err) == (2, "inference.py: --dtype int8: this CPU lacks x86 (it is riscv64) (take float32)\n")
+    assert (code, err) == (2, "inference.py: --dtype int8: this CPU is riscv64, not x86 (take float32)\n")
