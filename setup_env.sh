@@ -1,11 +1,13 @@
 # Prepares the environment of nemotron-npu. Source it from bash or zsh, from any directory, as often as you like:
 #
-#   source setup_env.sh          what running needs
-#   source setup_env.sh --dev    and what the tests need
+#   source setup_env.sh             what running needs
+#   source setup_env.sh --native    what the native engine needs: no NeMo, a third of the space
+#   source setup_env.sh --dev       and what the tests need
 #
 # It uses the active virtual or conda environment, or else makes .venv beside this file and activates it. It installs
 # what is missing there (torch-npu too where an Ascend NPU is found; a torch that fits is kept), patches triton, loads
-# CANN's variables, and puts nv_one_logger_mock on PYTHONPATH unless the real package is installed.
+# CANN's variables, and puts nv_one_logger_mock on PYTHONPATH unless the real package is installed. Without internet,
+# PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER take the packages from a folder: see docs/offline.md.
 
 # The caller's shell runs this part alone: it evaluates the few lines that a child process prints, so that no option,
 # trap, function or variable of the caller's can be disturbed.
@@ -32,12 +34,14 @@ say() { printf 'nemotron-npu: %s\n' "$*"; }
 die() { say "$2" && exit "$1"; }
 
 shift
+files=requirements.txt
 dev=
 for word; do
     case $word in
-        --dev) dev=requirements-dev.txt ;;
+        --native) files=requirements-native.txt ;;
+        --dev) dev="requirements-dev.txt requirements-ray.txt" ;;
         -h | --help) sed '/^#/!q; s/^# \{0,1\}//' "$0" && exit ;;
-        -*) die 2 "unknown option $word, there are --dev and --help" ;;
+        -*) die 2 "unknown option $word, there are --native, --dev and --help" ;;
         *) ;; # a script that sources this file without arguments hands over its own
     esac
 done
@@ -48,20 +52,20 @@ python=$env/bin/python
 
 # Pythons are run rather than looked up: there are shims that exist and fail.
 version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
-supported() { case $(version "$1") in 3.10 | 3.11 | 3.12) ;; *) false ;; esac }
+supported() { case $(version "$1") in 3.10 | 3.11 | 3.12 | 3.13) ;; *) false ;; esac }
 
 # A .venv that does not run, or that was moved here and would activate its old place, is made anew.
 works() { version "$python" && (. "$env/bin/activate" && [ "$VIRTUAL_ENV" -ef "$env" ]) 2>/dev/null; }
 if [ "$env" = "$here/.venv" ] && ! works >/dev/null; then
-    for base in python3 python3.12 python3.11 python3.10 ''; do
+    for base in python3 python3.12 python3.11 python3.10 python3.13 ''; do
         if supported "$base"; then break; fi
     done
-    [ -n "$base" ] || die 1 "no Python 3.10 to 3.12 found: install one or activate an environment that has one"
+    [ -n "$base" ] || die 1 "no Python 3.10 to 3.13 found: install one or activate an environment that has one"
     say "making $env with Python $(version "$base")"
     "$base" -m venv --clear "$env" ||
         die 1 "$base could not make $env, see above (on Debian and Ubuntu: apt install python$(version "$base")-venv)"
 fi
-supported "$python" || die 1 "no Python 3.10 to 3.12 in $env: deactivate or remove that environment, then source again"
+supported "$python" || die 1 "no Python 3.10 to 3.13 in $env: deactivate or remove that environment, then source again"
 has_pip() { "$python" -c 'import pip' 2>/dev/null; }
 has_pip || { "$python" -m ensurepip >/dev/null && has_pip; } ||
     die 1 "no pip in $env: install it there, or remove that environment, then source again"
@@ -73,14 +77,14 @@ if [ -f "$env/pyvenv.cfg" ] && ! [ "$(dirname -- "$(type -P python)")" -ef "$env
 fi
 
 # Nothing below imports torch: where nothing is missing, all this takes well under a second.
-exec "$python" - "$here" "$activate" $dev <<'EOF'
+exec "$python" - "$here" "$activate" $files $dev <<'EOF'
 import os
 import platform
 import shutil
 import subprocess
 import sys
 
-here, activate, *dev = sys.argv[1:]
+here, activate, *files = sys.argv[1:]
 sys.path = [folder for folder in sys.path if folder]  # the caller's directory may hold a pip of its own
 from importlib import invalidate_caches
 from importlib.machinery import PathFinder
@@ -92,17 +96,22 @@ from nemotron_npu import ascend
 from nemotron_npu.packages import fits, installed, requirements
 
 
+# What is installed where there is none, the verified versions; one that is there is kept, also if it is newer.
+VERIFIED = {"torch": "<=2.13.0", "nemo-toolkit": "<=2.7.3", "transformers": "<5"}
+
+
 def say(text):
     print("nemotron-npu:", text, flush=True)
 
 
 def install(npu):
     """Install what is missing or out of range; exit with a remedy if that fails."""
-    names = ["requirements.txt", *dev]
+    names = list(files)
     missing = [r for name in names for r in requirements(os.path.join(here, name)) if not fits(r)]
     keep = {name: installed(name) for name in ("torch", "torch-npu") if name not in [r.name for r in missing]}
     keep = {name: found for name, found in keep.items() if found}
-    extra, cpu_torch = [], False
+    absent = [r.name for r in missing if not installed(r.name)]
+    extra, cpu_torch = [f"{name}{bound}" for name, bound in VERIFIED.items() if name in absent], False
     if npu and "torch-npu" not in keep:
         pins = {r.name: r for r in requirements(os.path.join(here, "requirements-npu.txt"))}
         if "torch" in keep and not fits(pins["torch"]):
@@ -130,7 +139,10 @@ def install(npu):
         say(f"pip failed, see above: on x86_64 first run {quote(sys.executable)} -m {remedy}, then source again")
         sys.exit(1)
     else:
-        say("pip failed, see above: check the network, the package index and the free disk space, then source again")
+        say(
+            "pip failed, see above: check the network, the package index and the free disk space, then source again"
+            " (without internet: docs/offline.md)"
+        )
         sys.exit(1)
 
 

@@ -1,6 +1,14 @@
 """Streaming speech recognition with cache-aware FastConformer-RNNT checkpoints on Ascend NPUs, GPUs and CPUs."""
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .recognizer import Recognizer, Stream, load_recognizer
+    from .transcript import Transcript
+
+__version__ = "0.9.0"
+__all__ = ["Recognizer", "Stream", "Transcript", "__version__", "load_recognizer"]
 
 # torch_npu registers itself to be imported by `import torch`, which then dies on a host without CANN, even for the CPU.
 # It must be set before the first `import torch`; for an npu device, device.py imports torch_npu by name.
@@ -12,3 +20,18 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 # is loaded; the user's own setting wins.
 if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
     os.environ.update({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"})
+
+
+def __getattr__(name: str):
+    """Import the public names when they are first asked for: torch takes a second."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = "transcript" if name == "Transcript" else "recognizer"
+    value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from . import program
 from .errors import InputError, SetupError
 
 SINE = "1 s sine of 440 Hz"  # what the write-up's input is called
@@ -78,6 +79,11 @@ def check_audio(path: str) -> dict:
 def read_audio(source) -> np.ndarray:
     """The whole of ``blocks``: float32 [samples] at 16 kHz."""
     return np.concatenate(list(blocks(source)))
+
+
+def is_source(value) -> bool:
+    """Whether this is one recording, as ``blocks`` takes it, and not a list of them."""
+    return isinstance(value, (np.ndarray, str, os.PathLike)) or hasattr(value, "blocks")
 
 
 def blocks(source) -> Iterator[np.ndarray]:
@@ -349,7 +355,7 @@ def open_regular(path: str) -> int:
         if stat.S_ISDIR(mode):
             raise InputError(f"{path}: is a directory: name the audio files in it")
         if stat.S_ISFIFO(mode):
-            raise InputError(f"{path}: is a pipe: sound is taken from stdin too: inference.py - < PIPE")
+            raise InputError(f"{path}: is a pipe: sound is taken from stdin too: {program.name} - < PIPE")
         if not stat.S_ISREG(mode):
             raise InputError(f"{path}: is a {'socket' if stat.S_ISSOCK(mode) else 'device'}, not a file")
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may have become a pipe meanwhile

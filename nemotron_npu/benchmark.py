@@ -27,6 +27,7 @@ import soundfile
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from . import packages, program
 from .audio import SAMPLE_RATE, sine
 from .checkpoint import attention_contexts, read_config
 from .device import allocated_memory, peak_memory, reset_peak_memory, synchronize
@@ -57,9 +58,13 @@ MEASURED += [
 def command() -> list[str]:
     """The command line as this process was started: with Python's own options, or on the tests' fake npu."""
     for place, word in enumerate(sys.orig_argv):
-        if place and Path(word).name == "inference.py":
+        if place and Path(word).name in (program.SCRIPT, program.COMMAND):
             return [sys.executable, *sys.orig_argv[1 : place + 1]]
-    return [sys.executable, str(Path(__file__).resolve().parent.parent / "inference.py")]
+        if sys.orig_argv[place - 1 : place + 1] == ["-m", __package__]:
+            return [sys.executable, *sys.orig_argv[1 : place + 1]]
+    if packages.CLONE:
+        return [sys.executable, str(packages.CLONE / program.SCRIPT)]
+    return [sys.executable, "-m", __package__]
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,8 @@ class Benchmark:
     rates: dict
     """Of the machine: ``read_gb_s``, and by dtype ``gflop_s``."""
     candidates: list[Candidate]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Dtypes that this CPU cannot compute in, and what it lacks for them."""
 
 
 def benchmark(
@@ -503,6 +510,7 @@ def to_table(result: Benchmark, model: str) -> str:
     add(f"{BATCH} of {BATCH_SECONDS} s together, RTFx", lambda row: row.batch_rtfx and f"{row.batch_rtfx:.1f}")
     add("largest RTFx possible here", lambda row: row.rtfx_bound and f"{row.rtfx_bound:.1f}")
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    notes = [f"{dtype} is left out: this CPU lacks {lack}." for dtype, lack in result.left_out.items()]
     rates = ", ".join(f"{dtype} {rate:g}" for dtype, rate in result.rates["gflop_s"].items())
     head = [
         f"Benchmark of {model} on {result.device}, {_threads(result)}",
@@ -514,7 +522,7 @@ def to_table(result: Benchmark, model: str) -> str:
         )
         for first, *rest in table
     ]
-    return "\n".join(head + lines)
+    return "\n".join(head + lines + notes)
 
 
 def _reached(row: Candidate, chunk_ms: int) -> str | None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from .archive import read_member
 from .config import context_sizes, parse_config, tokenizer_parts
 from .errors import SetupError, first_line, shown
+from .packages import can_import
 from .weights import NAME as WEIGHTS
 from .weights import Tensors, read_weights
 
@@ -47,9 +48,15 @@ def is_hub_id(model_path: str) -> bool:
 
 
 def _download(repo: str) -> Path:
+    if not can_import("huggingface_hub"):
+        raise SetupError(f"{repo}: a Hugging Face id needs huggingface_hub: pip install huggingface_hub")
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    try:
+        from httpx import HTTPError  # the client of huggingface_hub 1.0 and later; that of earlier ones raises OSErrors
+    except ModuleNotFoundError:
+        HTTPError = OSError
     name = repo.split("/")[1] + ".nemo"  # NVIDIA names the file after the repository
     mirror = "" if os.environ.get("HF_ENDPOINT") else " (HF_ENDPOINT selects a mirror)"
     try:
@@ -66,7 +73,7 @@ def _download(repo: str) -> Path:
                 f"go online, or fetch {name} elsewhere and give its path"
             ) from error
         raise SetupError(f"{repo}: has no file {name}: download its .nemo file and give the path") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
         raise SetupError(
             f"{repo}: cannot be downloaded ({first_line(error)}){mirror}: "
             f"go online, or fetch {name} elsewhere and give its path"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext, suppress
 
+from . import program
 from .errors import SetupError, printable
 
 
@@ -32,7 +33,7 @@ class Console:
 
                 traceback.print_exception(cause)
             line = printable(" ".join(message.splitlines()))
-            print(f"inference.py: {line}", file=sys.stderr, flush=True)
+            print(f"{program.name}: {line}", file=sys.stderr, flush=True)
 
     def result(self, text: str, end: str = "\n") -> None:
         """Raises SetupError when stdout does not take it, BrokenPipeError when its reader has seen enough."""

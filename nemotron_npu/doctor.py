@@ -23,6 +23,7 @@ from pathlib import Path
 from . import doctor_ascend, doctor_host, doctor_model
 from .console import Console
 from .doctor_host import OK, PROBLEM, SETUP, WARNING, Finding, Host, NotChecked, said
+from .program import command
 
 CHECKS = {  # later ones heed what earlier ones found
     "Python": doctor_host.python,
@@ -48,7 +49,6 @@ SECONDS = 300  # that a check may take; an NPU compiles its operators when they 
 EXIT_CODE = {OK: 0, WARNING: 1, PROBLEM: 2}
 COLOUR = {OK: "32", WARNING: "33", PROBLEM: "31"}
 WIDTH, INDENT = 100, 23
-MORE = "python inference.py --doctor --debug   (shows more)"
 PUBLIC = ("/usr/local/", "/dev/", "/proc/", "/sys/")
 
 
@@ -129,7 +129,7 @@ def examine(host: Host, debug: bool = False) -> Iterator[Finding]:
                 os.kill(child, signal.SIGKILL)  # not waited for: see ascend.npu_smi
         if left:
             host.ended.add(name := left.pop(0))
-            yield Finding(name, PROBLEM, _end(status), MORE)
+            yield Finding(name, PROBLEM, _end(status), _more())
     for needed in dict.fromkeys(missed.values()):
         names = ", ".join(name for name in missed if missed[name] == needed)
         mend = f"see {needed}, above" if needed in CHECKS else SETUP
@@ -147,6 +147,10 @@ def _received(pipe: int) -> Iterator[dict]:
             return
         *whole, line = (line + piece).split(b"\n")
         yield from map(json.loads, whole)
+
+
+def _more() -> str:
+    return f"{command()} --doctor --debug   (shows more)"
 
 
 def _end(status: int | None) -> str:
@@ -189,6 +193,6 @@ def check(host: Host, name: str) -> dict:
     except Exception as error:
         traceback.print_exc()
         found = f"could not be found out: {type(error).__name__}: {said(error)}"
-        findings.append(Finding(name, WARNING, found, MORE))
+        findings.append(Finding(name, WARNING, found, _more()))
     told["findings"] = [{key: private(value) for key, value in asdict(finding).items()} for finding in findings]
     return told

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from . import ascend
 from .doctor_host import OK, PROBLEM, SETUP, WARNING, Finding, Host, of_npu, said
-from .packages import installed
+from .packages import install_command, installed
 
 CANN_DOWNLOAD = "https://www.hiascend.com/cann/download"
 DRIVER_DOWNLOAD = "https://www.hiascend.com/hardware/firmware-drivers"
@@ -104,7 +104,7 @@ def torch_npu(host: Host):
     version = installed("torch-npu") or getattr(sys.modules.get("torch_npu"), "__version__", None)
     if not version:
         found = "not installed" if host.npu_state != OK else f"not installed: {host.no_npu}"
-        yield of_npu(host, "torch_npu", found, SETUP)
+        yield of_npu(host, "torch_npu", found, install_command("npu"))
         return
     release = ".".join(host.torch.__version__.partition("+")[0].split(".")[:3])
     if version.split("+")[0].split(".")[:3] != release.split("."):

@@ -22,17 +22,16 @@ from . import ascend
 from .checkpoint import find_checkpoint, is_hub_id, read_config
 from .device import choose_device
 from .errors import SetupError, first_line
-from .packages import fits, installed, requirements
+from .packages import CLONE, bundled, can_import, fits, install_command, installed, needed
+from .program import command
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-ROOT = Path(__file__).resolve().parent.parent
-PYTHONS = ((3, 10), (3, 12))
-NEEDED = ("numpy", "pyyaml", "sentencepiece", "soundfile", "soxr", "tqdm")  # beside torch: without one nothing runs
+PYTHONS = ((3, 10), (3, 13))
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3")
 GB = 1e9
 LITTLE = 0.1 * GB  # of disk
 
-SETUP = "source setup_env.sh"
+SETUP = install_command()
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,8 @@ class Host:
         """The file.  A Hugging Face id is only looked up among what was downloaded.  Raises SetupError."""
         if not is_hub_id(self.path):
             return find_checkpoint(self.path)
+        if not can_import("huggingface_hub"):
+            raise SetupError("a Hugging Face id needs huggingface_hub: pip install huggingface_hub")
         from huggingface_hub import try_to_load_from_cache
 
         name = self.path.split("/")[1] + ".nemo"
@@ -192,33 +193,38 @@ def python(host: Host):
     system = f"{platform.machine()}, {platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}"
     found = f"{platform.python_version()} on {system}"
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
-        yield Finding("Python", PROBLEM, f"{found}: 3.10 to 3.12 are supported", f"deactivate; {SETUP}")
+        yield Finding("Python", PROBLEM, f"{found}: 3.10 to 3.13 are supported", f"deactivate; {SETUP}")
     else:
         yield Finding("Python", OK, found)
 
 
 def packages(host: Host):
-    """Those of requirements.txt but torch and NeMo, which have lines of their own."""
+    """What the native engine needs, and where NeMo is installed or asked for what that needs; torch and NeMo have lines
+    of their own."""
+    with_nemo = host.engine == "nemo" or installed("nemo-toolkit") is not None
     try:
-        wanted = [r for r in requirements(ROOT / "requirements.txt") if r.name not in ("torch", "nemo-toolkit")]
+        own = [r for r in needed() if r.name != "torch"]
+        nemos = [r for r in needed("nemo") if r.name != "nemo-toolkit"] if with_nemo else []
     except ModuleNotFoundError:
         yield Finding("packages", PROBLEM, "neither pip nor packaging is installed, so nothing else can be", SETUP)
         return
-    bad = [r for r in wanted if not fits(r)]
-    missing = [r.name for r in bad if installed(r.name) is None]
+    bad = [r for r in (*own, *nemos) if not fits(r)]
     if not bad:
-        yield Finding("packages", OK, f"all {len(wanted)} are there, in the versions of requirements.txt")
+        whose = "NeMo and the native engine need" if with_nemo else "the native engine needs"
+        yield Finding("packages", OK, f"all {len(own) + len(nemos)} that {whose} are there, in the right versions")
         return
-    needed = [name for name in missing if name in NEEDED]
-    others = [name for name in missing if name not in NEEDED]
-    if needed:
-        yield Finding("packages", PROBLEM, f"not installed: {', '.join(needed)}", SETUP)
-    if others:
-        found = f"not installed: {', '.join(others)}; NeMo, error rates or downloads need them"
-        yield Finding("packages", host.nemo_state, found, SETUP)
+    missing = [r.name for r in bad if installed(r.name) is None]
+    for wanted, state, more, mend in (
+        (own, PROBLEM, "", SETUP),
+        (nemos, host.nemo_state, "; NeMo needs them", install_command("nemo")),
+    ):
+        names = [r.name for r in wanted if r.name in missing]
+        if names:
+            yield Finding("packages", state, f"not installed: {', '.join(names)}{more}", mend)
     other = [f"{r.name} {installed(r.name)} (not {r.specifier})" for r in bad if r.name not in missing]
     if other:
-        yield Finding("packages", host.nemo_state, f"other versions than wanted: {', '.join(other)}", SETUP)
+        mend = install_command("nemo") if with_nemo else SETUP
+        yield Finding("packages", host.nemo_state, f"other versions than wanted: {', '.join(other)}", mend)
 
 
 def torch(host: Host):
@@ -233,7 +239,7 @@ def torch(host: Host):
         mend = f"pip install --force-reinstall torch=={release}{cpu}"
         yield Finding("torch", PROBLEM, f"{found} cannot be imported: {said(module)}", mend)
         return
-    requirement = next(r for r in requirements(ROOT / "requirements.txt") if r.name == "torch")
+    requirement = next(r for r in needed() if r.name == "torch")
     build = f"CUDA {module.version.cuda}" if module.version.cuda else "no CUDA"
     found = f"{module.__version__}, {build}"
     if not requirement.specifier.contains(module.__version__, prereleases=True):
@@ -246,7 +252,7 @@ def torch(host: Host):
 
 
 def triton(host: Host):
-    spec = importlib.util.spec_from_file_location("apply", ROOT / "patches" / "apply.py")
+    spec = importlib.util.spec_from_file_location("apply", bundled("patches") / "apply.py")
     apply = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(apply)
     folder = apply.find_triton()
@@ -262,33 +268,35 @@ def triton(host: Host):
     if all(state == "applied" for state in states.values()):
         yield Finding("triton", OK, found)
     else:
-        yield of_npu(host, "triton", found, "python patches/apply.py")
+        apply_them = "python patches/apply.py" if CLONE else "python -m nemotron_npu.patches.apply"
+        yield of_npu(host, "triton", found, apply_them)
 
 
 def nv_one_logger(host: Host):
     spec = importlib.util.find_spec("nv_one_logger")
     places = [Path(place).resolve().parent for place in spec.submodule_search_locations or []] if spec else []
-    real = installed("nv-one-logger-core")
-    if ROOT / "nv_one_logger_mock" in places:
-        yield Finding("nv_one_logger", OK, "the mock, by PYTHONPATH: it does and sends nothing")
-    elif places:
+    if places and bundled("nv_one_logger_mock") not in places:
+        real = installed("nv-one-logger-core")
         yield Finding("nv_one_logger", OK, f"NVIDIA's own, {real or 'of unknown version'}")
     elif installed("nemo-toolkit") is None:
-        yield Finding("nv_one_logger", OK, "neither NVIDIA's nor the mock, and without NeMo not needed")
+        yield Finding("nv_one_logger", OK, "only NeMo needs it")
     else:
-        found = "neither NVIDIA's nor the mock is on PYTHONPATH: NeMo cannot be imported"
-        yield Finding("nv_one_logger", host.nemo_state, found, SETUP)
+        yield Finding("nv_one_logger", OK, "the mock: it does and sends nothing")
 
 
 def nemo(host: Host):
     found = installed("nemo-toolkit")
     if found is None:
-        found = "not installed: --engine nemo and --precision_compare need it, the native engine does not"
-        yield Finding("NeMo", host.nemo_state, found, SETUP)
+        found = "not installed: only --engine nemo, --precision_compare and other kinds of checkpoints need it"
+        if host.engine == "nemo":
+            yield Finding("NeMo", PROBLEM, found, install_command("nemo"))
+        else:
+            yield Finding("NeMo", OK, f"{found} ({install_command('nemo')})")
         return
-    requirement = next(r for r in requirements(ROOT / "requirements.txt") if r.name == "nemo-toolkit")
+    requirement = next(r for r in needed("nemo") if r.name == "nemo-toolkit")
     if not fits(requirement):
-        yield Finding("NeMo", host.nemo_state, f"{found}: {requirement.specifier} is what was tested", SETUP)
+        found = f"{found}: {requirement.specifier} is what was tested"
+        yield Finding("NeMo", host.nemo_state, found, install_command("nemo"))
     else:
         yield Finding("NeMo", OK, found)
 
@@ -336,7 +344,7 @@ def disk(host: Host):
         yield Finding("disk", host.nemo_state, found, "export TMPDIR=/a/folder/with/space")
     free = shutil.disk_usage(".").free
     if not os.access(".", os.W_OK):
-        yield Finding("disk", WARNING, "this folder is not writable", "python inference.py --output_dir DIR ...")
+        yield Finding("disk", WARNING, "this folder is not writable", f"{command()} --output_dir DIR ...")
     elif free < LITTLE:
         yield Finding("disk", WARNING, f"{free / GB:.1f} GB free in this folder", "df -h .")
     elif not bad:

@@ -13,9 +13,12 @@ from .bounds import BOUNDS
 from .checkpoint import attention_contexts, is_hub_id, read_config, read_weights
 from .device import choose_device, device_name
 from .doctor_host import GB, OK, PROBLEM, WARNING, Finding, Host, NotChecked, anonymous, said
+from .dtypes import instructions, left_out, offered_dtypes
 from .environment import processor, sha256
 from .errors import SetupError, Unsupported, first_line
 from .limits import cores, free_memory
+from .packages import can_import, install_command
+from .program import command
 
 DEMO_WORDS = "three one four one five nine two six"
 SPACE = {"native": (1.15, 0.3 * GB), "nemo": (2.0, 0.9 * GB)}
@@ -29,7 +32,7 @@ def checkpoint(host: Host):
         path = host.checkpoint
         config = read_config(path)
     except SetupError as error:
-        mend = f"python inference.py --model_path {host.path}   (downloads it)" if is_hub_id(host.path) else ANOTHER
+        mend = f"{command()} --model_path {host.path}   (downloads it)" if is_hub_id(host.path) else ANOTHER
         yield Finding("checkpoint", PROBLEM, _unnamed(host, error), mend)
         return
     chunks = ", ".join(f"{ms}" for ms in sorted(attention_contexts(config)))
@@ -75,8 +78,8 @@ def memory(host: Host):
         yield Finding("memory", OK, found)
     else:
         mend = "docker run --memory ...   (give the container more)" if limited else "ps aux --sort=-rss | head"
-        if host.engine == "native":
-            mend += "\npython inference.py --dtype int8   (on a CPU it takes less than half)"
+        if host.engine == "native" and host.torch and "int8" in offered_dtypes(host.torch.device("cpu")):
+            mend += f"\n{command()} --dtype int8   (on a CPU it takes less than half)"
         yield Finding("memory", PROBLEM if total < need else WARNING, found, mend)
 
 
@@ -85,7 +88,11 @@ def engine(host: Host):
     try:
         recognizer = _reference(host)
     except Unsupported as reason:
-        yield Finding("engine", WARNING, f"not for the native engine: {said(reason)}: runs on NeMo", "--engine nemo")
+        found = f"not for the native engine: {said(reason)}"
+        if can_import("nemo"):
+            yield Finding("engine", WARNING, f"{found}: runs on NeMo", "--engine nemo")
+        else:
+            yield Finding("engine", PROBLEM, f"{found}, and NeMo is not installed", install_command("nemo"))
     except SetupError as error:
         yield Finding("engine", PROBLEM, _unnamed(host, error), ANOTHER)
     else:
@@ -115,7 +122,11 @@ def device(host: Host):
         yield Finding("device", PROBLEM, said(error), _device_mend(host, error))
         return
     name = device_name(device) if device.type != "cpu" else processor() or "of unknown kind"
+    if device.type == "cpu":
+        name += f" ({instructions()})"
     yield Finding("device", OK, f"{device}: {name}")
+    lacks = "".join(f"; {dtype} needs {lack}" for dtype, lack in left_out(device).items())
+    yield Finding("dtypes", OK, ", ".join(offered_dtypes(device)) + lacks)
 
 
 def _device(host: Host):
@@ -127,7 +138,7 @@ def _device(host: Host):
 def _device_mend(host: Host, error: SetupError) -> str:
     kind = host.asked.partition(":")[0]
     if "does not exist" in str(error):
-        return f"python inference.py --device {kind}:0"
+        return f"{command()} --device {kind}:0"
     if kind == "npu":
         return "npu-smi info"
     build = host.torch.__version__.partition("+")[0]
@@ -184,8 +195,8 @@ def forward_pass(host: Host):
             right, found = _against_the_cpu(host, reference, speech)
     except Exception as error:  # an operator that the device lacks, numbers that are none ...
         right, found = False, f"fails on {where}: {type(error).__name__}: {_unnamed(host, error)}"
-    command = f"python inference.py --device {where} --precision_compare   (stage by stage)"
-    yield Finding("forward pass", OK if right else PROBLEM, found, "" if right else command)
+    mend = "" if right else f"{command()} --device {where} --precision_compare   (stage by stage)"
+    yield Finding("forward pass", OK if right else PROBLEM, found, mend)
 
 
 def _on_the_cpu(host: Host, recognizer, speech) -> tuple[bool, str]:

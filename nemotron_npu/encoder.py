@@ -28,6 +28,8 @@ from .graph import Recorded
 from .linear import Linear, make_linear
 from .weights import Weights
 
+SILU_FLOOR = -0.2785  # silu's least value is -0.27846, at -1.2785
+
 MASKED = -10000.0  # added to the score of a key that is not to be seen: NeMo's INF_VAL; exp() of it is 0
 
 CPU_PIECE = 16  # encoder frames that are subsampled at once on a CPU: its 256 channels of features stay in the cache
@@ -228,7 +230,7 @@ class Encoder:
         for _ in self.stages:
             features = self._stage_length(features)
         subsampled = (self.width, self.stages[-1].channels * features)
-        self.subsampling_out = _linear(weights, "pre_encode.out", subsampled, dtype)
+        self.subsampling_out = _linear(weights, "pre_encode.out", subsampled, dtype, floor=0.0)  # of a rectifier
         with ThreadPoolExecutor(min(LOADERS, torch.get_num_threads())) as pool:  # packing keeps one core busy, no more
             self.layers = list(pool.map(lambda i: self._layer(weights, i, config), range(config["n_layers"])))
         self.out = (
@@ -595,8 +597,8 @@ class Encoder:
         def norm(name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
             return _weight_and_bias(weights, name, (width,))
 
-        def linear(name: str, *shape: int, scale: float = 1.0) -> Linear:
-            return _linear(weights, name, shape, self.dtype, scale)
+        def linear(name: str, *shape: int, scale: float = 1.0, floor: float | None = None) -> Linear:
+            return _linear(weights, name, shape, self.dtype, scale, floor)
 
         depthwise, depthwise_bias = _weight_and_bias(
             weights, "conv.depthwise_conv", (width, 1, config["conv_kernel_size"])
@@ -616,7 +618,9 @@ class Encoder:
         layer = Layer(
             norm_ff1=norm("norm_feed_forward1"),
             ff1_in=linear("feed_forward1.linear1", inner, width),
-            ff1_out=linear("feed_forward1.linear2", width, inner, scale=0.5),  # half a step each: fc_factor
+            ff1_out=linear(
+                "feed_forward1.linear2", width, inner, scale=0.5, floor=SILU_FLOOR
+            ),  # half a step: fc_factor
             norm_attention=norm("norm_self_att"),
             qkv=make_linear(fused("weight", width, width), fused("bias", width), self.dtype),
             bias_uv=uv.view(2, 1, 1, heads, d_k),
@@ -627,10 +631,10 @@ class Encoder:
             depthwise=depthwise.t().contiguous()[:, None],
             depthwise_bias=depthwise_bias,
             conv_norm=conv_norm,
-            pointwise2=linear("conv.pointwise_conv2", width, width, 1),
+            pointwise2=linear("conv.pointwise_conv2", width, width, 1, floor=SILU_FLOOR),
             norm_ff2=norm("norm_feed_forward2"),
             ff2_in=linear("feed_forward2.linear1", inner, width),
-            ff2_out=linear("feed_forward2.linear2", width, inner, scale=0.5),
+            ff2_out=linear("feed_forward2.linear2", width, inner, scale=0.5, floor=SILU_FLOOR),
             norm_out=norm("norm_out"),
         )
         trim_memory()
@@ -682,9 +686,11 @@ def _weight_and_bias(weights: Weights, name: str, shape: tuple) -> tuple[torch.T
     return weight, weights(f"{name}.bias", len(weight)) if weights.has(f"{name}.bias") else None
 
 
-def _linear(weights: Weights, name: str, shape: tuple, dtype: str, scale: float = 1.0) -> Linear:
+def _linear(
+    weights: Weights, name: str, shape: tuple, dtype: str, scale: float = 1.0, floor: float | None = None
+) -> Linear:
     weight, bias = _weight_and_bias(weights, name, shape)
-    layer = make_linear(weight.view(weight.shape[0], -1), bias, dtype, scale)  # so is a pointwise convolution
+    layer = make_linear(weight.view(weight.shape[0], -1), bias, dtype, scale, floor)  # so is a pointwise convolution
     weights.release()
     return layer
 

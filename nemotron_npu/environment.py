@@ -23,6 +23,10 @@ def environment(checkpoint: Path) -> dict:
     found["torch_npu"] = getattr(sys.modules.get("torch_npu"), "__version__", None)
     found["cann"] = ascend.cann_version()
     found["npu_driver"] = ascend.driver_version()
+    if "torch" in sys.modules:
+        from .dtypes import instructions
+
+        found["instructions"] = instructions()
     found["threads"] = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     found["model_sha256"] = sha256(checkpoint)
     found["command"] = sys.argv

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from . import program
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TWICE_SECONDS = 0.2  # timeout(1) and some launchers send each signal twice: that is still the first
 
@@ -23,7 +25,10 @@ _stop: Callable[[], None] | None = None  # what it calls within ``held``; None: 
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Answer the signals so, in a program's main thread.  SIGHUP stays ignored where it is: nohup wants that."""
+    """Answer the signals so, in a program's main thread.
+
+    One that the parent ignores stays ignored: nohup wants that of SIGHUP, a script of SIGINT for its background jobs.
+    """
     global _came
     _came = None
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -32,7 +37,7 @@ def answered() -> Iterator[None]:
     threading.Thread(target=_leave_at_the_second, args=(reading,), daemon=True).start()
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number, handler in before.items():
-        if number != signal.SIGHUP or handler != signal.SIG_IGN:
+        if handler != signal.SIG_IGN:
             signal.signal(number, _handle)
     try:
         yield
@@ -122,5 +127,5 @@ def _leave_at_the_second(pipe: int) -> None:
             first = first or time.monotonic()
             if time.monotonic() - first > TWICE_SECONDS:
                 with suppress(OSError):
-                    os.write(2, b"inference.py: interrupted\n")
+                    os.write(2, f"{program.name}: interrupted\n".encode())
                 os._exit(128 + number[0])

@@ -17,13 +17,12 @@ On an EPYC with VNNI and without AMX oneDNN's int8 takes 328, 386, 362, 533 and 
 
 from __future__ import annotations
 
-import platform
 import warnings
 
 import torch
 import torch.nn.functional as F
 
-from .errors import SetupError
+from .dtypes import check_dtype, has_fbgemm, has_tiles, has_vnni, packs_weights
 
 # torch announces another API for it, which the oldest torch supported here lacks
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
@@ -85,27 +84,49 @@ class PackedLinear:
 
 
 class QuantizedLinear:
-    """The same on an x86 CPU by FBGEMM with int8 weights, one scale per output, and activations quantized as they come.
+    """The same on an x86 CPU with int8 weights and 8-bit activations; input and output are float32.
 
-    Input and output are float32.  The activations of a block share one scale, so that results depend a little on what
-    else is in the block.
+    Weights have one scale per output, activations one per row, so that a row's result does not depend on the others.
+    The range of a row is [-max |x|, max |x|], or [floor, max x] where its values have a floor.
+
+    Without VNNI the kernels sum two products of neighbouring columns in 16 bits (vpmaddubsw).  255 * (v + w) fits
+    there as long as v + w <= 128: the scale of the weights makes sure of it for every pair, instead of giving up one
+    of the 8 bits.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
-        quantized, scales = _quantize(weight * scale)
+    PAIR = 128  # the largest sum of two neighbouring weights of one sign: 128 * 255 < 2**15
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, floor: float | None):
+        quantized, scales = _quantize(weight * scale, None if has_vnni() else self.PAIR)
         self.elements, self.bytes = quantized.numel(), quantized.nbytes
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        quantized = torch._make_per_channel_quantized_tensor(quantized, scales.double(), zeros, 0)
-        before, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
-        try:
-            self.packed = torch.ops.quantized.linear_prepack(quantized, None if bias is None else bias * scale)
-        finally:
-            torch.backends.quantized.engine = before
-        # without VNNI two products of 8 bits overflow the 16 that they are summed in: take 7 of the activations
-        self.reduce_range = not torch.cpu._is_vnni_supported()
+        self.floor = floor
+        self.bias = None if bias is None else bias * scale
+        if floor:  # it is subtracted from the activations, and its product added again
+            lowest = floor * quantized.sum(1, dtype=torch.float32) * scales
+            self.bias = lowest if self.bias is None else self.bias + lowest
+        self._pack(quantized, scales)
+
+    def _pack(self, weight: torch.Tensor, scales: torch.Tensor) -> None:
+        """Lay int8 [out, in] out for the kernel."""
+        raise NotImplementedError
+
+    def _multiply(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        """x / largest @ weight.T, float32; ``largest`` [rows, 1] is that of |x|, or of x if it has a floor."""
+        raise NotImplementedError
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        if self.floor is None:
+            largest = x.abs().amax(1, keepdim=True)
+        else:
+            x = x - self.floor if self.floor else x
+            largest = x.amax(1, keepdim=True)
+        largest.clamp_(min=1e-30)  # a row of zeros
+        return self._multiply(x, largest).mul_(largest)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        y = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
+        y = self._product(x)
+        if self.bias is not None:
+            y.add_(self.bias)
         return y if out is None else out.copy_(y)
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
@@ -115,73 +136,77 @@ class QuantizedLinear:
         return self(x).add_(residual)
 
 
-class TiledQuantizedLinear:
-    """What ``QuantizedLinear`` is, by oneDNN, which alone knows AMX: tiles that pay from a few rows on."""
+class FbgemmLinear(QuantizedLinear):
+    """By FBGEMM: the fastest without AMX."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
-        quantized, self.scales = _quantize(weight * scale)
-        self.elements, self.bytes = quantized.numel(), quantized.nbytes
-        self.zeros = torch.zeros(len(self.scales), dtype=torch.long)
-        self.weight = torch.ops.onednn.qlinear_prepack(quantized, None)
-        self.bias = None if bias is None else bias * scale
+    def _pack(self, weight: torch.Tensor, scales: torch.Tensor) -> None:
+        zeros = torch.zeros(len(scales), dtype=torch.long)
+        weight = torch._make_per_channel_quantized_tensor(weight, scales.double(), zeros, 0)
+        before, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
+        try:
+            self.packed = torch.ops.quantized.linear_prepack(weight, None)
+        finally:
+            torch.backends.quantized.engine = before
+        self.levels = (1 / 127, 128) if self.floor is None else (1 / 255, 0)  # scale and zero point of [-1, 1], [0, 1]
 
-    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None, activation: str = "none") -> torch.Tensor:
-        quantized = torch.quantize_per_tensor_dynamic(x, torch.quint8, False)
-        y = torch.ops.onednn.qlinear_pointwise(
-            quantized.int_repr(),
-            quantized.q_scale(),
-            quantized.q_zero_point(),
-            self.weight,
-            self.scales,
-            self.zeros,
-            self.bias,
-            1.0,
-            0,
-            torch.float32,
-            activation,
-            [],
-            "",
-        )
-        return y if out is None else out.copy_(y)
-
-    def silu(self, x: torch.Tensor) -> torch.Tensor:
-        return self(x, activation="swish")
-
-    def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return self(x).add_(residual)
+    def _multiply(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return multiply(x / largest, *self.levels, self.packed)
 
 
-def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 [out, in] and its scales float32 [out]: symmetric, the largest weight of each output is 127."""
-    scales = (torch.maximum(weight.amax(1), -weight.amin(1)) / 127).clamp(min=1e-12)
+class OnednnLinear(QuantizedLinear):
+    """By oneDNN, which alone knows AMX, tiles that pay from a few rows on, and which needs no AVX2."""
+
+    def _pack(self, weight: torch.Tensor, scales: torch.Tensor) -> None:
+        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.scales, self.zeros = scales, torch.zeros(len(scales), dtype=torch.long)
+        self.top, self.kind = (127, torch.int8) if self.floor is None else (255, torch.uint8)
+
+    def _multiply(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        quantized = (x * (self.top / largest)).round_().to(self.kind)
+        weight = self.packed, self.scales, self.zeros, None
+        output = 1.0, 0, torch.float32, "none", [], ""
+        return torch.ops.onednn.qlinear_pointwise(quantized, 1 / self.top, 0, *weight, *output)
+
+
+def _quantize(weight: torch.Tensor, pair: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 [out, in] and its scales float32 [out]: symmetric, the largest weight of each output is 127 at most.
+
+    Two neighbouring weights of one sign, columns 2 i and 2 i + 1, add up to at most ``pair``, if one is given.
+    """
+    scales = torch.maximum(weight.amax(1), -weight.amin(1)) / 127
+    if pair:
+        scales = torch.maximum(scales, _largest_pair(weight) / (pair - 1))  # each of the two may be rounded up by 0.5
+    scales.clamp_(min=1e-12)
     return (weight * (1 / scales)[:, None]).round_().to(torch.int8), scales
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: str, scale: float = 1.0):
+def _largest_pair(weight: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of the sum of two neighbouring weights of one sign: [out, in] -> [out]."""
+    pairs = F.pad(weight, (0, weight.shape[1] % 2)).unflatten(1, (-1, 2))
+    return torch.maximum(pairs.clamp(min=0).sum(2).amax(1), -pairs.clamp(max=0).sum(2).amin(1))
+
+
+def make_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: str,
+    scale: float = 1.0,
+    floor: float | None = None,
+):
     """The linear layer for a weight where it lies and the dtype that is wanted: ``Linear`` or one of its likes.
 
     ``dtype`` is ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``; on an NPU or GPU the weight has it already.
     ``"plain"`` is float32 that is not laid out for speed: the weight is not even copied.
-    Raises SetupError for one that this CPU cannot do.
+    ``floor`` is the least value that an input can have, where there is one: int8 uses its whole range then.
+    Raises SetupError for a dtype that this CPU cannot compute in.
     """
     if weight.device.type != "cpu" or dtype == "plain":
         return Linear(weight, bias, scale)
-    if dtype == "float32":
-        return PackedLinear(weight, bias, scale) if _packs() else Linear(weight, bias, scale)
-    if not _packs():
-        raise SetupError(f"--dtype {dtype} on a CPU needs x86 and a torch with oneDNN: take float32")
-    if dtype == "bfloat16":
-        return PackedLinear(weight, bias, scale, torch.bfloat16)
-    tiles = torch.cpu._is_amx_tile_supported()
-    return (TiledQuantizedLinear if tiles else QuantizedLinear)(weight, bias, scale)
-
-
-def offered_dtypes(device: torch.device) -> tuple[str, ...]:
-    """The dtypes that ``make_linear`` has there."""
-    if device.type != "cpu":
-        return "float32", "bfloat16", "float16"
-    return ("float32", "bfloat16", "int8") if _packs() else ("float32",)
-
-
-def _packs() -> bool:
-    return platform.machine() == "x86_64" and torch.backends.mkldnn.is_available()
+    check_dtype(dtype, weight.device)
+    if dtype == "int8":
+        quantized = FbgemmLinear if has_fbgemm() and not has_tiles() else OnednnLinear
+        return quantized(weight, bias, scale, floor)
+    if not packs_weights():
+        return Linear(weight, bias, scale)
+    return PackedLinear(weight, bias, scale, getattr(torch, dtype))

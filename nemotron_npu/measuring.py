@@ -151,13 +151,15 @@ def run_benchmark(args, console: Console, path: Path, device, facts: dict, recor
 
     from .benchmark import as_dict, benchmark, plot, to_table
     from .device import named_device
-    from .linear import offered_dtypes
+    from .dtypes import left_out, offered_dtypes
 
     speech = np.concatenate([read_audio(recording) for recording in recordings])
     candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
     decoder_device = named_device(args.decoder_device)
     options = {"record": args.graph == "on", "slots": args.batch_size, "block_ms": args.block_ms, "say": console.say}
     result = benchmark(path, device, candidates, speech, args.chunk_ms, decoder_device, **options)
+    if args.benchmark.get("native", True) is None:  # all dtypes are asked for
+        result.left_out = left_out(device)
     table = to_table(result, path.name)
     show_table(args, console, table)
     if args.report:

@@ -19,7 +19,7 @@ from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
 
 from .archive import read_member
-from .audio import SAMPLE_RATE, read_audio
+from .audio import SAMPLE_RATE, is_source, read_audio
 from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
 from .checkpoint import MOST_TOKENIZER, Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .confidence import ALPHA as CONFIDENCE_ALPHA
@@ -200,7 +200,11 @@ class NemoRecognizer:
         """NeMo's own streaming differs from its offline pass and is not offered here."""
         raise SetupError("live streams need the native engine (--engine native)")
 
-    def transcribe(self, waveforms: list[np.ndarray]) -> list[Transcript]:
+    def transcribe(self, sources) -> Transcript | list[Transcript]:
+        """Transcribe one recording, or a list of them as one batch; see ``Recognizer.transcribe``."""
+        if is_source(sources):
+            return self.transcribe([sources])[0]
+        waveforms = [source if isinstance(source, np.ndarray) else read_audio(source) for source in sources]
         # shorter than one mel frame: nothing to recognise, and NeMo fails on a batch without any frame
         audible = [i for i, waveform in enumerate(waveforms) if len(waveform) >= self.stride]
         transcripts = [Transcript("", (), len(waveform) / SAMPLE_RATE) for waveform in waveforms]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from . import __version__, program
+
 DESCRIPTION = (
     "Transcribe speech with a cache-aware FastConformer-RNNT checkpoint (.nemo) on an Ascend NPU, a GPU or the CPU."
 )
@@ -16,8 +18,7 @@ examples:
   python inference.py calls/ --output_dir out                  a folder, in every format
   python inference.py calls/ --output_dir out --resume         the same, where it was interrupted
   python inference.py calls/ --output_dir out --num_workers 8  on eight NPUs
-  python inference.py test.json --output_dir out --output_format manifest
-                                                               a NeMo manifest, and pred_text added to it
+  python inference.py test.json --output_format manifest       a NeMo manifest, and pred_text added to it
   arecord -f S16_LE -r 16000 | python inference.py -           a microphone, live
   python inference.py --stream --chunk_ms 80 talk.mp3          a file, as if it were live
   python inference.py --model_path M.nemo talk.mp3             a checkpoint of your own
@@ -33,10 +34,10 @@ exit code: 0 ok, 1 an input failed or the comparison did not pass, 2 wrong usage
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     """The options of one run; what cannot be meant ends the program with usage, a line and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="inference.py",
+        prog=program.name,
         usage="%(prog)s [AUDIO ...] [options]",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.replace(f"python {program.SCRIPT}", program.command()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -130,8 +131,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "int8"],
-        help="of the encoder's matrix products: int8 on a CPU only, float16 on devices only "
-        "(default: float32; --benchmark: all that the device has)",
+        help=f"of the encoder's matrix products: on a CPU {_cpu_dtypes()}; on an npu or cuda device float32, bfloat16 "
+        "or float16 (default: float32; --benchmark: all that the device has)",
     )
     model.add_argument(
         "--decoder_device",
@@ -158,6 +159,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="how tokens and words are rated: by the probability of the best token, or by an entropy as in NeMo "
         "(default: max_prob; from --engine nemo nothing)",
     )
+
+
+def _cpu_dtypes() -> str:
+    from .dtypes import ON_CPU
+
+    return ", ".join(f"{dtype} ({needs})" for dtype, needs in ON_CPU.items())
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
@@ -230,6 +237,7 @@ def _add_messages(parser: argparse.ArgumentParser) -> None:
         "nothing in it is private, paste it into a bug report; exit code 0 all is well, 1 warnings, 2 problems",
     )
     messages.add_argument("--debug", action="store_true", help="show NeMo's log and full tracebacks")
+    messages.add_argument("--version", action="version", version=f"nemotron-npu {__version__}")
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -274,7 +282,7 @@ def _check_doctor(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     """--doctor takes the few options that say what it is to look at."""
     taken = ("doctor", "device", "model_path", "engine", "output_format", "quiet", "debug")
     for action in parser._actions:
-        if action.dest not in (*taken, "help") and getattr(options, action.dest) not in (action.default, []):
+        if action.dest not in (*taken, "help", "version") and getattr(options, action.dest) not in (action.default, []):
             name = action.option_strings[0] if action.option_strings else action.metavar
             parser.error(f"--doctor looks at the environment: leave {name} out")
     if options.output_format not in (None, ("txt",), ("json",)):

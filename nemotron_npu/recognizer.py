@@ -18,10 +18,12 @@ from . import audio, interrupts
 from .boosting import ALPHA, BoostingTree, Phrase, spell
 from .checkpoint import Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .decoder import Decoder, Emission, NotFinite
-from .device import is_out_of_memory, release_memory, too_little_memory
+from .device import choose_device, is_out_of_memory, release_memory, too_little_memory
+from .dtypes import check_dtype
 from .encoder import Encoder, EncoderState
 from .errors import ModelError, SetupError, Unsupported, first_line
 from .frontend import FeatureStream, Frontend
+from .packages import can_import, install_command, offer_mock
 from .sources import Recording
 from .transcript import WORD_START, Speller, Transcript
 from .weights import Weights
@@ -46,7 +48,8 @@ class Recognizer:
     Parameters
     ----------
     path : a ``.nemo`` file.
-    device : where the encoder runs.  Log-mel is computed on the CPU.
+    device : where the encoder runs, a torch.device or ``"npu:0"``, ``"cuda:0"``, ``"cpu"``.  Log-mel is computed on the
+        CPU.
     chunk_ms : chunk length; None takes the checkpoint's first.
     dtype : ``"float32"``, ``"bfloat16"``, on a CPU also ``"int8"``, elsewhere ``"float16"``.  On a CPU it is that of
         the matrix products alone, of encoder and prediction network; elsewhere that of the whole encoder.
@@ -65,8 +68,8 @@ class Recognizer:
 
     def __init__(
         self,
-        path: Path,
-        device: torch.device,
+        path: Path | str,
+        device: torch.device | str,
         chunk_ms: int | None = None,
         dtype: str = "float32",
         decoder_device: torch.device | None = None,
@@ -74,10 +77,10 @@ class Recognizer:
         block_ms: int | None = None,
         announce: Callable[[str], None] = warnings.warn,
     ):
+        path, device = Path(path), _device(device)
         if record and device.type == "cpu":
             raise SetupError("--graph on: a CPU has nothing to record: it needs an npu or cuda device")
-        if (dtype == "float16" and device.type == "cpu") or (dtype == "int8" and device.type != "cpu"):
-            raise SetupError(f"--dtype {dtype} does not run on {device.type}: take bfloat16")
+        check_dtype(dtype, device)
         config, tensors, tokenizers = read_checkpoint(path)
         self.config = config
         self.device = device
@@ -165,8 +168,13 @@ class Recognizer:
             frames = self.encoder.block_for(max(CPU_VALUES // self.encoder.width // slots, 1))
         return frames if frames <= self.most_frames else self.encoder.block_for(self.most_frames)
 
-    def transcribe(self, sources: list[Source], slots: int = 1) -> list[Transcript]:
-        """Recognise recordings, ``slots`` at a time; results in input order.  Raises what the first failure raised."""
+    def transcribe(self, sources: Source | list[Source], slots: int = 1) -> Transcript | list[Transcript]:
+        """Transcribe one recording, or a list of them ``slots`` at a time; a list gives a list, in the same order.
+
+        Raises what the first failure raised.
+        """
+        if audio.is_source(sources):
+            return self.transcribe([sources])[0]
         results: list = [None] * len(sources)
         for index, result in self.results(sources, slots):
             if isinstance(result, Exception):
@@ -566,8 +574,8 @@ class Stream:
 
 
 def load_recognizer(
-    path: Path,
-    device: torch.device,
+    path: Path | str,
+    device: torch.device | str,
     chunk_ms: int | None = None,
     engine: str = "native",
     dtype: str = "float32",
@@ -576,20 +584,26 @@ def load_recognizer(
     record: bool = False,
     block_ms: int | None = None,
 ) -> Recognizer:
-    """Load the checkpoint ``path`` onto ``device`` in ``engine``: ``"native"`` or ``"nemo"``.
+    """Load the checkpoint ``path`` onto ``device``, ``"npu:0"`` say, in ``engine``: ``"native"`` or ``"nemo"``.
 
     A checkpoint that the native engine does not support runs on stock NeMo, which ``announce`` is told in one line.
-    Raises SetupError when the checkpoint cannot be used or does not offer that chunk size.
+    Raises SetupError when the checkpoint cannot be used, does not offer that chunk size, or needs NeMo where that is
+    not installed, and when the device is not usable.
     """
+    path, device, why = Path(path), _device(device), "--engine nemo"
     if engine == "native":
         try:
             return Recognizer(path, device, chunk_ms, dtype, decoder_device, record, block_ms, announce)
         except Unsupported as reason:
-            announce(f"{path.name}: not supported by the native engine: {reason}: running on NeMo")
+            why = f"{path.name}: not supported by the native engine: {reason}"
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise SetupError(f"{device} has not enough memory for {path.name}: {first_line(error)}") from error
+    if not can_import("nemo"):
+        raise SetupError(f"{why}: NeMo is not installed: {install_command('nemo')}")
+    if engine == "native":
+        announce(f"{why}: running on NeMo")
     if dtype != "float32":
         raise SetupError(f"--dtype {dtype} needs the native engine: NeMo runs in float32 here")
     for option, given in (("--graph on", record), ("--block_ms", block_ms), ("--decoder_device", decoder_device)):
@@ -597,10 +611,15 @@ def load_recognizer(
             raise SetupError(f"{option} needs the native engine")
     checkpoint = read_checkpoint(path)
     _check_fit(path, checkpoint)
-    with interrupts.held():  # as in inference.py
+    with interrupts.held():  # as in app.py
+        offer_mock()
         from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
     interrupts.check()
     return NemoRecognizer(path, device, chunk_ms, announce, checkpoint)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    return choose_device(device)[0] if isinstance(device, str) else device
 
 
 def _check_fit(path: Path, checkpoint: Checkpoint) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from . import interrupts
 from .errors import InputError, SetupError, first_line
+from .packages import can_import, install_command
 from .sources import Recording
 
 SHARES = 32  # a piece is at most this part of the sound that is left: the last ones are single recordings
@@ -651,10 +652,8 @@ class Workers:
 
 def check_ray() -> None:
     """Raise SetupError where Ray is not installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("ray") is None:
-        raise SetupError("more than one worker needs Ray: pip install -r requirements-ray.txt")
+    if not can_import("ray"):
+        raise SetupError(f"more than one worker needs Ray: {install_command('ray')}")
 
 
 def _import_ray():

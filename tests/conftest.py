@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ import soundfile
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a torch_npu without CANN must not keep torch from being imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background; programs under test would too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from support import CLIP, GUARD, PARITY
 

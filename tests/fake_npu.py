@@ -16,16 +16,21 @@ What it refuses, as the real device does: an operation that mixes ``npu`` tensor
 dimensions, ``.numpy()`` on an ``npu`` tensor, device indices that do not exist, arithmetic on float64, and with
 ``FAKE_NPU_MEMORY`` tensors for which there is no room beside those that are alive (a real allocator's caches and
 fragments take more).
-``x_npu.double()`` gives float32 with torch_npu's own warning.  It needs torch 2.13, must run before anything else has
-renamed PrivateUse1, and cannot be undone: tests that use it run in processes of their own.
+``x_npu.double()`` gives float32 with torch_npu's own warning.  It must run before anything else has renamed
+PrivateUse1, and cannot be undone: tests that use it run in processes of their own.  torch 2.9 takes a backend's device
+guard in C++ only, so that a compiler is needed there: see ``missing()``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import runpy
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 import types
 import warnings
@@ -34,8 +39,9 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import torch
+from torch._decomp import decompositions
 from torch.utils import _pytree as pytree
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils import backend_registration
 
 aten = torch.ops.aten
 DEVICE_COUNT = 2
@@ -410,6 +416,51 @@ def _make_module():
     return npu
 
 
+IN_PYTHON = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+COMPILER = os.environ.get("CXX") or "c++"
+
+
+def missing() -> str:
+    """What keeps the fake from being installed here, or an empty string."""
+    if IN_PYTHON or shutil.which(COMPILER):
+        return ""
+    return f"the fake npu needs a C++ compiler with torch {torch.__version__} ({COMPILER} was not found)"
+
+
+def _register(npu):
+    """Rename PrivateUse1 to ``npu`` and give it a device guard, hooks and the module ``torch.npu``."""
+    if IN_PYTHON:
+        backend_registration._setup_privateuseone_for_python_backend("npu", backend_module=npu)
+        return
+    if missing():
+        raise RuntimeError(missing())
+    torch.utils.rename_privateuse1_backend("npu")
+    torch.utils.generate_methods_for_privateuse1_backend()
+    torch._register_device_module("npu", npu)
+    torch.ops.load_library(_compiled_guard())
+
+
+def _one_layer_lstm(theirs, inp, hidden, *args, **kwargs):
+    """torch's formula of an LSTM layer; that of 2.9 and 2.10 adds a dimension to the last states of two sequences."""
+    out, last = theirs(inp, hidden, *args, **kwargs)
+    return out, tuple(new.reshape(old.shape) for new, old in zip(last, hidden, strict=True))
+
+
+def _compiled_guard() -> Path:
+    """fake_npu_guard.cpp as a library for this torch, compiled (2 seconds) where there is none or an older one."""
+    source = Path(__file__).with_name("fake_npu_guard.cpp")
+    library = source.parent / "__pycache__" / f"{source.stem}.torch-{torch.__version__}.so"
+    if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
+        library.parent.mkdir(exist_ok=True)
+        root = Path(torch.__file__).parent
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # several processes may compile it at once
+            made = Path(folder) / library.name
+            command = [COMPILER, "-std=c++17", "-shared", "-fPIC", f"-I{root / 'include'}", source, "-o", made]
+            subprocess.run([*command, f"-L{root / 'lib'}", "-lc10", "-ltorch_cpu"], check=True)
+            made.replace(library)
+    return library
+
+
 def _refuse_location(storage, location):
     if str(location).startswith("npu"):
         raise NotImplementedError("torch.load(map_location='npu') [fake npu]: load to 'cpu', then .to('npu')")
@@ -422,7 +473,8 @@ def install():
             return sys.modules["torch_npu"]
         raise RuntimeError("the real torch_npu is already imported")
     npu = _make_module()
-    _setup_privateuseone_for_python_backend("npu", backend_module=npu)
+    _register(npu)
+    decompositions.one_layer_lstm = functools.partial(_one_layer_lstm, decompositions.one_layer_lstm)
     torch.serialization.register_package(1, lambda obj: None, _refuse_location)  # else torch.load segfaults
     torch.Tensor.pin_memory = lambda self, *a, **k: self  # DataLoader(pin_memory=True): no pinned allocator here
     fallback = torch.library.Library("_", "IMPL")

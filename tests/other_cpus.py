@@ -284,9 +284,13 @@ def make_row(machine: Machine, args: argparse.Namespace) -> str:
         words.append(f"{dtype} {' / '.join(seen)}")
     records = run_tests(machine, args)
     counts = collections.Counter(record["outcome"] for record in records)
+    alike = collections.Counter((record["outcome"], record["reason"]) for record in records)
+    for (outcome, reason), count in sorted(alike.items()):
+        if outcome != "passed":
+            print(f"{machine.name}: {outcome}: {count} x {reason}", file=sys.stderr)
     for record in records:
-        if record["outcome"] != "passed":
-            print(f"{machine.name}: {record['outcome']}: {record['id']}: {record['reason']}", file=sys.stderr)
+        if record["outcome"] == "failed":
+            print(f"{machine.name}: failed: {record['id']}: {record['reason']}", file=sys.stderr)
     outcomes = [str(counts[outcome]) for outcome in ("passed", "failed", "skipped", "no NeMo", "too slow")]
     seconds = f"{verdicts['float32', 1120][1]:.0f}"
     minutes = f"{(time.monotonic() - begun) / 60:.0f}"
@@ -328,7 +332,9 @@ def pytest_runtest_logreport(report) -> None:
     reason = ""
     outcome = report.outcome
     if report.skipped:
-        reason = report.longrepr[2]
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if "could not import 'nemo'" in reason:
+            outcome = "no NeMo"
     elif report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         reason = (crash.message if crash else str(report.longrepr)).strip().splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,3 +33,31 @@ def take_certainties(value) -> list[float]:
         taken = [value.pop(name) for name in ("probability", "confidence") if value.get(name) is not None]
         value = list(value.values())
     return taken + [x for item in value if isinstance(item, (dict, list)) for x in take_certainties(item)]
+
+
+def contents(folder: Path) -> tuple[dict, list[float]]:
+    """What a run has written, without its timings; and apart, in a fixed order, probabilities and confidences, whose
+    last digits depend on the recordings that were batched together."""
+    found, certainties = {}, []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_text()
+        if path.suffix in (".json", ".jsonl"):
+            content = [json.loads(line) for line in content.splitlines()]
+            if path.name == "results.jsonl":
+                content.sort(key=lambda document: document["audio"])
+            for document in content:
+                document.pop("timings", None)
+                certainties += take_certainties(document)
+        elif path.suffix == ".ctm":
+            rows = [line.split() for line in content.splitlines()]
+            content = [row[:5] for row in rows]
+            certainties += [float(row[5]) for row in rows]
+        found[str(path.relative_to(folder))] = content
+    return found, certainties
+
+
+def assert_same_run(ours: Path, theirs: Path, tolerance: float = 2e-4) -> None:
+    """Two runs have written the same files, words, tokens, frames and times; certainties differ by ``tolerance``."""
+    (found, certainties), (expected, others) = contents(ours), contents(theirs)
+    assert found == expected
+    assert certainties == pytest.approx(others, abs=tolerance)

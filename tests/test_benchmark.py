@@ -13,7 +13,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu import benchmark
 from nemotron_npu.benchmark import Work, count_operators, in_turn, steady_step, step_work
-from nemotron_npu.linear import offered_dtypes
+from nemotron_npu.dtypes import left_out, offered_dtypes
 from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")
@@ -34,6 +34,10 @@ def test_both_engines_and_all_dtypes_stand_side_by_side_in_the_table_the_report_
     assert code == 0 and first == CLIP_WORDS
     names = ["nemo float32", *(f"native {dtype}" for dtype in offered_dtypes(CPU))]
     assert [name for name in names if name in table[2]] == names
+    report = json.loads((tmp_path / "benchmark.json").read_text())
+    figures = report["benchmark"]
+    notes = [line for line in table if "is left out: this CPU lacks" in line]
+    assert [note.split()[0] for note in notes] == list(left_out(CPU)) == list(figures["left_out"])
     for label in (
         "from the shell",
         "peak memory",
@@ -42,8 +46,6 @@ def test_both_engines_and_all_dtypes_stand_side_by_side_in_the_table_the_report_
         "live step of 1120 ms",
     ):
         assert any(label in line for line in table), label
-    report = json.loads((tmp_path / "benchmark.json").read_text())
-    figures = report["benchmark"]
     assert figures["rates"]["read_gb_s"] > 0 and figures["rates"]["gflop_s"].keys() == set(offered_dtypes(CPU))
     nemo, native, *_ = figures["candidates"]
     for row in (nemo, native):

@@ -163,7 +163,7 @@ def test_a_change_of_the_weights_in_memory_does_not_reach_the_file(tiny):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of Hugging Face as a download needs: one file of one model."""
+    """As much of Hugging Face as a download needs: one file of one model, and one that is cut off."""
 
     content = b"weights"
 
@@ -174,12 +174,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body):
-        if self.path.startswith("/acme/voice/resolve/main/voice.nemo"):
+        cut = self.path.startswith("/acme/cut/resolve/main/cut.nemo")
+        if cut or self.path.startswith("/acme/voice/resolve/main/voice.nemo"):
             self.send_response(200)
             for name, value in {
                 "X-Repo-Commit": "0" * 40,
                 "ETag": '"0123456789abcdef"',
-                "Content-Length": str(len(self.content)),
+                "Content-Length": str(len(self.content) + cut),
             }.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -227,6 +228,10 @@ def test_a_hugging_face_id_is_downloaded_from_the_mirror_and_then_taken_from_the
 @pytest.mark.parametrize("name, words", [("acme/nothing", "no such model"), ("acme/empty", "has no file empty.nemo")])
 def test_an_id_that_the_hub_does_not_have_is_named(find, name, words):
     assert words in find(name)
+
+
+def test_a_download_that_is_cut_off_is_reported(find):
+    assert "acme/cut: cannot be downloaded" in find("acme/cut")
 
 
 def test_without_a_connection_the_remedy_is_to_fetch_the_file_elsewhere(find):

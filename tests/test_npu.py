@@ -2,13 +2,11 @@
 
 import re
 
+import fake_npu
 import pytest
-import torch
 from support import CLIP, CLIP_WORDS, ROOT, run_process
 
-pytestmark = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="the fake npu needs torch 2.13"
-)
+pytestmark = pytest.mark.skipif(bool(fake_npu.missing()), reason=fake_npu.missing())
 
 
 def test_everything_that_was_written_for_the_fake_npu_passes_on_it():

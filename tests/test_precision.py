@@ -17,6 +17,7 @@ from nemotron_npu.bounds import BOUNDS
 from nemotron_npu.checkpoint import attention_contexts, read_config
 from nemotron_npu.decisions import Decisions, Path, count_words, decide
 from nemotron_npu.decoder import Decoder
+from nemotron_npu.dtypes import offered_dtypes
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.environment import environment
 from nemotron_npu.errors import SetupError
@@ -531,7 +532,7 @@ def test_a_frame_that_is_full_of_tokens_has_no_blank():
     assert Path.of(tokens, 2, blank=9, max_symbols=None).chosen.tolist() == [1, 1, 1, 9, 9]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [dtype for dtype in offered_dtypes(CPU) if dtype != "float32"])
 def test_a_smaller_dtype_is_held_to_its_own_bounds(demo_nemo, clip, dtype):
     precision = Precision(load_recognizer(DEMO, CPU, dtype=dtype), demo_nemo, read_config(DEMO), chunk_ms=1120)
     precision.add("digits.wav", clip)

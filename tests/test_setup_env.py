@@ -60,9 +60,11 @@ def place(tmp_path, template):
     shutil.copy(PROJECT / "setup_env.sh", repo)
     for folder in ("patches", "nv_one_logger_mock", "nemotron_npu"):
         shutil.copytree(PROJECT / folder, repo / folder)
-    (repo / "requirements.txt").write_text("# a comment\ntiny>=1  # another\ntorch>=2.9.0,<=2.13.0\n")
-    (repo / "requirements-dev.txt").write_text("-r requirements-more.txt # as Ray's\n")
-    (repo / "requirements-more.txt").write_text("tool\n")
+    (repo / "requirements.txt").write_text("# a comment\n-r requirements-native.txt\n-r requirements-nemo.txt # too\n")
+    (repo / "requirements-native.txt").write_text("torch>=2.9.0\n")
+    (repo / "requirements-nemo.txt").write_text("tiny>=1  # a comment\n")
+    (repo / "requirements-dev.txt").write_text("tool\n")
+    (repo / "requirements-ray.txt").write_text("tool\n")
     (repo / "requirements-npu.txt").write_text("torch==2.9.0\ntorch-npu==2.9.0\n")
     for wheel in WHEELS:
         make_wheel(wheels, wheel)
@@ -195,6 +197,14 @@ def test_dev_adds_what_the_tests_need(place):
     assert result.stdout.splitlines() == ["without", "1"]
 
 
+def test_native_leaves_nemo_out_and_a_later_call_without_it_adds_that(place):
+    result = place.source(f"setup --native; {versions('torch')}; {versions('tiny')} || echo without", **place.venv())
+    assert result.stdout.splitlines() == ["2.13.0", "without"], result.stderr
+    result = place.source(f"setup --native --dev; {versions('tool')}; {versions('tiny')} || echo without")
+    assert result.stdout.splitlines() == ["1", "without"], result.stderr
+    assert place.source(f"setup; {versions('tiny')}").stdout == "1\n"
+
+
 def test_an_unknown_option_is_refused_and_a_word_of_the_callers_is_not(place):
     variables = place.venv("tiny-1", "torch-2.13.0")
     result = place.source("setup --devel; echo $?; set -- prod; setup; echo $? $1", **variables)
@@ -244,21 +254,23 @@ def test_a_python_that_does_not_run_is_passed_over(place):
 
 
 def test_without_a_suitable_python_it_says_which(place):
-    for name in ("python3", "python3.12", "python3.11", "python3.10"):
-        (place.bin / name).write_text("#!/bin/sh\necho 3.13\n")
+    for name in ("python3", "python3.13", "python3.12", "python3.11", "python3.10"):
+        (place.bin / name).write_text("#!/bin/sh\necho 3.14\n")
         (place.bin / name).chmod(0o755)
     result = place.source("setup; echo $?")
-    assert result.stdout == "1\n" and "3.10 to 3.12" in result.stderr
+    assert result.stdout == "1\n" and "3.10 to 3.13" in result.stderr
 
 
-@pytest.mark.parametrize(("here", "after"), [("2.9.0", "2.9.0"), ("2.13.0", "2.13.0")])
-def test_a_torch_in_range_is_kept(place, here, after):
+@pytest.mark.parametrize("here", ["2.9.0", "2.13.0", "3.0"])
+def test_a_torch_in_range_is_kept(place, here):
+    make_wheel(place.wheels, "torch-3.0")
     result = place.source(f"setup; {versions('tiny', 'torch')}", **place.venv(f"torch-{here}"))
-    assert result.stdout == f"1 {after}\n", result.stderr
+    assert result.stdout == f"1 {here}\n", result.stderr
 
 
 def test_a_package_out_of_range_is_replaced(place):
-    make_wheel(place.wheels, "torch-2.8.0")
+    for other in ("torch-2.8.0", "torch-3.0"):  # the newest that was tested is 2.13.0
+        make_wheel(place.wheels, other)
     result = place.source(f"setup; {versions('torch')}", **place.venv("tiny-1", "torch-2.8.0"))
     assert result.stdout == "2.13.0\n", result.stderr
 

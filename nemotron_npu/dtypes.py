@@ -1,0 +1,108 @@
+"""Which dtypes a device computes in, and what a CPU needs for each: asked of torch here and nowhere else.
+
+torch is imported by the functions alone, so that ``--help`` can show what is needed without it.
+"""
+
+from __future__ import annotations
+
+import platform
+
+from .errors import SetupError
+
+ON_CPU = {
+    "float32": "any CPU",
+    "bfloat16": "x86 with AVX-512 (BW, DQ and VL) or AVX-NE-CONVERT",
+    "int8": "x86",
+}
+"""What a CPU needs for each of its dtypes; oneDNN, which all but float32 need, is in every wheel of torch."""
+
+ON_DEVICES = ("float32", "bfloat16", "float16")  # an NPU's or a GPU's
+
+
+def offered_dtypes(device) -> tuple[str, ...]:
+    """The dtypes that ``device``, a torch.device, computes in."""
+    if device.type != "cpu":
+        return ON_DEVICES
+    return tuple(dtype for dtype in ON_CPU if dtype not in left_out(device))
+
+
+def missing(dtype: str) -> str | None:
+    """What this CPU lacks for ``dtype``, one of ``ON_CPU``, or None if it lacks nothing."""
+    import torch
+
+    if dtype == "float32":
+        return None
+    if platform.machine() != "x86_64":
+        return f"{ON_CPU[dtype]} (it is {platform.machine()})"
+    if not packs_weights():
+        return f"oneDNN, which torch {torch.__version__} was built without"
+    if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return ON_CPU[dtype].removeprefix("x86 with ")
+    return None
+
+
+def left_out(device) -> dict[str, str]:
+    """For each dtype of a CPU that this one lacks, what it lacks for it."""
+    if device.type != "cpu":
+        return {}
+    return {dtype: lack for dtype in ON_CPU if (lack := missing(dtype))}
+
+
+def check_dtype(dtype: str, device) -> None:
+    """Raise SetupError, which names what is missing and the dtypes to take instead, if ``device`` lacks ``dtype``."""
+    offered = offered_dtypes(device)
+    if dtype in offered:
+        return
+    others = " or ".join(reversed(offered))
+    if device.type != "cpu" or dtype not in ON_CPU:
+        raise SetupError(f"--dtype {dtype}: not for {device.type} (take {others})")
+    raise SetupError(f"--dtype {dtype}: this CPU lacks {missing(dtype)} (take {others})")
+
+
+def packs_weights() -> bool:
+    """Whether oneDNN can lay weights out for its kernels here."""
+    import torch
+
+    return platform.machine() == "x86_64" and torch.backends.mkldnn.is_available()
+
+
+def has_vnni() -> bool:
+    """Whether products of 8 bits are summed in 32 bits; without VNNI two of them are summed in 16 first."""
+    import torch
+
+    return torch.cpu._is_vnni_supported()
+
+
+def has_tiles() -> bool:
+    """Whether the CPU has AMX, which FBGEMM does not know."""
+    import torch
+
+    return torch.cpu._is_amx_tile_supported()
+
+
+def has_fbgemm() -> bool:
+    """Whether FBGEMM's int8 kernels can be called: they need AVX2.
+
+    torch has announced the end of quantized tensors, in which they take their weights
+    (https://github.com/pytorch/pytorch/issues/184982); without them oneDNN serves int8, slower but equally exact.
+    """
+    import torch
+
+    engines = getattr(getattr(torch.backends, "quantized", None), "supported_engines", [])
+    calls = "linear_prepack", "linear_with_input_q_dq_qweight_dq_output_fp32"
+    there = hasattr(torch, "_make_per_channel_quantized_tensor")
+    return "fbgemm" in engines and there and all(hasattr(torch.ops.quantized, name) for name in calls)
+
+
+def instructions() -> str:
+    """The instruction sets of this CPU that matter here: ``"AVX2"``, ``"AVX-512, VNNI, BF16"``; else its machine."""
+    import torch
+
+    checks = {
+        "VNNI": torch.cpu._is_vnni_supported,
+        "BF16": torch.cpu._is_avx512_bf16_supported,
+        "AMX": torch.cpu._is_amx_tile_supported,
+    }
+    vectors = "AVX-512" if torch.cpu._is_avx512_supported() else "AVX2" if torch.cpu._is_avx2_supported() else None
+    found = [vectors] if vectors else [platform.machine()]
+    return ", ".join(found + [name for name, supported in checks.items() if supported()])

@@ -1,0 +1,297 @@
+"""The package: what is in the wheel, what it can do without NeMo, and how it is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from checkpoints import TINY_SIZE, make_random_checkpoint
+from support import CLIP, CLIP_WORDS, GUARD, ROOT, run_process
+
+import nemotron_npu
+from nemotron_npu import benchmark, packages
+from nemotron_npu.errors import SetupError
+from nemotron_npu.nemo_engine import NemoRecognizer
+from nemotron_npu.writers import COLLECTED, FORMATS
+
+DEMO = ROOT / "demo" / "demo.nemo"
+INFERENCE = ROOT / "inference.py"
+CLEAN = {**os.environ, "PYTHONPATH": str(GUARD), "OMP_NUM_THREADS": "1"}  # no mock, nothing of the clone
+WITHOUT_NEMO = ROOT / "tests" / "without_nemo.py"
+
+
+# ---------------------------------------------------------------- as pip installs it
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder of the programs of an environment that has the wheel, and sees this one's packages."""
+    folder = tmp_path_factory.mktemp("installed")
+    clone, wheels, venv = folder / "clone", folder / "wheels", folder / "venv"
+    ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, clone, ignore=ignored)  # building leaves files behind
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", wheels, clone]
+    subprocess.run(build, check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    (site / "these.pth").write_text(sysconfig.get_path("purelib"))
+    (wheel,) = wheels.glob("*.whl")
+    where = ["--prefix", venv, "--ignore-installed", "--no-warn-script-location"]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", *where, wheel], check=True)
+    program = venv / "bin" / "nemotron-npu"
+    program.write_text(program.read_text().replace(sys.executable, str(venv / "bin" / "python"), 1))
+    return venv / "bin"
+
+
+def run_installed(*command) -> subprocess.CompletedProcess:
+    command = list(map(str, command))
+    return subprocess.run(command, cwd="/", env=CLEAN, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_and_the_module_are_one_program(installed):
+    for command in ([installed / "nemotron-npu"], [installed / "python", "-m", "nemotron_npu"]):
+        assert run_installed(*command, "--version").stdout == f"nemotron-npu {nemotron_npu.__version__}\n"
+    result = run_installed(installed / "nemotron-npu", "--device", "cpu")
+    assert (result.returncode, result.stdout) == (0, f"{CLIP_WORDS}\n"), result.stderr
+    result = run_installed(installed / "nemotron-npu", "gone.wav")
+    assert (result.returncode, result.stderr) == (1, "nemotron-npu: gone.wav: No such file or directory\n")
+    assert "\n  nemotron-npu talk.mp3  " in run_installed(installed / "nemotron-npu", "--help").stdout
+
+
+def test_nemo_finds_the_mock_in_the_wheel(installed):
+    result = run_installed(installed / "nemotron-npu", "--engine", "nemo", "--device", "cpu", "--quiet")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{CLIP_WORDS}\n", "")
+
+
+def test_workers_find_the_package_with_all_streams_closed(installed, tmp_path):
+    pytest.importorskip("ray")
+    options = ["--device", "cpu", "--num_workers", "2", "--output_dir", tmp_path, "--output_format", "txt"]
+    closed = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", installed / "nemotron-npu", CLIP, *options]
+    assert run_installed(*closed).returncode == 0
+    assert (tmp_path / "digits.txt").read_text() == f"{CLIP_WORDS}\n"
+
+
+def test_the_doctor_finds_all_of_it(installed):
+    result = run_installed(installed / "nemotron-npu", "--doctor", "--device", "cpu")
+    assert result.stdout.endswith("all is well\n"), result.stdout
+    assert "setup_env.sh" not in result.stdout and "the mock" in result.stdout
+
+
+def test_what_is_required_is_what_the_files_say(installed):
+    code = (
+        "import sys; from nemotron_npu import packages\n"
+        "assert 'venv' in packages.__file__ and packages.CLONE is None\n"
+        "for extra in packages.FILES: print(extra, sorted(str(r).partition(';')[0] for r in packages.needed(extra)))\n"
+        "print(packages.install_command(), packages.install_command('nemo'))"
+    )
+    *lists, commands = run_installed(installed / "python", "-c", code).stdout.splitlines()
+    assert lists == [f"{extra} {sorted(map(str, packages.needed(extra)))}" for extra in packages.FILES]
+    assert commands == "pip install nemotron-npu pip install 'nemotron-npu[nemo]'"
+
+
+def test_the_benchmark_starts_the_installed_program(monkeypatch):
+    for words in (["/venv/bin/nemotron-npu"], ["-X", "utf8", "-m", "nemotron_npu"]):
+        monkeypatch.setattr(sys, "orig_argv", ["python", *words, "--benchmark", "--engine", "native"])
+        assert benchmark.command() == [sys.executable, *words]
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest"])
+    monkeypatch.setattr(packages, "CLONE", None)
+    assert benchmark.command() == [sys.executable, "-m", "nemotron_npu"]
+
+
+def test_the_changelog_begins_with_this_version():
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == nemotron_npu.__version__
+
+
+def test_the_pythons_are_the_same_everywhere():
+    from nemotron_npu.doctor_host import PYTHONS
+
+    first, last = (".".join(map(str, version)) for version in PYTHONS)
+    above = f"3.{PYTHONS[1][1] + 1}"
+    assert f'requires-python = ">={first},<{above}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"no Python {first} to {last} found" in (ROOT / "setup_env.sh").read_text()
+    assert f"Python {first} to {last}" in (ROOT / "README.md").read_text()
+
+
+# ---------------------------------------------------------------- as a library
+
+
+def test_importing_the_package_is_cheap_and_its_names_are_there():
+    code = (
+        "import sys, nemotron_npu; assert not {'torch', 'numpy'} & set(sys.modules)\n"
+        "from nemotron_npu import Recognizer, Stream, Transcript, load_recognizer\n"
+        "assert set(nemotron_npu.__all__) <= set(dir(nemotron_npu))\n"
+        "print(Recognizer.__module__, Transcript.__module__)"
+    )
+    result = run_process("-c", code, cwd=ROOT)
+    assert result.stdout == "nemotron_npu.recognizer nemotron_npu.transcript\n", result.stderr
+    with pytest.raises(AttributeError, match="no attribute 'recogniser'"):
+        nemotron_npu.recogniser  # noqa: B018
+
+
+def test_strings_name_checkpoint_and_device_and_one_recording_gives_one_transcript():
+    recognizer = nemotron_npu.load_recognizer(str(DEMO), "cpu")
+    for one in (str(CLIP), CLIP, nemotron_npu.recognizer.audio.read_audio(CLIP)):
+        assert recognizer.transcribe(one).text == CLIP_WORDS
+    assert [transcript.text for transcript in recognizer.transcribe([CLIP, str(CLIP)], 2)] == [CLIP_WORDS] * 2
+    assert nemotron_npu.Recognizer(str(DEMO), "cpu", 80).chunk_ms == 80
+    with pytest.raises(SetupError, match="tpu: no such device"):
+        nemotron_npu.load_recognizer(str(DEMO), "tpu")
+    nemo = nemotron_npu.load_recognizer(str(DEMO), "cpu", engine="nemo")
+    assert isinstance(nemo, NemoRecognizer) and nemo.transcribe(str(CLIP)).text == CLIP_WORDS
+    assert [transcript.text for transcript in nemo.transcribe([CLIP])] == [CLIP_WORDS]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_library_example_works_as_written(name):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    result = run_process("-c", code, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    first, *growing = result.stdout.splitlines()
+    assert first == CLIP_WORDS and growing[-1] == CLIP_WORDS
+
+
+def test_the_mock_is_offered_only_where_the_real_package_is_missing(monkeypatch, tmp_path):
+    mock = str(ROOT / "nv_one_logger_mock")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != mock])
+    monkeypatch.delitem(sys.modules, "nv_one_logger", raising=False)
+    before = list(sys.path)
+    (tmp_path / "nv_one_logger").mkdir()
+    (tmp_path / "nv_one_logger" / "__init__.py").touch()
+    sys.path.append(str(tmp_path))
+    packages.offer_mock()
+    assert sys.path == [*before, str(tmp_path)]
+    sys.path.remove(str(tmp_path))
+    packages.offer_mock()
+    packages.offer_mock()
+    assert sys.path == [*before, mock]
+
+
+# ---------------------------------------------------------------- without NeMo
+
+
+def run_without_nemo(*commands) -> list[tuple[str, str, str]]:
+    """(exit code, stdout, stderr) of each command line, all in one process that has the native engine's packages."""
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    with open(CLIP, "rb") as stdin:
+        result = run_process(WITHOUT_NEMO, words, cwd=ROOT, env=CLEAN, stdin=stdin)
+    ended = re.compile(r"^exit (\d+)\n", re.MULTILINE)
+    *outs, _ = ended.split(result.stdout)
+    *errs, _ = ended.split(result.stderr)
+    assert len(outs) == 2 * len(commands), result.stderr
+    return list(zip(outs[1::2], outs[::2], errs[::2], strict=True))
+
+
+def test_files_folders_in_all_formats_error_rates_and_streams(tmp_path):
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    for name in ("a.wav", "b.wav"):
+        shutil.copy(CLIP, calls / name)
+    manifest = tmp_path / "test.json"
+    manifest.write_text(json.dumps({"audio_filepath": "calls/a.wav", "text": "three one four"}) + "\n")
+    words = tmp_path / "words.txt"
+    words.write_text("nine\n")
+    cpu = ["--device", "cpu", "--quiet"]
+    file, folder, rates, stream, stdin = run_without_nemo(
+        [CLIP, *cpu, "--dtype", "float32", "--boost_words", words, "--confidence", "tsallis"],
+        [calls, *cpu, "--output_dir", tmp_path / "out"],
+        [manifest, *cpu, "--wer_report", "--report", tmp_path / "report"],
+        [CLIP, *cpu, "--stream", "--chunk_ms", "80"],
+        ["-", *cpu],
+    )
+    assert file[:2] == stream[:2] == stdin[:2] == ("0", f"{CLIP_WORDS}\n")
+    assert folder[:2] == ("0", "")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"{name}.{form}" for name in "ab" for form in FORMATS} | {"results.jsonl", "manifest.jsonl"}
+    assert set(COLLECTED) == {"jsonl", "manifest"}
+    assert rates[0] == "0" and "as written" in rates[1] and (tmp_path / "report" / "evaluation.json").exists()
+
+
+def test_what_needs_nemo_or_another_package_is_one_line_and_exit_code_2(tmp_path):
+    other = tmp_path / "other.nemo"
+    make_random_checkpoint(other, TINY_SIZE, encoder={"self_attention_model": "abs_pos"})
+    ends = {
+        ("--precision_compare",): "--precision_compare needs NeMo, which is not installed: source setup_env.sh",
+        ("--engine", "nemo"): "--engine nemo needs NeMo, which is not installed: source setup_env.sh",
+        ("--benchmark",): "--benchmark without --engine native needs NeMo, which is not installed: source setup_env.sh",
+        (CLIP, "--device", "cpu", "--quiet", "--model_path", other): "other.nemo: not supported by the native engine: "
+        "encoder.self_attention_model: abs_pos: NeMo is not installed: source setup_env.sh",
+        ("--benchmark", "--engine", "native", "--report", tmp_path): "--report draws with matplotlib, which is not "
+        "installed: pip install matplotlib",
+        ("--model_path", "acme/voice", "--quiet"): "acme/voice: a Hugging Face id needs huggingface_hub: "
+        "pip install huggingface_hub",
+        (CLIP, "--num_workers", 2): "more than one worker needs Ray: pip install -r requirements-ray.txt",
+    }
+    results = run_without_nemo(*ends)
+    assert results == [("2", "", f"inference.py: {end}\n") for end in ends.values()]
+
+
+def test_the_doctor_has_nothing_to_complain_of():
+    ((code, out, _), (nemo_code, nemo, _)) = run_without_nemo(
+        ["--doctor", "--device", "cpu"], ["--doctor", "--device", "cpu", "--engine", "nemo"]
+    )
+    assert code == "0" and out.endswith("all is well\n"), out
+    assert nemo_code == "2" and "problem  NeMo          not installed" in nemo and "-> source setup_env.sh" in nemo
+
+
+# ---------------------------------------------------------------- how it is started
+
+
+def in_shell(redirection: str, *words, **environ) -> subprocess.CompletedProcess:
+    """Run a command in a shell with some of its streams closed."""
+    command = ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd="/", env={**CLEAN, **environ}, capture_output=True, text=True, timeout=120)
+
+
+def test_a_stderr_that_is_closed_costs_nothing():
+    result = in_shell("2>&-", "-I", INFERENCE, CLIP, "--device", "cpu")
+    assert (result.returncode, result.stdout) == (0, f"{CLIP_WORDS}\n")
+    result = in_shell("2>&-", INFERENCE, "--doctor", "--device", "cpu")
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "all is well")
+
+
+@pytest.mark.parametrize("redirection", [">&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_cost_a_folder_nothing(tmp_path, redirection):
+    arguments = [CLIP, "--device", "cpu", "--output_dir", tmp_path, "--output_format", "txt"]
+    result = in_shell(redirection, INFERENCE, *arguments, PYTHONSAFEPATH="1")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "digits.txt").read_text() == f"{CLIP_WORDS}\n"
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_result_for_a_stdout_that_is_closed_is_an_error():
+    result = in_shell(">&-", INFERENCE, CLIP, "--device", "cpu", "--quiet")
+    assert result.returncode == 2
+    assert result.stderr == "inference.py: stdout: cannot be written: Bad file descriptor\n"
+    result = in_shell("<&-", INFERENCE, "-")
+    assert (result.returncode, result.stderr) == (2, "inference.py: -: stdin is closed: pipe sound into it\n")
+
+
+@pytest.mark.parametrize("program", [[INFERENCE], ["-m", "nemotron_npu"]])
+def test_a_sigint_that_the_parent_ignores_stays_ignored(program):
+    ignoring = [
+        "sh",
+        "-c",
+        "trap '' INT; exec \"$@\"",
+        "sh",
+        sys.executable,
+        *map(str, program),
+        "-",
+        "--device",
+        "cpu",
+    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(ignoring, cwd=ROOT, env=CLEAN, **pipes) as process:
+        while b"loading" not in process.stderr.readline():
+            process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(CLIP.read_bytes(), timeout=60)
+    assert (process.returncode, out.decode()) == (0, f"{CLIP_WORDS}\n")
