@@ -105,7 +105,11 @@ class Machine:
 
 def need(*programs: str) -> None:
     """Refuse to go on without these programs, and name the packages of Debian that have them."""
-    packages = {"qemu-x86_64-static": "qemu-user-static", "qemu-aarch64-static": "qemu-user-static"}
+    packages = {
+        "qemu-x86_64-static": "qemu-user-static",
+        "qemu-aarch64-static": "qemu-user-static",
+        "unshare": "util-linux",
+    }
     missing = [program for program in programs if not shutil.which(program)]
     if missing:
         names = " ".join(sorted({packages.get(program, program) for program in missing}))
@@ -167,7 +171,7 @@ def emulated_arm(torch_version: str, args: argparse.Namespace) -> Machine:
     handler = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
     if not handler.exists() or "F" not in handler.read_text().split("flags:")[1].split("\n")[0]:
         raise Refused("aarch64: the kernel does not start qemu (apt install binfmt-support qemu-user-static)")
-    tree = args.tree
+    tree = (args.tree or args.work / "arm64").resolve()
     tree.mkdir(parents=True, exist_ok=True)
     if not (tree / "usr/bin/python3").exists():
         print(f"debootstrap into {tree} (minutes) ...", file=sys.stderr)
@@ -366,16 +370,22 @@ def main() -> int:
             program = args.program[1:] if args.program[:1] == ["--"] else args.program
             if not program:
                 raise Refused("mask: no command (mask CPU -- COMMAND ...)")
+            if not shutil.which(program[0]):
+                raise Refused(f"{program[0]}: no such program")
             os.environ.update(mask_environment(args.cpu, args.work))
             os.execvp(program[0], program)
-        args.tree = (args.tree or args.work / "arm64").resolve()
-        print(HEAD, flush=True)
-        for name in args.machines:
-            print(make_row(make_machine(name, args), args), flush=True)
     except (Refused, OSError) as error:
         print(f"other_cpus.py: {error}", file=sys.stderr)
         return 2
-    return 0
+    print(HEAD, flush=True)
+    code = 0
+    for name in args.machines:
+        try:
+            print(make_row(make_machine(name, args), args), flush=True)
+        except (Refused, OSError) as error:  # the other rows may do
+            print(f"other_cpus.py: {error}", file=sys.stderr)
+            code = 2
+    return code
 
 
 if __name__ == "__main__":
