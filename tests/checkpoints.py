@@ -9,7 +9,10 @@ The words that they print mean nothing.  The full-size one takes about 8 GB of m
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -142,11 +145,28 @@ def build_model(tokenizer_dir: str | Path, *, seed: int = 0, parts: dict | None 
     return EncDecRNNTBPEModel(cfg=OmegaConf.create(config))
 
 
-def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0, speak: bool = True, **parts: dict) -> int:
-    """Write a random checkpoint of ``size`` to ``path``; return its number of parameters.
+def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0, speak: bool = True, **parts: dict) -> None:
+    """Write a random checkpoint of ``size`` to ``path``.
 
     ``parts`` change the config: ``encoder={"use_bias": True}``.  ``speak`` makes it emit some tokens a second.
+    Where ``TEST_CHECKPOINTS`` names a folder, each is kept there, and one that is there is copied: for machines that
+    lack NeMo (see other_cpus.py).
     """
+    folder = os.environ.get("TEST_CHECKPOINTS")
+    if not folder:
+        write_random_checkpoint(path, size, seed, speak, **parts)
+        return
+    arguments = json.dumps([size, seed, speak, parts], sort_keys=True)
+    kept = Path(folder) / f"{hashlib.sha256(arguments.encode()).hexdigest()[:16]}.nemo"
+    if not kept.exists():
+        own = kept.with_suffix(f".{os.getpid()}")
+        write_random_checkpoint(own, size, seed, speak, **parts)
+        own.rename(kept)
+    shutil.copyfile(kept, path)
+
+
+def write_random_checkpoint(path: str | Path, size: dict, seed: int = 0, speak: bool = True, **parts: dict) -> int:
+    """Make it with NeMo, as ``make_random_checkpoint`` says, and return its number of parameters."""
     from pydoc_data.topics import topics  # English text that every Python has
 
     text = [line for topic in sorted(topics) for line in topics[topic].lower().splitlines()]
@@ -203,7 +223,7 @@ def main() -> None:
     parser.add_argument("size", choices=["tiny", "full"])
     parser.add_argument("path", metavar="OUT.nemo")
     args = parser.parse_args()
-    count = make_random_checkpoint(args.path, TINY_SIZE if args.size == "tiny" else FULL_SIZE)
+    count = write_random_checkpoint(args.path, TINY_SIZE if args.size == "tiny" else FULL_SIZE)
     print(f"{args.path}: {count:,} parameters, {os.path.getsize(args.path) / 1e6:.1f} MB")
 
 

@@ -45,6 +45,7 @@ print(sorted({"nemo", "lightning", "transformers", "librosa", "omegaconf", "hydr
 
 
 def test_a_checkpoint_that_the_native_engine_does_not_know_is_named_and_runs_on_nemo(cli, tmp_path):
+    pytest.importorskip("nemo")
     path = tmp_path / "other.nemo"
     make_random_checkpoint(path, TINY_SIZE, encoder={"self_attention_model": "abs_pos"})
     code, out, err = cli("--model_path", path, CLIP, "--device", "cpu", "--output_format", "json")
@@ -174,6 +175,7 @@ def test_the_text_of_a_long_stream_is_that_of_the_file(demo, monkeypatch):
 
 
 def test_nemo_stays_available_by_name(cli):
+    pytest.importorskip("nemo")
     code, out, _ = cli(CLIP, "--engine", "nemo", "--device", "cpu", "--output_format", "json")
     document = json.loads(out)
     assert (code, document["engine"], document["text"]) == (0, "nemo", CLIP_WORDS)
