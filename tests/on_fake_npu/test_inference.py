@@ -1,5 +1,6 @@
 """The command line on ``npu:0``: the same results, and what belongs on the device happens there."""
 
+import gc
 import json
 
 import fake_npu
@@ -233,6 +234,7 @@ def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli
     python, script = benchmark.command()
     monkeypatch.setattr(benchmark, "command", lambda: [python, fake_npu.__file__, script])
     monkeypatch.setattr(dtypes, "ON_DEVICES", ("float32", "float16"))  # a process is started for each
+    gc.collect()  # what earlier tests have left on the device is not to be freed meanwhile
     fake_npu.CALLS.clear()
     options = ["--device", "npu:0", "--engine", "native", "--chunk_ms", 560, "--benchmark", "--report", tmp_path]
     code, out, err = cli("--model_path", tiny, CLIP, *options)
