@@ -113,6 +113,17 @@ def cli(capsys):
     return call
 
 
+QUICK = "audio boosting checkpoint checkpoints confidence device dtypes engine hostile_audio outputs patches sources "
+QUICK += "transcript writers"
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as quick what neither imports NeMo nor starts many processes."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in QUICK.split():
+            item.add_marker("quick")
+
+
 def pytest_configure(config):
     config.stash[PARITY] = {}
 
