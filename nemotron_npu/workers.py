@@ -1,8 +1,8 @@
 """A corpus over many devices: workers, each a recognizer in a process of its own, on this host or on a Ray cluster.
 
 ``Workers`` answers ``results`` as a recognizer does; all that is written and shown stays with whoever asks, so that it
-is the same for any number of workers.  So are texts, tokens, frames and times: what is recognised side by side is settled
-beforehand (``cut``), and a piece that has to be done again is done again as a whole.
+is the same for any number of workers.  So are texts, tokens, frames and times: what is recognised side by side is
+settled beforehand (``cut``), and a piece that has to be done again is done again as a whole.
 
 Ray starts the workers where there is room for them and tells when one is lost.  What then becomes of its work is
 decided here: see ``_lose``.
