@@ -8,10 +8,10 @@
 
 The recordings are made of the bundled clip, each of a length of its own around the one asked for.  ``speed`` runs
 ``inference.py`` with every output format, checks that all runs have written the same, but for ``timings`` and
-probabilities, and takes the seconds that it reports, those of recognising, beside those of the whole command.  What the cores can give at most
-is seen from as many commands at once, each on a core of its own with its part of the files.  ``memory`` adds up the
-proportional set sizes of all processes of a run, so that shared pages count once.  ``limits`` measures the driver with
-workers that recognise nothing, and decoding.
+probabilities, and takes the seconds that it reports, those of recognising, beside those of the whole command.  What the
+cores can give at most is seen from as many commands at once, each on a core of its own with its part of the files.
+``memory`` adds up the proportional set sizes of all processes of a run, so that shared pages count once.  ``limits``
+measures the driver with workers that recognise nothing, and decoding.
 """
 
 from __future__ import annotations
