@@ -96,7 +96,7 @@ from nemotron_npu import ascend
 from nemotron_npu.packages import fits, installed, requirements
 
 
-# What is installed where there is none, the verified versions; one that is there is kept, also if it is newer.
+# What is installed where there is none or one too old: verified versions. A newer one that is there is kept.
 VERIFIED = {"torch": "<=2.13.0", "nemo-toolkit": "<=2.7.3", "transformers": "<5"}
 
 
@@ -110,8 +110,8 @@ def install(npu):
     missing = [r for name in names for r in requirements(os.path.join(here, name)) if not fits(r)]
     keep = {name: installed(name) for name in ("torch", "torch-npu") if name not in [r.name for r in missing]}
     keep = {name: found for name, found in keep.items() if found}
-    absent = [r.name for r in missing if not installed(r.name)]
-    extra, cpu_torch = [f"{name}{bound}" for name, bound in VERIFIED.items() if name in absent], False
+    wanted = [r.name for r in missing]
+    extra, cpu_torch = [f"{name}{bound}" for name, bound in VERIFIED.items() if name in wanted], False
     if npu and "torch-npu" not in keep:
         pins = {r.name: r for r in requirements(os.path.join(here, "requirements-npu.txt"))}
         if "torch" in keep and not fits(pins["torch"]):

@@ -113,8 +113,7 @@ def cli(capsys):
     return call
 
 
-QUICK = "audio boosting checkpoint checkpoints confidence device dtypes engine hostile_audio outputs patches sources "
-QUICK += "transcript writers"
+QUICK = "audio boosting checkpoint checkpoints confidence device dtypes engine outputs sources transcript"
 
 
 def pytest_collection_modifyitems(items):

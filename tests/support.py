@@ -19,10 +19,10 @@ PARITY = pytest.StashKey[dict]()
 """Largest difference from NeMo by kind, kept for the end of the report."""
 
 
-def run_process(*args, **kwargs) -> subprocess.CompletedProcess:
-    """Run a script with this Python in a process of its own."""
+def run_process(*args, timeout: float = 600, **kwargs) -> subprocess.CompletedProcess:
+    """Run a script with this Python in a process of its own; ``timeout`` is for one that hangs, not for a slow one."""
     command = [sys.executable, *map(str, args)]
-    timeout = float(os.environ.get("TEST_TIMEOUT", 300))  # an emulated CPU takes longer: see other_cpus.py
+    timeout = float(os.environ.get("TEST_TIMEOUT", timeout))  # an emulated CPU takes longer: see other_cpus.py
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **kwargs)
 
 
