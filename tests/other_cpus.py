@@ -250,7 +250,8 @@ def run_tests(machine: Machine, args: argparse.Namespace) -> list[dict]:
         lines = log.read_text().splitlines() if log.exists() else []
         found = merge_reports([json.loads(line) for line in lines], result)
         if result.returncode not in (0, 1) and not any(record["outcome"] == "failed" for record in found):
-            reason = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()[-1]
+            message = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()[-1]
+            reason = f"exit code {result.returncode}: {message}"
             found.append({"id": f"tests/test_{subject}.py", "outcome": "failed", "reason": reason, "seconds": 0.0})
         counts = collections.Counter(record["outcome"] for record in found)
         print(f"{machine.name} {subject}: {dict(counts)}, {time.monotonic() - begun:.0f} s", file=sys.stderr)
