@@ -97,7 +97,7 @@ from nemotron_npu.packages import fits, installed, requirements
 
 
 # What is installed where there is none or one too old: verified versions. A newer one that is there is kept.
-VERIFIED = {"torch": "<=2.13.0", "nemo-toolkit": "<=2.7.3", "transformers": "<5"}
+VERIFIED = {"torch": "<=2.13.0", "nemo-toolkit": "<=2.7.3", "transformers": "<5", "kaldialign": "<=0.9.1"}
 
 
 def say(text):
