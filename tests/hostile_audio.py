@@ -56,11 +56,13 @@ def stream(name: str, code: int, says: str, data: Callable[[], bytes] | None, *o
 
     @contextmanager
     def during(folder: Path) -> Iterator[None]:
-        before = sys.stdin
+        before, threads = sys.stdin, set(threading.enumerate())
         sys.stdin = (folder / "stdin").open("rb") if data else None
         try:
             yield
         finally:
+            for reader in set(threading.enumerate()) - threads:  # else it may read the next file of that number
+                reader.join(5)
             if sys.stdin:
                 sys.stdin.close()
             sys.stdin = before
