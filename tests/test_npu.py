@@ -65,4 +65,6 @@ def test_the_doctor_finds_the_npu_and_that_it_computes_what_the_cpu_does():
     result = run_process(ROOT / "tests" / "fake_npu.py", ROOT / "inference.py", "--doctor", "--device", "npu:0")
     assert result.returncode == 1, result.stdout + result.stderr  # no driver, no CANN
     assert "ok       device        npu:0: Ascend-fake (CPU)\n" in result.stdout
-    assert "8 tokens equal" in result.stdout and result.stdout.splitlines()[-1] == "3 warnings"
+    assert "8 tokens equal" in result.stdout
+    warnings = re.findall(r"^warning  (\S+)", result.stdout, re.MULTILINE)
+    assert set(warnings) - {"triton"} == {"CANN", "driver", "NPUs"}  # a torch with CUDA brings a triton to patch
