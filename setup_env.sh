@@ -108,9 +108,9 @@ def install(npu):
     """Install what is missing or out of range; exit with a remedy if that fails."""
     names = list(files)
     missing = [r for name in names for r in requirements(os.path.join(here, name)) if not fits(r)]
-    keep = {name: installed(name) for name in ("torch", "torch-npu") if name not in [r.name for r in missing]}
-    keep = {name: found for name, found in keep.items() if found}
     wanted = [r.name for r in missing]
+    keep = {name: installed(name) for name in ("torch", "torch-npu") if name not in wanted}
+    keep = {name: found for name, found in keep.items() if found}
     extra, cpu_torch = [f"{name}{bound}" for name, bound in VERIFIED.items() if name in wanted], False
     if npu and "torch-npu" not in keep:
         pins = {r.name: r for r in requirements(os.path.join(here, "requirements-npu.txt"))}
@@ -124,7 +124,7 @@ def install(npu):
     elif not missing:
         return
 
-    what = ", ".join([r.name for r in missing] or ["torch-npu"])
+    what = ", ".join(wanted or ["torch-npu"])
     if len(missing) > 9:
         what = "about 130 packages, 2 GB or more,"
     say(f"installing {what} into {sys.prefix}, which may take some minutes")

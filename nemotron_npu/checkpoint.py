@@ -20,6 +20,7 @@ HUB_EXAMPLE = "nvidia/nemotron-speech-streaming-en-0.6b"
 CONFIG = "model_config.yaml"
 MOST_CONFIG, MOST_TOKENIZER = 1 << 20, 32 << 20  # bytes: the real ones have 0.02 and 0.3 MB
 OUTPUT = re.compile(r"joint\.joint_net\.\d+\.weight")
+NO_HUB = "a Hugging Face id needs huggingface_hub: pip install huggingface_hub"
 STRANGER = "it belongs to another checkpoint"
 
 
@@ -49,7 +50,7 @@ def is_hub_id(model_path: str) -> bool:
 
 def _download(repo: str) -> Path:
     if not can_import("huggingface_hub"):
-        raise SetupError(f"{repo}: a Hugging Face id needs huggingface_hub: pip install huggingface_hub")
+        raise SetupError(f"{repo}: {NO_HUB}")
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 

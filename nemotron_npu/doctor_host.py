@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 from . import ascend
-from .checkpoint import find_checkpoint, is_hub_id, read_config
+from .checkpoint import NO_HUB, find_checkpoint, is_hub_id, read_config
 from .device import choose_device
 from .errors import SetupError, first_line
 from .packages import CLONE, bundled, can_import, fits, install_command, installed, needed
@@ -139,7 +139,7 @@ class Host:
         if not is_hub_id(self.path):
             return find_checkpoint(self.path)
         if not can_import("huggingface_hub"):
-            raise SetupError("a Hugging Face id needs huggingface_hub: pip install huggingface_hub")
+            raise SetupError(NO_HUB)
         from huggingface_hub import try_to_load_from_cache
 
         name = self.path.split("/")[1] + ".nemo"

@@ -23,7 +23,7 @@ def offered_dtypes(device) -> tuple[str, ...]:
     """The dtypes that ``device``, a torch.device, computes in."""
     if device.type != "cpu":
         return ON_DEVICES
-    return tuple(dtype for dtype in ON_CPU if dtype not in left_out(device))
+    return tuple(dtype for dtype in ON_CPU if not missing(dtype))
 
 
 def missing(dtype: str) -> str | None:
@@ -50,13 +50,12 @@ def left_out(device) -> dict[str, str]:
 
 def check_dtype(dtype: str, device) -> None:
     """Raise SetupError, which names what is missing and the dtypes to take instead, if ``device`` lacks ``dtype``."""
-    offered = offered_dtypes(device)
-    if dtype in offered:
-        return
-    others = " or ".join(reversed(offered))
-    if device.type != "cpu" or dtype not in ON_CPU:
-        raise SetupError(f"--dtype {dtype}: not for {device.type} (take {others})")
-    raise SetupError(f"--dtype {dtype}: {missing(dtype)} (take {others})")
+    if dtype in (ON_CPU if device.type == "cpu" else ON_DEVICES):
+        reason = missing(dtype) if device.type == "cpu" else None
+    else:
+        reason = f"not for {device.type}"
+    if reason:
+        raise SetupError(f"--dtype {dtype}: {reason} (take {' or '.join(reversed(offered_dtypes(device)))})")
 
 
 def packs_weights() -> bool:
@@ -98,11 +97,6 @@ def instructions() -> str:
     """The instruction sets of this CPU that matter here: ``"AVX2"``, ``"AVX-512, VNNI, BF16"``; else its machine."""
     import torch
 
-    checks = {
-        "VNNI": torch.cpu._is_vnni_supported,
-        "BF16": torch.cpu._is_avx512_bf16_supported,
-        "AMX": torch.cpu._is_amx_tile_supported,
-    }
     vectors = "AVX-512" if torch.cpu._is_avx512_supported() else "AVX2" if torch.cpu._is_avx2_supported() else None
-    found = [vectors] if vectors else [platform.machine()]
-    return ", ".join(found + [name for name, supported in checks.items() if supported()])
+    checks = {"VNNI": has_vnni, "BF16": torch.cpu._is_avx512_bf16_supported, "AMX": has_tiles}
+    return ", ".join([vectors or platform.machine(), *(name for name, has in checks.items() if has())])

@@ -9,6 +9,7 @@ weight alone takes about 800):
     packed bfloat16  354    354    360    373    678
     int8             254    254    263    280    676
 
+int8 is measured with one scale per block; docs/int8.md has what one per row costs.
 FBGEMM's int8 (torch.ops.quantized.linear_dynamic) takes 185, 187, 217, 301 and 1879 there, but in the full-size encoder
 only a single row was faster with it: a step took 63, 100 and 120 ms at 80, 560 and 1120 ms, with oneDNN's 70, 80, 91.
 On an EPYC with VNNI and without AMX oneDNN's int8 takes 328, 386, 362, 533 and 2510, FBGEMM's 187, 165, 199, 384 and
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 
 from .dtypes import check_dtype, has_fbgemm, has_tiles, has_vnni, packs_weights
 
-# torch announces another API for it, which the oldest torch supported here lacks
+# FBGEMM takes its weights in such a tensor, whose end torch has announced: see dtypes.has_fbgemm
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 
 from . import __version__, program
+from .dtypes import ON_CPU, ON_DEVICES
 
 DESCRIPTION = (
     "Transcribe speech with a cache-aware FastConformer-RNNT checkpoint (.nemo) on an Ascend NPU, a GPU or the CPU."
@@ -131,8 +132,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "int8"],
-        help=f"of the encoder's matrix products: on a CPU {_cpu_dtypes()}; on an npu or cuda device float32, bfloat16 "
-        "or float16 (default: float32; --benchmark: all that the device has)",
+        help=f"of the encoder's matrix products: on a CPU {_needs()}; on an npu or cuda device "
+        f"{', '.join(ON_DEVICES)} (default: float32; --benchmark: all that the device has)",
     )
     model.add_argument(
         "--decoder_device",
@@ -161,9 +162,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _cpu_dtypes() -> str:
-    from .dtypes import ON_CPU
-
+def _needs() -> str:
     return ", ".join(f"{dtype} ({needs})" for dtype, needs in ON_CPU.items())
 
 

@@ -117,7 +117,7 @@ QUICK = "audio boosting checkpoint checkpoints confidence device dtypes engine o
 
 
 def pytest_collection_modifyitems(items):
-    """Mark as quick what neither imports NeMo nor starts many processes."""
+    """Mark the tests of these files as quick."""
     for item in items:
         if item.path.stem.removeprefix("test_") in QUICK.split():
             item.add_marker("quick")

@@ -57,8 +57,9 @@ def test_both_engines_and_all_dtypes_stand_side_by_side_in_the_table_the_report_
         assert row["steps"].keys() == {"80", "160", "560", "1120"}
         assert all(0 < share < 1 for share in row["search_share"].values())
     assert native["start"]["peak_bytes"] < nemo["start"]["peak_bytes"], "of processes of their own"
-    # half before torch 2.14, whose matrix products spare NeMo 36 copies
-    assert native["forward_operators"] <= 0.6 * nemo["forward_operators"]
+    # from torch 2.14 on matrix products spare NeMo 36 copies
+    most = 0.5 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14) else 0.6
+    assert native["forward_operators"] <= most * nemo["forward_operators"]
     assert (nemo["rtfx"].keys(), native["rtfx"].keys()) == ({"2"}, {"2", "4"})
     assert native["live"].keys() == native["steps"].keys() and not nemo["live"]
     assert report["environment"]["command"]

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,14 @@ def test_a_folder_is_recognised_by_workers_as_by_one_process(cluster, cli, corpu
     order = [json.loads(line)["audio"] for line in Path("two", "results.jsonl").read_bytes().splitlines()]
     assert order == sorted(order, key=lambda audio: (audio.count("/"), audio)) and len(order) == 12
 
+    shutil.copytree("two", "resumed")
+    record = Path("resumed", "results.jsonl")
+    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[3:8]) + b'{"audio": "calls/0')
+    code, _, err = cli(*common, "--output_dir", "resumed", "--resume", "--ray_address", cluster.address)
+    assert code == 1
+    assert_same_run(Path("resumed"), Path("two"))
+    assert "7 done, 5 done before, 2 failed" in err
+
 
 def test_results_come_on_stdout_in_the_order_of_the_input_in_int8_too(cluster, cli, corpus):
     files = sorted(corpus.rglob("*.wav"))
@@ -311,7 +320,8 @@ def test_killed_workers_ctrl_c_and_a_killed_run_lose_nothing(tmp_path, cli):
     run.kill()
     run.communicate()
     assert cli(folder, "--device", "cpu", "--output_dir", output, "--resume", "--num_workers", 1)[0] == 0
-    alone = json.loads(cli(CLIP, "--device", "cpu", "--threads", 1, "--output_format", "json", "--quiet")[1])
+    assert cli(CLIP, "--device", "cpu", "--output_dir", tmp_path / "alone", "--threads", 1)[0] == 0
+    alone = json.loads((tmp_path / "alone" / "results.jsonl").read_text())
     certainties = take_certainties(alone)
     documents = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
     assert [Path(document["audio"]).stem for document in documents] == [f"{number:03}" for number in range(150)]
@@ -323,6 +333,10 @@ def test_killed_workers_ctrl_c_and_a_killed_run_lose_nothing(tmp_path, cli):
             **{n: document[n] for n in ("audio", "timings")},
         }
     assert len([*output.iterdir()]) == 150 * len(FORMATS) + len(COLLECTED)
+    for kind in ("txt", "srt", "vtt", "tsv"):  # without names and probabilities: all are the same
+        assert {path.read_text() for path in output.glob(f"*.{kind}")} == {
+            (tmp_path / "alone" / f"digits.{kind}").read_text()
+        }
 
 
 # ---------------------------------------------------------------- what is refused
