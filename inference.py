@@ -2,7 +2,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """Transcribe speech with a cache-aware FastConformer-RNNT checkpoint (.nemo) on an Ascend NPU, a GPU or the CPU.
 
-The program itself is ``nemotron_npu/app.py``, which the command ``nemotron-npu`` runs too.
+The program itself is ``nemotron_npu/cli/app.py``, which the command ``nemotron-npu`` runs too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ if HERE not in sys.path:  # python -P, python -I, PYTHONSAFEPATH
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program; return the exit code."""
-    from nemotron_npu import app, program
+    from nemotron_npu.cli import app
+    from nemotron_npu.host import program
 
     return app.main(argv, program.SCRIPT)
 
 
 if __name__ == "__main__":
-    from nemotron_npu.interrupts import leave
+    from nemotron_npu.host.signals import leave
 
     leave(main())

@@ -92,8 +92,8 @@ from shlex import quote
 
 sys.path.append(here)
 sys.dont_write_bytecode = True
-from nemotron_npu import ascend
-from nemotron_npu.packages import fits, installed, requirements
+from nemotron_npu.host import ascend
+from nemotron_npu.host.packages import fits, installed, requirements
 
 
 # What is installed where there is none or one too old: verified versions. A newer one that is there is kept.

@@ -21,11 +21,11 @@ import torch  # noqa: E402
 import train  # noqa: E402
 
 from nemotron_npu.audio import sine  # noqa: E402
-from nemotron_npu.checkpoint import read_config  # noqa: E402
+from nemotron_npu.checkpoint.load import read_config  # noqa: E402
 from nemotron_npu.dtypes import offered_dtypes  # noqa: E402
-from nemotron_npu.environment import environment  # noqa: E402
-from nemotron_npu.precision import Precision, stage_table  # noqa: E402
-from nemotron_npu.precision_page import write_report  # noqa: E402
+from nemotron_npu.host.provenance import environment  # noqa: E402
+from nemotron_npu.precision.compare import Precision, stage_table  # noqa: E402
+from nemotron_npu.precision.report import write_report  # noqa: E402
 from nemotron_npu.recognizer import load_recognizer  # noqa: E402
 
 CPU = torch.device("cpu")

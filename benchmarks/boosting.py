@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import train  # noqa: E402
 
 from nemotron_npu.boosting import Phrase  # noqa: E402
-from nemotron_npu.evaluation import evaluate, grid, percent  # noqa: E402
+from nemotron_npu.evaluation.wer import evaluate, grid, percent  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 
 

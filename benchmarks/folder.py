@@ -22,10 +22,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nemotron_npu import audio  # before torch: it says how long threads spin
-from nemotron_npu.outputs import OutputFolder
+from nemotron_npu.cli.output_folder import OutputFolder
+from nemotron_npu.formats import COLLECTED, FORMATS, to_document, to_table
 from nemotron_npu.recognizer import Recognizer
 from nemotron_npu.sources import Recording, find_recordings
-from nemotron_npu.writers import COLLECTED, FORMATS, to_document, to_table
 
 DEMO = Path(__file__).resolve().parent.parent / "demo" / "demo.nemo"
 

@@ -34,11 +34,11 @@ import numpy as np
 import soundfile
 
 from nemotron_npu.audio import read_audio
-from nemotron_npu.outputs import OutputFolder
+from nemotron_npu.cli.output_folder import OutputFolder
+from nemotron_npu.cluster.workers import Facts, Setup, Workers
+from nemotron_npu.formats import COLLECTED, FORMATS, to_document, to_table
 from nemotron_npu.sources import find_recordings
 from nemotron_npu.transcript import Token, Transcript, Word
-from nemotron_npu.workers import Facts, Setup, Workers
-from nemotron_npu.writers import COLLECTED, FORMATS, to_document, to_table
 
 HERE = Path(__file__).resolve().parent
 DEMO = HERE.parent / "demo" / "demo.nemo"

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 import torch  # noqa: E402
 import train  # noqa: E402
 
-from nemotron_npu.evaluation import grid  # noqa: E402
+from nemotron_npu.evaluation.wer import grid  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 
 

@@ -10,8 +10,8 @@ def main() -> None:
     """Run the program and end the process with its exit code."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the imports without a traceback
-    from .app import main
-    from .interrupts import leave
+    from .cli.app import main
+    from .host.signals import leave
 
     leave(main())
 

@@ -19,8 +19,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from . import program
 from .errors import InputError, SetupError
+from .host import program
 
 SINE = "1 s sine of 440 Hz"  # what the write-up's input is called
 SAMPLE_RATE = 16_000  # Hz, what the model was trained on

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from .boosting import BoostingTree
+from .checkpoint.weights import Weights
 from .confidence import confidence, statistic
 from .errors import SetupError, Unsupported
 from .linear import Linear, make_linear
-from .weights import Weights
 
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 LOOKAHEAD = 8  # frames whose joint is evaluated at once: static shapes, few looks, little waste when a token is emitted

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .config import context_sizes
+from .checkpoint.config import context_sizes
+from .checkpoint.weights import Weights
 from .device import trim_memory
 from .errors import Unsupported
 from .graph import Recorded
 from .linear import Linear, make_linear
-from .weights import Weights
 
 SILU_FLOOR = -0.2785  # silu's least value is -0.27846, at -1.2785
 

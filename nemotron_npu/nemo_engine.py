@@ -18,17 +18,17 @@ from nemo.collections.asr.parts.mixins.transcription import TranscribeConfig
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
 
-from .archive import read_member
 from .audio import SAMPLE_RATE, is_source, read_audio
 from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
-from .checkpoint import MOST_TOKENIZER, Checkpoint, choose_context, frame_seconds, read_checkpoint
+from .checkpoint.archive import read_member
+from .checkpoint.config import TOKENIZER_FILES, USED, tokenizer_parts
+from .checkpoint.load import MOST_TOKENIZER, Checkpoint, choose_context, frame_seconds, read_checkpoint
+from .checkpoint.weights import Tensors, Weights
 from .confidence import ALPHA as CONFIDENCE_ALPHA
-from .config import TOKENIZER_FILES, USED, tokenizer_parts
 from .decoder import MOST_SYMBOLS, Emission
 from .device import is_out_of_memory, release_memory, too_little_memory
 from .errors import InputError, ModelError, SetupError, first_line, shown
 from .transcript import Speller, Transcript
-from .weights import Tensors, Weights
 
 
 class NemoRecognizer:

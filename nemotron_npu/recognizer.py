@@ -14,19 +14,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import audio, interrupts
+from . import audio
 from .boosting import ALPHA, BoostingTree, Phrase, spell
-from .checkpoint import Checkpoint, choose_context, frame_seconds, read_checkpoint
+from .checkpoint.load import Checkpoint, choose_context, frame_seconds, read_checkpoint
+from .checkpoint.weights import Weights
 from .decoder import Decoder, Emission, NotFinite
 from .device import choose_device, is_out_of_memory, release_memory, too_little_memory
 from .dtypes import check_dtype
 from .encoder import Encoder, EncoderState
 from .errors import ModelError, SetupError, Unsupported, first_line
-from .frontend import FeatureStream, Frontend
-from .packages import can_import, install_command, offer_mock
+from .features import FeatureStream, Frontend
+from .host import signals
+from .host.packages import can_import, install_command, offer_mock
 from .sources import Recording
 from .transcript import WORD_START, Speller, Transcript
-from .weights import Weights
 
 Source = np.ndarray | str | Path | Recording
 """A recording: float32 [samples], mono, 16 kHz; or the path of a sound file, which is decoded piece by piece; or
@@ -611,10 +612,10 @@ def load_recognizer(
             raise SetupError(f"{option} needs the native engine")
     checkpoint = read_checkpoint(path)
     _check_fit(path, checkpoint)
-    with interrupts.held():  # as in app.py
+    with signals.held():  # as in app.py
         offer_mock()
-        from .nemo_engine import NemoRecognizer  # NeMo takes seconds to import
-    interrupts.check()
+        from .nemo_engine import NemoRecognizer
+    signals.check()
     return NemoRecognizer(path, device, chunk_ms, announce, checkpoint)
 
 

@@ -388,7 +388,7 @@ def forbidden(folder: Path) -> None:
 
 @contextmanager
 def gone_after_the_check(folder: Path) -> Iterator[None]:
-    from nemotron_npu.results import Results
+    from nemotron_npu.cli.results import Results
 
     check = Results.check
 

@@ -11,8 +11,8 @@ import torch
 from checkpoints import TINY_SIZE, make_random_checkpoint
 from support import CLIP, CLIP_WORDS, ROOT
 
-from nemotron_npu import benchmark
-from nemotron_npu.benchmark import Work, count_operators, in_turn, steady_step, step_work
+from nemotron_npu.benchmark import measure
+from nemotron_npu.benchmark.measure import Work, count_operators, in_turn, steady_step, step_work
 from nemotron_npu.dtypes import left_out, offered_dtypes
 from nemotron_npu.recognizer import Recognizer
 
@@ -24,8 +24,8 @@ DEMO = ROOT / "demo" / "demo.nemo"
 def small(monkeypatch):
     """Few and short runs."""
     for name, value in dict(STARTS=1, ROUNDS=3, ROUND_SECONDS=0, OFFLINE_SECONDS=(2, 4), BATCH_SECONDS=2).items():
-        monkeypatch.setattr(benchmark, name, value)
-    monkeypatch.setattr(benchmark, "NEMO_SECONDS", 2)
+        monkeypatch.setattr(measure, name, value)
+    monkeypatch.setattr(measure, "NEMO_SECONDS", 2)
 
 
 def test_both_engines_and_all_dtypes_stand_side_by_side_in_the_table_the_report_and_the_plot(cli, small, tmp_path):
@@ -91,12 +91,12 @@ def test_slots_and_blocks_are_those_asked_for(cli, small, monkeypatch):
     monkeypatch.setattr(Recognizer, "results", watched)
     options = ["--engine", "native", "--dtype", "float32", "--device", "cpu", "--quiet"]
     assert cli(CLIP, "--benchmark", *options, "--batch_size", 3, "--block_ms", 2240, "--chunk_ms", 560)[0] == 0
-    assert (benchmark.BATCH, 3, 28) in seen
+    assert (measure.BATCH, 3, 28) in seen
 
 
 def test_a_candidate_that_fails_is_one_line(cli, small, monkeypatch):
-    started = benchmark.command()
-    monkeypatch.setattr(benchmark, "command", lambda: [*started, "no-such-file.wav"])
+    started = measure.command()
+    monkeypatch.setattr(measure, "command", lambda: [*started, "no-such-file.wav"])
     code, _, err = cli("--device", "cpu", "--benchmark", "--engine", "native", "--dtype", "float32", "--quiet")
     assert code == 2 and len(err.splitlines()) == 1 and "no-such-file.wav" in err and "native float32" in err
 
@@ -132,6 +132,6 @@ def test_operators_are_counted_by_what_reaches_the_kernels_and_views_are_not():
 def test_processes_are_started_as_this_one_was(monkeypatch):
     started = ["python", "-X", "utf8", "tests/fake_npu.py", "inference.py"]
     monkeypatch.setattr(sys, "orig_argv", [*started, "--benchmark", "talk.wav"])
-    assert benchmark.command() == [sys.executable, *started[1:]]
+    assert measure.command() == [sys.executable, *started[1:]]
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest"])
-    assert benchmark.command() == [sys.executable, str(ROOT / "inference.py")]
+    assert measure.command() == [sys.executable, str(ROOT / "inference.py")]

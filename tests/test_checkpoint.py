@@ -13,14 +13,9 @@ import yaml
 from checkpoints import TINY_SIZE, nemotron_config
 from support import ROOT, run_process
 
-from nemotron_npu.checkpoint import (
-    attention_contexts,
-    choose_context,
-    frame_seconds,
-    read_config,
-)
+from nemotron_npu.checkpoint.load import attention_contexts, choose_context, frame_seconds, read_config
+from nemotron_npu.checkpoint.weights import read_weights
 from nemotron_npu.errors import SetupError
-from nemotron_npu.weights import read_weights
 
 CONFIG = nemotron_config("", **TINY_SIZE) | {
     "target": "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel",
@@ -141,8 +136,8 @@ def test_nothing_is_written_to_disk(tiny, tmp_path, mode):
     code = (
         "import resource, sys, torch; from pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "from nemotron_npu.checkpoint import read_config, read_tokenizer\n"
-        "from nemotron_npu.weights import read_weights\n"
+        "from nemotron_npu.checkpoint.load import read_config, read_tokenizer\n"
+        "from nemotron_npu.checkpoint.weights import read_weights\n"
         "path = Path(sys.argv[1])\n"
         "print(len(read_tokenizer(path, read_config(path))), len(read_weights(path)))"
     )
@@ -203,7 +198,7 @@ def find(tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
-        "import sys; from nemotron_npu.checkpoint import *\n"
+        "import sys; from nemotron_npu.checkpoint.load import *\n"
         "try: print(find_checkpoint(sys.argv[1]))\n"
         "except SetupError as error: print(error)"
     )

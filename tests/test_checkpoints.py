@@ -6,7 +6,7 @@ from support import CLIP, ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nemotron_npu.audio import read_audio
-from nemotron_npu.checkpoint import read_config
+from nemotron_npu.checkpoint.load import read_config
 from nemotron_npu.recognizer import load_recognizer
 
 

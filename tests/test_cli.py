@@ -358,7 +358,7 @@ def test_a_comparison_that_fails_says_so_and_ends_with_1(cli, tiny, monkeypatch,
 
 
 def poison_the_comparison(monkeypatch, error):
-    from nemotron_npu.precision import Precision
+    from nemotron_npu.precision.compare import Precision
 
     add = Precision.add
 

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from support import ROOT
 
-from nemotron_npu.checkpoint import read_config
+from nemotron_npu.checkpoint.load import read_config
 
 sys.path.insert(0, str(ROOT / "demo"))
 import train

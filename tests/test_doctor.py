@@ -21,10 +21,12 @@ import torch
 from packaging.requirements import Requirement
 from support import CLIP, ROOT, run_process
 
-from nemotron_npu import ascend, doctor, doctor_ascend, doctor_host, doctor_model, limits
-from nemotron_npu.doctor import check, examine, private, show
-from nemotron_npu.doctor_host import Finding, Host, anonymous
+from nemotron_npu.doctor import ascend as doctor_ascend
+from nemotron_npu.doctor import host, model, run
+from nemotron_npu.doctor.host import Finding, Host, NotChecked, anonymous
+from nemotron_npu.doctor.run import check, examine, private, show
 from nemotron_npu.errors import Unsupported
+from nemotron_npu.host import ascend, resources
 from nemotron_npu.recognizer import Recognizer, Stream
 
 DEMO = ROOT / "demo" / "demo.nemo"
@@ -215,12 +217,12 @@ def test_the_exit_code_is_that_of_the_worst_finding(cli, monkeypatch):
         ("problem warning warning", 2, "1 problem, 2 warnings"),
     ]:
         made = [Finding("x", state, "y", "" if state == "ok" else "z") for state in states_.split()]
-        monkeypatch.setattr(doctor, "examine", lambda host, debug, made=made: made)
+        monkeypatch.setattr(run, "examine", lambda host, debug, made=made: made)
         assert cli("--doctor")[:2] == (code, "\n".join([*map(show, made), summary]) + "\n")
 
 
 def test_colours_are_for_terminals(cli, monkeypatch):
-    monkeypatch.setattr(doctor, "examine", lambda host, debug: [Finding("x", "problem", "y", "z")])
+    monkeypatch.setattr(run, "examine", lambda host, debug: [Finding("x", "problem", "y", "z")])
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert "\033" not in cli("--doctor")[1]
@@ -240,9 +242,9 @@ def test_long_findings_are_wrapped_and_commands_are_not():
 
 def test_a_check_that_kills_its_process_or_hangs_costs_no_other(monkeypatch):
     fine = Finding("fine", "ok", "yes")
-    monkeypatch.setattr(doctor, "SECONDS", 1)
+    monkeypatch.setattr(run, "SECONDS", 1)
     monkeypatch.setattr(
-        doctor,
+        run,
         "CHECKS",
         {
             "killed": lambda host: os.kill(os.getpid(), signal.SIGKILL),
@@ -275,10 +277,10 @@ def test_a_check_that_kills_its_process_or_hangs_costs_no_other(monkeypatch):
 
 def test_ctrl_c_ends_it_at_once_and_the_check_that_was_under_way_too(tmp_path):
     code = (
-        "import os, signal, sys, time, inference; from nemotron_npu import doctor\n"
+        "import os, signal, sys, time, inference; from nemotron_npu.doctor import run\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
         "def slow(host): print(os.getpid(), file=open(sys.argv[1], 'w')); time.sleep(600)\n"
-        "doctor.CHECKS = {'slow': slow}; sys.exit(inference.main(['--doctor']))"
+        "run.CHECKS = {'slow': slow}; sys.exit(inference.main(['--doctor']))"
     )
     command, told = [sys.executable, "-c", code, str(tmp_path / "pid")], tmp_path / "pid"
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -293,12 +295,12 @@ def test_ctrl_c_ends_it_at_once_and_the_check_that_was_under_way_too(tmp_path):
 def test_what_needs_something_that_is_missing_is_one_line(monkeypatch):
     def needs(what):
         def check(host):
-            raise doctor_host.NotChecked(what)
+            raise NotChecked(what)
 
         return check
 
     checks = {"torch": lambda host: [], "a": needs("torch"), "b": needs("a"), "c": needs("soxr")}
-    monkeypatch.setattr(doctor, "CHECKS", checks)
+    monkeypatch.setattr(run, "CHECKS", checks)
     results = [(finding.found, finding.mend) for finding in examine(Host())]
     assert results == [("a, b: needs torch", "see torch, above"), ("c: needs soxr", "source setup_env.sh")]
 
@@ -308,7 +310,7 @@ def test_what_needs_something_that_is_missing_is_one_line(monkeypatch):
 
 def test_a_python_that_is_not_supported(monkeypatch):
     assert found("Python")[0].state == "ok"
-    monkeypatch.setattr(doctor_host, "PYTHONS", ((3, 90), (3, 92)))
+    monkeypatch.setattr(host, "PYTHONS", ((3, 90), (3, 92)))
     assert found("Python")[0].state == "problem" and "setup_env.sh" in found("Python")[0].mend
 
 
@@ -323,17 +325,17 @@ def test_a_python_that_is_not_supported(monkeypatch):
 )
 def test_packages_that_are_missing_or_out_of_bounds(monkeypatch, requirement, engine, state):
     assert states(found("packages")) == ["ok"]
-    monkeypatch.setattr(doctor_host, "needed", lambda extra="": [Requirement(requirement)] if extra else [])
+    monkeypatch.setattr(host, "needed", lambda extra="": [Requirement(requirement)] if extra else [])
     (finding,) = found("packages", engine=engine)
     assert finding.state == state and Requirement(requirement).name in finding.found
     assert finding.mend == "source setup_env.sh"
 
 
-@pytest.mark.parametrize("name", [r.name for r in doctor_host.needed() if r.name != "torch"])
+@pytest.mark.parametrize("name", [r.name for r in host.needed() if r.name != "torch"])
 def test_a_package_that_the_native_engine_needs_is_a_problem_on_any_engine(monkeypatch, name):
-    here = doctor_host.installed
-    monkeypatch.setattr(doctor_host, "installed", lambda package: None if package == name else here(package))
-    monkeypatch.setattr(doctor_host, "fits", lambda requirement: requirement.name != name)
+    here = host.installed
+    monkeypatch.setattr(host, "installed", lambda package: None if package == name else here(package))
+    monkeypatch.setattr(host, "fits", lambda requirement: requirement.name != name)
     assert [(f.state, f.found) for f in found("packages")] == [("problem", f"not installed: {name}")]
 
 
@@ -351,9 +353,9 @@ def test_a_torch_that_cannot_be_imported(package):
 
 def test_a_torch_that_is_missing_or_was_not_tested(monkeypatch):
     assert states(found("torch")) == ["ok"]
-    monkeypatch.setattr(doctor_host, "needed", lambda: [Requirement("torch<2")])
+    monkeypatch.setattr(host, "needed", lambda: [Requirement("torch<2")])
     assert states(found("torch")) == ["warning"]
-    monkeypatch.setattr(doctor_host, "installed", lambda package: None)
+    monkeypatch.setattr(host, "installed", lambda package: None)
     assert states(found("torch")) == ["problem"]
 
 
@@ -554,18 +556,18 @@ def test_nv_one_logger_real_mock_or_missing(monkeypatch):
         (None, "ok", "the mock"),  # the program finds it by itself
     ]:
         spec = place and SimpleNamespace(submodule_search_locations=[str(place)])
-        monkeypatch.setattr(doctor_host.importlib.util, "find_spec", lambda name, spec=spec: spec)
+        monkeypatch.setattr(host.importlib.util, "find_spec", lambda name, spec=spec: spec)
         (finding,) = found("nv_one_logger")
         assert finding.state == state and words in finding.found
 
 
 def test_nemo_is_only_needed_where_it_is_asked_for(monkeypatch):
     assert states(found("NeMo")) == ["ok"]
-    monkeypatch.setattr(doctor_host, "fits", lambda requirement: False)
+    monkeypatch.setattr(host, "fits", lambda requirement: False)
     assert "is what was tested" in found("NeMo")[0].found
-    monkeypatch.setattr(doctor_host, "installed", lambda package: None)
+    monkeypatch.setattr(host, "installed", lambda package: None)
     assert states(found("NeMo")) == ["ok"] and states(found("NeMo", engine="nemo")) == ["problem"]
-    monkeypatch.setattr(doctor_host.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
     assert states(found("nv_one_logger")) == ["ok"]
 
 
@@ -597,7 +599,7 @@ def test_too_little_disk(monkeypatch):
     assert states(found("disk")) == ["warning", "warning"]
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "not writable" in found("disk")[1].found
-    monkeypatch.setattr(doctor_host.tempfile, "gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(host.tempfile, "gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError()))
     assert "no folder for temporary files" in found("disk")[0].found
 
 
@@ -606,8 +608,8 @@ def machine(tmp_path, monkeypatch):
     """A machine of 8 GB, 6 GB free, and control groups: ``machine({"memory.max": ..., ...}, "0::/")``."""
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 8000000 kB\nMemFree: 1 kB\nMemAvailable: 6000000 kB\n")
-    monkeypatch.setattr(limits, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(limits, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(resources, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(resources, "CGROUP", tmp_path / "cgroup")
 
     def make(files: dict, membership: str) -> None:
         (tmp_path / "proc" / "self" / "cgroup").write_text(membership)
@@ -621,15 +623,15 @@ def machine(tmp_path, monkeypatch):
 
 def test_free_memory_is_the_machines_or_what_a_container_leaves_of_it(machine):
     machine({}, "")
-    assert limits.free_memory() == (6_144_000_000, 8_192_000_000, False)
+    assert resources.free_memory() == (6_144_000_000, 8_192_000_000, False)
     version_2 = {"memory.max": "max\n", "cpu.max": "max 100000\n", "pod/memory.max": "1000000000\n"}
     version_2 |= {"pod/memory.current": "700000000\n", "pod/memory.stat": "anon 5\ninactive_file 200000000\n"}
     machine({**version_2, "pod/cpu.max": "50000 100000\n"}, "0::/pod/one\n")
-    assert limits.free_memory() == (500_000_000, 1_000_000_000, True) and limits.cores() == 0.5
+    assert resources.free_memory() == (500_000_000, 1_000_000_000, True) and resources.cores() == 0.5
     version_1 = {"memory/memory.limit_in_bytes": "2000000000\n", "memory/memory.usage_in_bytes": "1500000000\n"}
     version_1 |= {"memory/memory.stat": "total_inactive_file 0\n", "cpu/cpu.cfs_period_us": "100000\n"}
     machine({**version_1, "cpu/cpu.cfs_quota_us": "25000\n"}, "9:memory:/docker/x\n3:cpuacct,cpu:/docker/x\n")
-    assert limits.free_memory() == (500_000_000, 2_000_000_000, True) and limits.cores() == 0.25
+    assert resources.free_memory() == (500_000_000, 2_000_000_000, True) and resources.cores() == 0.25
 
 
 @pytest.mark.parametrize(
@@ -642,7 +644,7 @@ def test_free_memory_is_the_machines_or_what_a_container_leaves_of_it(machine):
     ],
 )
 def test_too_little_memory_for_the_model(monkeypatch, memory, state, mend):
-    monkeypatch.setattr(doctor_model, "free_memory", lambda: memory)
+    monkeypatch.setattr(model, "free_memory", lambda: memory)
     (finding,) = found("memory")
     assert finding.state == state and mend in finding.mend
     assert ("container" in finding.found) == memory[2]
@@ -711,7 +713,7 @@ def test_a_cpu_that_computes_something_else_is_found_out(demo, monkeypatch):
     (finding,) = found("forward pass", demo)
     assert finding.state == "problem" and "as a live stream others" in finding.found
     assert "--precision_compare" in finding.mend
-    monkeypatch.setattr(doctor_model, "DEMO_WORDS", "other words")
+    monkeypatch.setattr(model, "DEMO_WORDS", "other words")
     assert "where 'other words' was said" in found("forward pass", demo)[0].found
 
 

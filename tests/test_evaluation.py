@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu.errors import SetupError
-from nemotron_npu.evaluation import (
+from nemotron_npu.evaluation.wer import (
     Errors,
     character_errors,
     evaluate,

@@ -22,8 +22,8 @@ import soxr
 from omegaconf import OmegaConf
 from support import CLIP, CLIP_WORDS, ROOT, assert_same_run, run_process
 
-from nemotron_npu import progress, results
-from nemotron_npu.progress import Progress
+from nemotron_npu.cli import progress, results
+from nemotron_npu.cli.progress import Progress
 from nemotron_npu.sources import Recording
 
 INFERENCE = ROOT / "inference.py"

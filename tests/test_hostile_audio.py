@@ -15,8 +15,9 @@ from hostile_audio import BESIDE, CASES, sound
 from robustness import documented, row, run_case
 from support import CLIP, CLIP_WORDS, ROOT
 
-from nemotron_npu import audio, checkpoint, recognizer
+from nemotron_npu import audio, recognizer
 from nemotron_npu.audio import LiveInput
+from nemotron_npu.checkpoint import load
 from nemotron_npu.errors import InputError
 
 DEMO = ROOT / "demo" / "demo.nemo"
@@ -26,9 +27,9 @@ ROWS = documented("audio")
 @pytest.fixture(scope="module", autouse=True)
 def one_model():
     """The bundled model is loaded once for all rows."""
-    config, model = checkpoint.read_config(DEMO), recognizer.load_recognizer(DEMO, torch.device("cpu"))
+    config, model = load.read_config(DEMO), recognizer.load_recognizer(DEMO, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "read_config", lambda path: config)
+        patch.setattr(load, "read_config", lambda path: config)
         patch.setattr(recognizer, "load_recognizer", lambda *args, **options: model)
         yield
 

@@ -14,7 +14,7 @@ from fuzz import fuzz
 from hostile_checkpoints import CASES, CONFIG, packed
 from robustness import documented, row, run_case
 
-from nemotron_npu.checkpoint import read_checkpoint
+from nemotron_npu.checkpoint.load import read_checkpoint
 from nemotron_npu.errors import SetupError
 from nemotron_npu.recognizer import load_recognizer
 

@@ -6,11 +6,11 @@ import random
 
 import pytest
 
+from nemotron_npu.cli.output_folder import OutputFolder, name_outputs
 from nemotron_npu.errors import InputError, SetupError
-from nemotron_npu.outputs import OutputFolder, name_outputs
+from nemotron_npu.formats import to_document
 from nemotron_npu.sources import Recording
 from nemotron_npu.transcript import Token, Transcript, Word
-from nemotron_npu.writers import to_document
 
 KINDS = ("txt", "json", "srt", "manifest", "jsonl")
 SETTINGS = {"model": "demo.nemo", "chunk_ms": 1120, "dtype": "float32", "confidence": "max_prob", "boost_words": None}

@@ -17,10 +17,11 @@ from checkpoints import TINY_SIZE, make_random_checkpoint
 from support import CLIP, CLIP_WORDS, GUARD, ROOT, run_process
 
 import nemotron_npu
-from nemotron_npu import benchmark, packages
+from nemotron_npu.benchmark import measure
 from nemotron_npu.errors import SetupError
+from nemotron_npu.formats import COLLECTED, FORMATS
+from nemotron_npu.host import packages
 from nemotron_npu.nemo_engine import NemoRecognizer
-from nemotron_npu.writers import COLLECTED, FORMATS
 
 DEMO = ROOT / "demo" / "demo.nemo"
 INFERENCE = ROOT / "inference.py"
@@ -88,7 +89,7 @@ def test_the_doctor_finds_all_of_it(installed):
 
 def test_what_is_required_is_what_the_files_say(installed):
     code = (
-        "import sys; from nemotron_npu import packages\n"
+        "import sys; from nemotron_npu.host import packages\n"
         "assert 'venv' in packages.__file__ and packages.CLONE is None\n"
         "for extra in packages.FILES: print(extra, sorted(str(r).partition(';')[0] for r in packages.needed(extra)))\n"
         "print(packages.install_command(), packages.install_command('nemo'))"
@@ -101,10 +102,10 @@ def test_what_is_required_is_what_the_files_say(installed):
 def test_the_benchmark_starts_the_installed_program(monkeypatch):
     for words in (["/venv/bin/nemotron-npu"], ["-X", "utf8", "-m", "nemotron_npu"]):
         monkeypatch.setattr(sys, "orig_argv", ["python", *words, "--benchmark", "--engine", "native"])
-        assert benchmark.command() == [sys.executable, *words]
+        assert measure.command() == [sys.executable, *words]
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest"])
     monkeypatch.setattr(packages, "CLONE", None)
-    assert benchmark.command() == [sys.executable, "-m", "nemotron_npu"]
+    assert measure.command() == [sys.executable, "-m", "nemotron_npu"]
 
 
 def test_the_changelog_begins_with_this_version():
@@ -112,7 +113,7 @@ def test_the_changelog_begins_with_this_version():
 
 
 def test_the_pythons_are_the_same_everywhere():
-    from nemotron_npu.doctor_host import PYTHONS
+    from nemotron_npu.doctor.host import PYTHONS
 
     first, last = (".".join(map(str, version)) for version in PYTHONS)
     above = f"3.{PYTHONS[1][1] + 1}"

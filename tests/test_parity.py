@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support import CLIP, CLIP_WORDS, PARITY, ROOT
 
 from nemotron_npu.audio import read_audio
-from nemotron_npu.frontend import FeatureStream
+from nemotron_npu.features import FeatureStream
 from nemotron_npu.nemo_engine import NemoRecognizer
 from nemotron_npu.recognizer import Recognizer
 
@@ -190,8 +190,8 @@ def test_parity_of_configurations_that_are_not_nemotrons(name, tmp_path, speech,
 def test_parity_of_log_mel_for_every_setting_and_any_split(settings, speech, largest):
     from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor
 
-    from nemotron_npu.frontend import Frontend
-    from nemotron_npu.weights import Weights
+    from nemotron_npu.checkpoint.weights import Weights
+    from nemotron_npu.features import Frontend
 
     config = dict(window_size=0.025, features=80, normalize="NA", dither=0.0, pad_to=0) | settings
     nemo = AudioToMelSpectrogramPreprocessor(**config).eval()

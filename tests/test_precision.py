@@ -13,27 +13,27 @@ import torch
 from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu.audio import read_audio, sine
-from nemotron_npu.bounds import BOUNDS
-from nemotron_npu.checkpoint import attention_contexts, read_config
-from nemotron_npu.decisions import Decisions, Path, count_words, decide
+from nemotron_npu.checkpoint.load import attention_contexts, read_config
 from nemotron_npu.decoder import Decoder
 from nemotron_npu.dtypes import offered_dtypes
 from nemotron_npu.encoder import Encoder
-from nemotron_npu.environment import environment
 from nemotron_npu.errors import SetupError
-from nemotron_npu.frontend import FeatureStream
-from nemotron_npu.measures import Tally, difference
-from nemotron_npu.precision import Precision, compare, stage_table, to_table
-from nemotron_npu.precision_page import write_report
-from nemotron_npu.probe import NativeProbe, NemoProbe
+from nemotron_npu.features import FeatureStream
+from nemotron_npu.formats import dump
+from nemotron_npu.host.provenance import environment
+from nemotron_npu.precision.compare import Precision, compare, stage_table, to_table
+from nemotron_npu.precision.lockstep import walk
+from nemotron_npu.precision.metrics import Tally, difference
+from nemotron_npu.precision.probes import NativeProbe, NemoProbe
+from nemotron_npu.precision.report import write_report
+from nemotron_npu.precision.tokens import Decisions, Path, count_words, decide
+from nemotron_npu.precision.tolerances import BOUNDS
 from nemotron_npu.recognizer import load_recognizer
 from nemotron_npu.transcript import Token
-from nemotron_npu.walk import walk
-from nemotron_npu.writers import dump
 
 CPU = torch.device("cpu")
 DEMO = ROOT / "demo" / "demo.nemo"
-SCHEMA = json.loads((ROOT / "nemotron_npu" / "precision.schema.json").read_text())
+SCHEMA = json.loads((ROOT / "nemotron_npu" / "precision" / "report.schema.json").read_text())
 CHUNKS = [80, 160, 560, 1120]
 
 
@@ -642,7 +642,7 @@ def test_a_recording_too_short_for_a_frame_is_equal_and_reported(recognizer, nem
 def test_versions_of_cann_and_driver_are_read_where_ascend_keeps_them(tmp_path, monkeypatch):
     import platform
 
-    from nemotron_npu import ascend
+    from nemotron_npu.host import ascend
 
     folder = tmp_path / f"{platform.machine()}-linux"
     folder.mkdir()

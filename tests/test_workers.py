@@ -20,15 +20,15 @@ import torch
 from support import CLIP, ROOT, assert_same_run, take_certainties
 from worker_doubles import FakeNpuSetup, PretendSetup
 
-from nemotron_npu import interrupts
-from nemotron_npu.checkpoint import find_checkpoint
+from nemotron_npu.checkpoint.load import find_checkpoint
+from nemotron_npu.cluster.sharing import adopt, share
+from nemotron_npu.cluster.workers import BATCHES, Workers, cut
 from nemotron_npu.dtypes import offered_dtypes
 from nemotron_npu.errors import SetupError
+from nemotron_npu.formats import COLLECTED, FORMATS
+from nemotron_npu.host import signals
 from nemotron_npu.recognizer import Recognizer
-from nemotron_npu.sharing import adopt, share
 from nemotron_npu.sources import Recording
-from nemotron_npu.workers import BATCHES, Workers, cut
-from nemotron_npu.writers import COLLECTED, FORMATS
 
 DEMO = find_checkpoint(str(ROOT / "demo" / "demo.nemo"))
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
@@ -222,7 +222,9 @@ def test_workers_that_cannot_load_end_the_run_with_what_they_said(cluster, tmp_p
 def test_a_node_that_does_not_see_the_sound_is_given_up_and_told(cluster, tmp_path, monkeypatch):
     recordings = [Recording("/elsewhere/unreadable", "a", length=1.0)]
     exists = os.path.exists
-    monkeypatch.setattr("nemotron_npu.workers.os.path.exists", lambda path: "elsewhere" in str(path) or exists(path))
+    monkeypatch.setattr(
+        "nemotron_npu.cluster.workers.os.path.exists", lambda path: "elsewhere" in str(path) or exists(path)
+    )
     with pytest.raises(SetupError, match="/elsewhere/unreadable is not there on .*: every node needs the sound"):
         recognise(cluster, PretendSetup(Path("model"), "cpu", folder=str(tmp_path)), recordings, count=1)
 
@@ -351,11 +353,11 @@ def test_where_no_cluster_listens_is_said_at_once(cli):
 
 
 def test_a_sigterm_that_ray_answers_while_it_starts_is_that_signal():
-    with interrupts.answered():
-        with pytest.raises(KeyboardInterrupt), interrupts.kept():
+    with signals.answered():
+        with pytest.raises(KeyboardInterrupt), signals.kept():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
             signal.raise_signal(signal.SIGTERM)
-        assert interrupts.came() and interrupts.exit_code() == 143
+        assert signals.came() and signals.exit_code() == 143
 
 
 def test_without_ray_one_worker_works_and_two_say_what_to_install(cli, monkeypatch):

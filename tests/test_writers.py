@@ -15,7 +15,7 @@ import srt
 import webvtt
 from support import ROOT
 
-from nemotron_npu import writers
+from nemotron_npu import formats
 from nemotron_npu.transcript import Segment, Token, Word
 
 
@@ -63,7 +63,7 @@ def whisper():
 
 
 def document(transcript, words: bool = True) -> dict:
-    made = json.loads(writers.dump(writers.to_document(transcript, audio="a.wav")))
+    made = json.loads(formats.dump(formats.to_document(transcript, audio="a.wav")))
     for segment in made["segments"]:
         if not words:
             del segment["words"]
@@ -71,20 +71,20 @@ def document(transcript, words: bool = True) -> dict:
 
 
 def ours(kind: str, transcript) -> str:
-    return writers.render(kind, transcript, {}, "a")
+    return formats.render(kind, transcript, {}, "a")
 
 
 @pytest.mark.parametrize("kind", ["txt", "tsv", "srt", "vtt"])
 @pytest.mark.parametrize("transcript", [SPEECH, NOTHING], ids=["speech", "nothing"])
 def test_whisper_writes_the_same_file_from_our_json(whisper, kind, transcript):
-    by_words = whisper(kind, document(transcript), max_line_width=writers.LINE_CHARACTERS)
+    by_words = whisper(kind, document(transcript), max_line_width=formats.LINE_CHARACTERS)
     by_segments = whisper(kind, document(transcript, words=False))
     assert ours(kind, transcript) == by_words, "lines and times, from the words"
     assert ours(kind, transcript).split() == by_segments.split(), "from the segments alone, but for the lines"
 
 
 def test_texts_and_words_of_the_json_join_as_whispers_do():
-    text = writers.render("json", SPEECH, writers.to_document(SPEECH), "a")
+    text = formats.render("json", SPEECH, formats.to_document(SPEECH), "a")
     result = json.loads(text)
     assert text.endswith("}\n") and text.count("\n") == 1
     assert "".join(segment["text"] for segment in result["segments"]).strip() == result["text"] == SPEECH.text
@@ -131,7 +131,7 @@ def test_tsv_has_milliseconds_in_three_columns():
 
 def test_ctm_has_nists_columns():
     """sclite: recording, channel, start, duration, word, confidence from 0 to 1."""
-    lines = writers.render("ctm", SPEECH, {}, "mon/a call").splitlines()
+    lines = formats.render("ctm", SPEECH, {}, "mon/a call").splitlines()
     assert len(lines) == len(SPEECH.words)
     for line, word in zip(lines, SPEECH.words, strict=True):
         name, channel, start, duration, text, confidence = line.split(" ")
@@ -139,20 +139,20 @@ def test_ctm_has_nists_columns():
         assert float(start) == pytest.approx(word.start, abs=5e-4)
         assert float(duration) == pytest.approx(word.end - word.start, abs=5e-4) and float(duration) > 0
     unsure = SimpleNamespace(words=(Word("one", 0.0, 0.5),))
-    assert writers.to_ctm(unsure, "a") == "a 1 0.000 0.500 one\n", "no confidence is no column"
+    assert formats.to_ctm(unsure, "a") == "a 1 0.000 0.500 one\n", "no confidence is no column"
 
 
 def test_a_manifest_line_keeps_every_field_and_their_order():
     fields = {"audio_filepath": "wavs/ä.wav", "duration": 1, "text": "one", "speaker": None, "extra": {"a": [1]}}
-    line = writers.to_manifest("somewhere/ä.wav", fields, "won", 0.99)
+    line = formats.to_manifest("somewhere/ä.wav", fields, "won", 0.99)
     assert line.isascii() and list(json.loads(line).items()) == [*fields.items(), ("pred_text", "won")]
-    assert json.loads(writers.to_manifest("a.wav", None, "won", 0.99)) == {
+    assert json.loads(formats.to_manifest("a.wav", None, "won", 0.99)) == {
         "audio_filepath": "a.wav", "duration": 0.99, "pred_text": "won",
     }  # fmt: skip
 
 
 def test_figures_that_are_not_finite_are_still_valid_json():
-    assert json.loads(writers.dump({"a": float("nan"), "b": [float("inf"), 1.5], "c": (1, None)})) == {
+    assert json.loads(formats.dump({"a": float("nan"), "b": [float("inf"), 1.5], "c": (1, None)})) == {
         "a": None,
         "b": [None, 1.5],
         "c": [1, None],

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from nemotron_npu.packages import needed
+from nemotron_npu.host.packages import needed
 
 
 def closure(names: list[str]) -> set[str]:

@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemotron_npu.cluster.workers import Facts, Setup
 from nemotron_npu.errors import InputError, SetupError
 from nemotron_npu.transcript import Transcript
-from nemotron_npu.workers import Facts, Setup
 
 
 @dataclass(frozen=True)

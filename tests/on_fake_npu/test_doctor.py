@@ -5,8 +5,8 @@ import pytest
 import torch
 from support import CLIP, ROOT
 
-from nemotron_npu.doctor import check
-from nemotron_npu.doctor_host import Host
+from nemotron_npu.doctor.host import Host
+from nemotron_npu.doctor.run import check
 from nemotron_npu.encoder import Encoder
 
 fake_npu.install()

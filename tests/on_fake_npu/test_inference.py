@@ -9,13 +9,14 @@ import pytest
 import torch
 from support import CLIP
 
-from nemotron_npu import benchmark, dtypes
+from nemotron_npu import dtypes
 from nemotron_npu.audio import read_audio, sine
+from nemotron_npu.benchmark import measure
 from nemotron_npu.boosting import Phrase
 from nemotron_npu.device import choose_device
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.errors import SetupError
-from nemotron_npu.precision import compare
+from nemotron_npu.precision.compare import compare
 from nemotron_npu.recognizer import load_recognizer
 
 fake_npu.install()
@@ -230,9 +231,9 @@ def test_an_operator_that_the_device_lacks_is_one_line_for_each_file(cli, tiny, 
 def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli, tiny, tmp_path, monkeypatch):
     small = {"STARTS": 1, "ROUNDS": 3, "ROUND_SECONDS": 0, "OFFLINE_SECONDS": (2,), "BATCH_SECONDS": 2}
     for name, value in small.items():
-        monkeypatch.setattr(benchmark, name, value)
-    python, script = benchmark.command()
-    monkeypatch.setattr(benchmark, "command", lambda: [python, fake_npu.__file__, script])
+        monkeypatch.setattr(measure, name, value)
+    python, script = measure.command()
+    monkeypatch.setattr(measure, "command", lambda: [python, fake_npu.__file__, script])
     monkeypatch.setattr(dtypes, "ON_DEVICES", ("float32", "float16"))  # a process is started for each
     gc.collect()  # what earlier tests have left on the device is not to be freed meanwhile
     fake_npu.CALLS.clear()
@@ -251,10 +252,10 @@ def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli
 
 def test_the_benchmark_measures_with_the_options_of_the_native_engine_beside_nemo(cli, tiny, tmp_path, monkeypatch):
     for name, value in dict(ROUNDS=2, ROUND_SECONDS=0, OFFLINE_SECONDS=(2,), BATCH_SECONDS=2).items():
-        monkeypatch.setattr(benchmark, name, value)
+        monkeypatch.setattr(measure, name, value)
     start = dict.fromkeys(("total_s", "import_s", "load_s", "first_s", "peak_bytes"), 1)
     asked = {}
-    monkeypatch.setattr(benchmark, "start_times", lambda *args: asked.update({args[2].engine: args[4]}) or start)
+    monkeypatch.setattr(measure, "start_times", lambda *args: asked.update({args[2].engine: args[4]}) or start)
     options = [
         "--device",
         "npu:0",

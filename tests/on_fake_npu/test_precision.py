@@ -9,9 +9,9 @@ from checkpoints import TINY_SIZE, build_model, train_tokenizer
 from support import CLIP
 
 from nemotron_npu.audio import read_audio
-from nemotron_npu.checkpoint import read_config
+from nemotron_npu.checkpoint.load import read_config
 from nemotron_npu.device import choose_device
-from nemotron_npu.precision import Precision
+from nemotron_npu.precision.compare import Precision
 from nemotron_npu.recognizer import load_recognizer
 
 fake_npu.install()
