@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: each message is one line that names what is wrong and the remedy."""
+"""Errors that the user can fix: each message is one line, ``subject: problem (hint)``."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ import re
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class InputError(Exception):
+class _Line(Exception):
+    """An error whose message is one line, ``subject: problem (hint)``.
+
+    ``subject`` is a file, an option or a device; ``hint`` is the remedy.  A finished line may stand alone.
+    """
+
+    def __init__(self, subject: str, problem: str = "", hint: str = "") -> None:
+        super().__init__(one_line(subject, problem, hint))
+
+
+class InputError(_Line):
     """One input (an audio file) cannot be used; the others can.  Exit code 1."""
 
-    def __init__(self, message: str):
-        super().__init__(printable(message))
 
-
-class ModelError(Exception):
+class ModelError(_Line):
     """The model fails on one input, which is not at fault.  Exit code 1."""
 
 
-class SetupError(Exception):
+class SetupError(_Line):
     """The request cannot be carried out here: checkpoint, device or environment.  Exit code 2."""
 
 
@@ -41,3 +48,10 @@ def first_line(error: Exception) -> str:
 def printable(text: str) -> str:
     """Any text, a file's name say, on one line that moves no cursor: control characters become their escapes."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(subject: str, problem: str = "", hint: str = "") -> str:
+    """Compose ``subject: problem (hint)`` on one line, control characters escaped; empty parts are left out."""
+    line = f"{subject}: {problem}" if problem else subject
+    line = f"{line} ({hint})" if hint else line
+    return printable(" ".join(line.splitlines()))
