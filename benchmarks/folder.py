@@ -59,7 +59,7 @@ def every_format(recognizer, recordings: list[Recording], slots: int, path: Path
         folder.begin(recordings)
         for place, transcript in recognizer.results(recordings, slots):
             texts[place] = transcript.text
-            folder.write(place, transcript, to_document(transcript, **recordings[place].facts_of_sound(), **settings))
+            folder.write(place, transcript, to_document(transcript, **recordings[place].document_fields(), **settings))
     return texts
 
 

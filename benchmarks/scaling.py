@@ -232,7 +232,7 @@ def limits(args) -> None:
                     began = time.perf_counter()
                     for number, recording in enumerate(recordings):
                         transcript = spoken(seconds)
-                        document = to_document(transcript, **recording.facts_of_sound(), **settings)
+                        document = to_document(transcript, **recording.document_fields(), **settings)
                         folder.write(number, transcript, document)
                     rate = count / (time.perf_counter() - began)
                 figures = f"{rate:8.1f} files/s, {rate * seconds / 3600:.1f} h of sound/s"
