@@ -22,7 +22,7 @@ import train  # noqa: E402
 
 from nemotron_npu.audio import sine  # noqa: E402
 from nemotron_npu.checkpoint.load import read_config  # noqa: E402
-from nemotron_npu.dtypes import offered_dtypes  # noqa: E402
+from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
 from nemotron_npu.engine import ModelOptions  # noqa: E402
 from nemotron_npu.host.provenance import environment  # noqa: E402
 from nemotron_npu.precision.compare import Precision, stage_table  # noqa: E402
@@ -54,7 +54,7 @@ def main() -> None:
         facts |= {"parameters": candidate.parameters, "chunk_ms": candidate.chunk_ms}
         print(stage_table(precision, facts), flush=True)
         if args.report:
-            write_report(precision, facts, environment(DEMO), args.report / dtype)
+            write_report(precision, facts, environment(DEMO, instructions()), args.report / dtype)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import train  # noqa: E402
 
 from nemotron_npu.boosting import Phrase  # noqa: E402
 from nemotron_npu.engine import ModelOptions  # noqa: E402
-from nemotron_npu.evaluation.wer import evaluate, grid, percent  # noqa: E402
+from nemotron_npu.evaluation.wer import evaluate, percent  # noqa: E402
+from nemotron_npu.host.table import format_table  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 
 
@@ -41,9 +42,10 @@ def main() -> None:
         results = zip(strings, transcripts, strict=True)
         return percent(evaluate(("", text, t.text, t.duration) for (_, text), t in results).overall.words.rate)
 
-    rows = [["none", *[rate([], 1)] * 2]]
+    rows = [["--boost_alpha", "WER, phrases spoken", "WER, other phrases"]]
+    rows.append(["none", *[rate([], 1)] * 2])
     rows += [[f"{alpha:g}", rate(said, alpha), rate(others, alpha)] for alpha in (0.5, 1, 2, 3)]
-    print("\n".join(grid(["--boost_alpha", "WER, phrases said", "WER, other phrases"], rows)))
+    print(format_table(rows))
 
 
 if __name__ == "__main__":

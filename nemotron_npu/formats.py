@@ -105,12 +105,6 @@ def to_manifest(path: str, fields: dict | None, text: str, duration: float) -> s
     return json.dumps({**(fields or {"audio_filepath": path, "duration": duration}), "pred_text": text})
 
 
-def to_table(title: str, rows: list[tuple[str, str]]) -> str:
-    """A title and, indented below it, labels with their values aligned."""
-    width = max(len(label) for label, _ in rows)
-    return "\n".join([title] + [f"  {label:<{width}}  {value}" for label, value in rows])
-
-
 def encode(text: str) -> bytes:
     """As it is written to files."""
     return text.encode("utf-8", "backslashreplace")  # a file name that is no text: in JSON this is its escape

@@ -29,12 +29,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..audio import SAMPLE_RATE, sine
 from ..checkpoint.load import attention_contexts, read_config
-from ..cli.output_folder import write_file
 from ..device import allocated_memory, peak_memory, reset_peak_memory, synchronize
 from ..encoder import Encoder
 from ..engine import ModelOptions
 from ..errors import SetupError
 from ..host import packages, program
+from ..host.files import write_file
+from ..host.table import format_table
 from ..linear import make_linear
 from ..recognizer import Recognizer, load_recognizer
 
@@ -510,20 +511,13 @@ def to_table(result: Benchmark, model: str) -> str:
         add("  search", lambda row, s=seconds: s in row.search_share and f"{100 * row.search_share[s]:.1f} %")
     add(f"{BATCH} of {BATCH_SECONDS} s together, RTFx", lambda row: row.batch_rtfx and f"{row.batch_rtfx:.1f}")
     add("largest RTFx possible here", lambda row: row.rtfx_bound and f"{row.rtfx_bound:.1f}")
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     notes = [f"{dtype} is left out: {reason}." for dtype, reason in result.left_out.items()]
     rates = ", ".join(f"{dtype} {rate:g}" for dtype, rate in result.rates["gflop_s"].items())
     head = [
         f"Benchmark of {model} on {result.device}, {_threads(result)}",
         f"This machine reads {result.rates['read_gb_s']:g} GB/s and multiplies with {rates} GFLOP/s.",
     ]
-    lines = [
-        "  ".join(
-            [f"{first:<{widths[0]}}"] + [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
-        )
-        for first, *rest in table
-    ]
-    return "\n".join(head + lines + notes)
+    return "\n".join([*head, format_table(table), *notes])
 
 
 def _reached(row: Candidate, chunk_ms: int) -> str | None:

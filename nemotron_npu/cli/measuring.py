@@ -138,10 +138,11 @@ def end_precision(args, path: Path, precision, facts: dict, results: Results, co
     if precision.recordings:
         show_table(args, console, stage_table(precision, facts))
     if args.report:
+        from ..dtypes import instructions
         from ..host.provenance import environment
         from ..precision.report import write_report
 
-        page = write_report(precision, facts, environment(path), Path(args.report))
+        page = write_report(precision, facts, environment(path, instructions()), Path(args.report))
         console.say(f"report: {page}")
     return precision.passed
 
@@ -182,9 +183,10 @@ def make_report_folder(name: str | None) -> None:
 
 
 def write_report(args, path: Path, name: str, figures: dict) -> None:
+    from ..dtypes import instructions
     from ..formats import dump, encode
+    from ..host.files import write_file
     from ..host.provenance import environment
-    from .output_folder import write_file
 
-    text = dump({**figures, "environment": environment(path)}, indent=1)
+    text = dump({**figures, "environment": environment(path, instructions())}, indent=1)
     write_file(Path(args.report, name), encode(text + "\n"))

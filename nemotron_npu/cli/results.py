@@ -69,7 +69,7 @@ class Results:
         Raises InputError when it cannot be written, SetupError when nothing can.
         """
         recording = self.recordings[place]
-        facts = {**recording.facts_of_sound(), **facts}
+        facts = {**recording.document_fields(), **facts}
         if comparison:
             facts["precision_compare"] = comparison.as_dict()
         if recording.reference is not None:

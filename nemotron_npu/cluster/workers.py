@@ -29,7 +29,7 @@ from ..engine import ModelOptions
 from ..errors import InputError, SetupError, first_line
 from ..host import signals
 from ..host.packages import can_import, install_command
-from ..sources import Recording
+from ..sources import CountedRecording, Recording
 
 SHARES = 32  # a piece is at most this part of the sound that is left: the last ones are single recordings
 BATCHES = 4  # times the slots: recordings of a piece at most, so that sound is decoded ahead inside it
@@ -173,13 +173,14 @@ class Worker:
         Raises what the model raised if that is not the recordings' fault: it fails on silence too.
         """
         results, suspect = [], None
-        for index, result in self.recognizer.results([_Counted(r, self) for r in recordings], slots):
+        sources = [CountedRecording(recording, self._count) for recording in recordings]
+        for index, result in self.recognizer.results(sources, slots):
             recording = recordings[index]
             if isinstance(result, InputError) and not os.path.exists(recording.path):
                 result = Absent(str(result))
             elif isinstance(result, Exception) and not isinstance(result, InputError):
                 suspect = result
-            results.append((index, _portable(result), recording.facts))
+            results.append((index, _portable(result), recording.info))
         if suspect:
             self._try_out()
         return results, self.sound
@@ -187,6 +188,9 @@ class Worker:
     def heard(self) -> float:
         """Seconds of sound that have been read so far."""
         return self.sound
+
+    def _count(self, seconds: float) -> None:
+        self.sound += seconds
 
     def _try_out(self) -> None:
         import numpy as np
@@ -222,20 +226,6 @@ class Keeper:
 
 class Absent(InputError):
     """A file that is not there, as a worker sees it."""
-
-
-class _Counted:
-    """A recording whose sound is counted as it is read."""
-
-    def __init__(self, recording: Recording, worker: Worker):
-        self.recording, self.worker = recording, worker
-
-    def blocks(self):
-        from ..audio import SAMPLE_RATE
-
-        for samples in self.recording.blocks():
-            self.worker.sound += len(samples) / SAMPLE_RATE
-            yield samples
 
 
 def _portable(result):
@@ -498,9 +488,9 @@ class Workers:
         hand.failures = 0
         self._hear(hand, sound)
         hand.settled = sound
-        for index, result, facts in results:
+        for index, result, info in results:
             place = piece.places[index]
-            self.recordings[place].facts.update(facts)
+            self.recordings[place].info = info or self.recordings[place].info
             yield place, result
 
     def _heard(self, hand: _Hand, _, sound: float) -> Iterator:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import accumulate
 
+from ..host.table import format_table
+
 MEASURES = ("words", "characters", "normalized_words", "normalized_characters")
 WORST = 10  # files of a report
 COLORS = {"substitute": "33", "insert": "32", "delete": "31"}  # yellow, green, red (ECMA-48, 8.3.117)
@@ -167,9 +169,8 @@ def to_table(evaluation: Evaluation) -> str:
             ("normalised", overall.normalized_words, overall.normalized_characters),
         )
     ]
-    return "\n".join(
-        [f"Word errors in {files} with a reference text ({_hours(overall.duration)})", *grid(heading, rows)]
-    )
+    title = f"Word errors in {files} with a reference text ({_hours(overall.duration)})"
+    return format_table([heading, *rows], title=title)
 
 
 def to_report(evaluation: Evaluation, width: int = 100, color: bool = False) -> str:
@@ -208,7 +209,7 @@ def to_chunk_table(rows: list[tuple[int, Evaluation, float]]) -> str:
         [
             "Word errors at each chunk size "
             f"({_files(files)}, {overall.words.length:,} words, {_hours(overall.duration)})",
-            *grid(heading, table),
+            format_table([heading, *table]),
             "published: NVIDIA's normalised WER of nemotron-speech-streaming-en-0.6b, the average of the 8 sets of the",
             "Open ASR Leaderboard, and LibriSpeech test-clean: other recordings than these, no measurement of this run",
         ]
@@ -223,19 +224,6 @@ def use_color(stream) -> bool:
 def percent(rate: float) -> str:
     """As error rates are written; without a reference there is none."""
     return f"{100 * rate:.2f} %" if rate != float("inf") else "-"
-
-
-def grid(heading: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of columns; the first is aligned to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
-    lines = []
-    for row in (heading, *rows):
-        first, *others = (
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  " + "  ".join([first, *others]).rstrip())
-    return lines
 
 
 def _files(count: int) -> str:
