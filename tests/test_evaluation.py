@@ -101,9 +101,8 @@ def test_alignment_report_shows_the_worst_file_first(evaluation):
 def test_alignment_report_compares_the_texts_that_differ_less():
     """Texts are compared as written or normalized, whichever gives fewer errors."""
     punctuated = evaluate([("a.wav", "hello world how are you", "Hello, world. How are they?", 2.0)])
-    assert "texts normalized" in alignment_report(punctuated) and "hyp hello world how are they" in alignment_report(
-        punctuated
-    )
+    report = alignment_report(punctuated)
+    assert "texts normalized" in report and "hyp hello world how are they" in report
     digits = evaluate([("a.wav", "one two three", "one two four", 2.0)])
     assert "texts as written" in alignment_report(digits)
     assert alignment_report(evaluate([("a.wav", "one", "one", 1.0)])) == "No errors, texts as written"

@@ -85,7 +85,7 @@ def evaluate(results: Iterable[tuple[str, str, str, float]]) -> Evaluation:
     """Score (name, reference, hypothesis, seconds of audio) of each recording, and add the scores up."""
     files = tuple(score(*result) for result in results)
     sums = [sum((getattr(file, measure) for file in files), Errors()) for measure in MEASURES]
-    overall = Score("", sum(file.duration for file in files), *sums)
+    overall = Score("", sum(file.duration for file in files), **dict(zip(MEASURES, sums, strict=True)))
     return Evaluation(files, overall)
 
 
