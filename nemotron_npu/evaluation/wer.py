@@ -84,8 +84,13 @@ class Evaluation:
 def evaluate(results: Iterable[tuple[str, str, str, float]]) -> Evaluation:
     """Score (name, reference, hypothesis, seconds of audio) of each recording, and add the scores up."""
     files = tuple(score(*result) for result in results)
-    sums = [sum((getattr(file, measure) for file in files), Errors()) for measure in MEASURES]
-    overall = Score("", sum(file.duration for file in files), **dict(zip(MEASURES, sums, strict=True)))
+
+    def total(measure: str) -> Errors:
+        return sum((getattr(file, measure) for file in files), Errors())
+
+    duration = sum(file.duration for file in files)
+    words, characters, normalized_words, normalized_characters = map(total, MEASURES)
+    overall = Score("", duration, words, characters, normalized_words, normalized_characters)
     return Evaluation(files, overall)
 
 
