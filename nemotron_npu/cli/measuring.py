@@ -184,8 +184,8 @@ def make_report_folder(name: str | None) -> None:
 def write_report(args, path: Path, name: str, figures: dict) -> None:
     from ..dtypes import instructions
     from ..formats import dump, encode
+    from ..host.files import write_file
     from ..host.provenance import environment
-    from .output_folder import write_file
 
     text = dump({**figures, "environment": environment(path, instructions())}, indent=1)
     write_file(Path(args.report, name), encode(text + "\n"))

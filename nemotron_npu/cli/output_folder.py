@@ -19,11 +19,11 @@ from pathlib import Path
 
 from ..errors import InputError, SetupError
 from ..formats import FORMATS, Result, encode, to_text
+from ..host.files import PART, replace_file
 from ..sources import Recording
 from ..transcript import Transcript
 
 RECORD = "results.jsonl"
-PART = ".part"  # what is being written, until it gets its name
 SETTINGS = ("model", "chunk_ms", "dtype", "confidence", "boost_words")  # what the results of a folder have in common
 OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  # other failures would meet all results
 
@@ -261,26 +261,8 @@ def _comparable(settings: dict) -> dict:
     return {name: settings.get(name) for name in SETTINGS} | {"model": os.path.realpath(settings["model"])}
 
 
-def replace_file(path: Path, data: bytes, part: Path) -> None:
-    """Write ``path`` whole or not at all: it is called ``part``, in the same file system, until it is there."""
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def _append_to(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """``replace_file`` in its own folder.  Raises SetupError."""
-    try:
-        replace_file(path, data, path.with_name(path.name + PART))
-    except OSError as error:
-        raise SetupError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _append(file: int, line: str) -> tuple[int, int]:
