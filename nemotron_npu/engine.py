@@ -42,6 +42,19 @@ def nothing() -> None:
     """Do nothing: the default of ``Engine.results(between=...)``."""
 
 
+def in_input_order(results: Iterator[tuple[int, Transcript | Exception]], count: int) -> list[Transcript]:
+    """Return the transcripts of ``count`` recordings from ``Engine.results``, in the order of the recordings.
+
+    Raises the first error among the results.
+    """
+    transcripts: dict[int, Transcript] = {}
+    for index, result in results:
+        if isinstance(result, Exception):
+            raise result
+        transcripts[index] = result
+    return [transcripts[index] for index in range(count)]
+
+
 @runtime_checkable
 class Engine(Protocol):
     """What transcribes recordings: the native engine, stock NeMo, and the workers of a cluster."""
@@ -79,6 +92,8 @@ class LocalEngine(Engine, Protocol):
     config: dict
     chunk_ms: int | None
     """Length of the attention chunk in use, in milliseconds; None for a checkpoint that does not attend in chunks."""
+    readers: int
+    """Threads that decode audio ahead of the model; with 0 it is decoded in the caller's thread."""
     frame_seconds: float
     """Seconds of audio of one encoder frame."""
 
