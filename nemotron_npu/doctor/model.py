@@ -11,6 +11,7 @@ import torch
 from ..audio import read_audio, sine
 from ..checkpoint.load import read_weights
 from ..device import choose_device
+from ..engine import ModelOptions
 from ..errors import SetupError, Unsupported
 from ..host.packages import can_import, install_command
 from ..host.program import command
@@ -92,7 +93,8 @@ def _compare_device(
     context: Context, chosen: torch.device, reference: Recognizer, speech: np.ndarray
 ) -> tuple[bool, str]:
     """Compare encoder output and tokens of device and engine with those of the native engine on the CPU."""
-    candidate = load_recognizer(find(context), chosen, engine=context.engine, announce=lambda _: None)
+    options = ModelOptions(context.engine)
+    candidate = load_recognizer(find(context), chosen, options=options, announce=lambda _: None)
     ours = candidate.encode(*candidate.preprocess([speech]))[0].float().cpu()
     theirs = reference.encode(*reference.preprocess([speech]))[0]
     difference = (ours - theirs).abs()
