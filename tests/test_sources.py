@@ -59,7 +59,7 @@ def test_a_folder_that_is_linked_into_itself_is_walked_once(tree):
 
 def test_a_folder_without_sound_and_a_pattern_without_match_are_named(tree):
     (tree / "empty").mkdir()
-    assert "empty: no sound files" in find("empty")[1][0]
+    assert "empty: no audio files" in find("empty")[1][0]
     assert find("calls/*.opus") == ([], ["calls/*.opus: no file matches this pattern"])
 
 
@@ -122,7 +122,7 @@ def test_only_that_part_is_decoded_as_nemo_cuts_it(tmp_path, suffix, rate, start
 
 
 def test_an_offset_behind_the_end_is_named():
-    with pytest.raises(InputError, match=r"digits.wav: an offset of 7 s is behind its end \(6.831 s\)"):
+    with pytest.raises(InputError, match=r"digits.wav: offset 7 s is past the end at 6.831 s"):
         read_audio(Recording(str(CLIP), "digits", 7.0))
 
 
