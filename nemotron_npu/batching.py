@@ -14,6 +14,7 @@ import torch
 from .audio import Source, blocks
 from .decoder import Emission
 from .device import device_memory, is_out_of_memory, release_memory, too_little_memory, traits_of
+from .engine import batch_of
 from .errors import one_line
 from .features import FeatureStream
 from .model import BLOCK_FRAMES, NO_LIMIT, Model, Step
@@ -78,9 +79,7 @@ def transcribe_batches(
 class _Run:
     """The batches of one call: when one fails, its recordings are tried again in smaller batches."""
 
-    def __init__(
-        self, model: Model, sources: Sequence[Source], between: Callable[[], None], pool: Executor
-    ) -> None:
+    def __init__(self, model: Model, sources: Sequence[Source], between: Callable[[], None], pool: Executor) -> None:
         self.model = model
         self.sources = sources
         self.between = between
@@ -148,9 +147,7 @@ class _Run:
         smaller = max(block // 2, encoder.chunk) if encoder.streams else block
         if (fewer, smaller) == (slots, block):
             return False
-        self.model.limits = replace(
-            self.model.limits, slots=fewer, frames=smaller or NO_LIMIT, reported=False
-        )
+        self.model.limits = replace(self.model.limits, slots=fewer, frames=smaller or NO_LIMIT, reported=False)
         return True
 
 
@@ -256,7 +253,7 @@ class _Batch:
         if limits.reported:
             return
         model.limits = replace(limits, reported=True)
-        batch = f"{limits.slots} recordings at a time" if limits.slots > 1 else "1 recording at a time"
+        batch = batch_of(limits.slots)
         if model.encoder.streams:
             batch += f" and blocks of {limits.frames * model.frame_seconds * 1000:.0f} ms"
         model.announce(one_line(str(model.device), "out of memory", f"continuing with {batch}"))

@@ -42,6 +42,11 @@ def nothing() -> None:
     """Do nothing: the default of ``Engine.results(between=...)``."""
 
 
+def batch_of(slots: int) -> str:
+    """Return "1 recording at a time" or "N recordings at a time", for messages."""
+    return "1 recording at a time" if slots == 1 else f"{slots} recordings at a time"
+
+
 def in_input_order(results: Iterator[tuple[int, Transcript | Exception]], count: int) -> list[Transcript]:
     """Return the transcripts of ``count`` recordings from ``Engine.results``, in the order of the recordings.
 

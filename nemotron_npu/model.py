@@ -195,9 +195,7 @@ class Model:
         encoded = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
         return encoded[:, : max(frames)].transpose(1, 2), torch.tensor(frames).to(self.device)
 
-    def decode(
-        self, encoded: torch.Tensor, state: DecoderState, counts: list[int], step: Step
-    ) -> list[list[Emission]]:
+    def decode(self, encoded: torch.Tensor, state: DecoderState, counts: list[int], step: Step) -> list[list[Emission]]:
         """Decode the output of one encoder step.
 
         encoded : [slots, frames, width], on any device.

@@ -44,6 +44,8 @@ class Recognizer(Model):
         """Return the encoder frames of each recording in one step, for a batch of ``slots`` recordings."""
         return block_frames(self, slots)
 
+    block = block_frames  # until its callers have moved on
+
     @overload
     def transcribe(self, sources: Source, slots: int = 1) -> Transcript: ...  # type: ignore[overload-overlap]
 
@@ -113,9 +115,7 @@ def load_recognizer(
     return _load_nemo(path, device, options, announce)
 
 
-def _load_nemo(
-    path: Path, device: torch.device, options: ModelOptions, announce: Callable[[str], None]
-) -> LocalEngine:
+def _load_nemo(path: Path, device: torch.device, options: ModelOptions, announce: Callable[[str], None]) -> LocalEngine:
     """Load the checkpoint in stock NeMo.  Raises SetupError for options that only the native engine has."""
     if not can_import("nemo"):
         raise SetupError("--engine nemo", "NeMo is not installed", install_command("nemo"))

@@ -17,6 +17,7 @@ from checkpoints import TINY_SIZE, make_random_checkpoint
 from support import CLIP, CLIP_WORDS, GUARD, ROOT, run_process
 
 import nemotron_npu
+from nemotron_npu.audio import read_audio
 from nemotron_npu.benchmark import measure
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
@@ -141,7 +142,7 @@ def test_importing_the_package_is_cheap_and_its_names_are_there():
 
 def test_strings_name_checkpoint_and_device_and_one_recording_gives_one_transcript():
     recognizer = nemotron_npu.load_recognizer(str(DEMO), "cpu")
-    for one in (str(CLIP), CLIP, nemotron_npu.recognizer.audio.read_audio(CLIP)):
+    for one in (str(CLIP), CLIP, read_audio(CLIP)):
         assert recognizer.transcribe(one).text == CLIP_WORDS
     assert [transcript.text for transcript in recognizer.transcribe([CLIP, str(CLIP)], 2)] == [CLIP_WORDS] * 2
     assert nemotron_npu.Recognizer(str(DEMO), "cpu", options=ModelOptions(chunk_ms=80)).chunk_ms == 80
@@ -225,7 +226,7 @@ def test_what_needs_nemo_or_another_package_is_one_line_and_exit_code_2(tmp_path
         ("--engine", "nemo"): "--engine nemo needs NeMo, which is not installed: source setup_env.sh",
         ("--benchmark",): "--benchmark without --engine native needs NeMo, which is not installed: source setup_env.sh",
         (CLIP, "--device", "cpu", "--quiet", "--model_path", other): "other.nemo: not supported by the native engine: "
-        "encoder.self_attention_model: abs_pos: NeMo is not installed: source setup_env.sh",
+        "encoder.self_attention_model: abs_pos; NeMo is not installed (source setup_env.sh)",
         ("--benchmark", "--engine", "native", "--report", tmp_path): "--report draws with matplotlib, which is not "
         "installed: pip install matplotlib",
         ("--model_path", "acme/voice", "--quiet"): "acme/voice: a Hugging Face id needs huggingface_hub: "

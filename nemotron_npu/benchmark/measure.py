@@ -395,7 +395,7 @@ def _measure_steps(rows: list[Candidate], engines: list, chunk_ms: int, waveform
     for row, engine in native:
         row.step_work[chunk_ms] = step_work(engine.encoder, engine.encoder.chunk)
         row.step_bound_ms[chunk_ms] = row.step_work[chunk_ms].bound(rates, row.dtype)
-        block = engine.block(1)
+        block = engine.block_frames(1)
         bound = step_work(engine.encoder, block).bound(rates, row.dtype)
         row.rtfx_bound = row.rtfx_bound or 1000 * block * engine.frame_seconds / bound
     calls = [live_step(engine, waveform) for _, engine in native]

@@ -109,7 +109,7 @@ def show_stream(args, recognizer, blocks, facts: dict, results: Results, place: 
         if args.audio != ["-"] or not stream.seconds:
             end_line()
             raise
-        transcript, broken = stream.finish() if isinstance(error, InputError) else stream.heard(), error
+        transcript, broken = stream.finish() if isinstance(error, InputError) else stream.transcript(), error
     except BaseException:
         end_line()
         raise
