@@ -22,7 +22,8 @@ import train  # noqa: E402
 
 from nemotron_npu.audio import sine  # noqa: E402
 from nemotron_npu.checkpoint.load import read_config  # noqa: E402
-from nemotron_npu.dtypes import offered_dtypes  # noqa: E402
+from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
+from nemotron_npu.engine import ModelOptions  # noqa: E402
 from nemotron_npu.host.provenance import environment  # noqa: E402
 from nemotron_npu.precision.compare import Precision, stage_table  # noqa: E402
 from nemotron_npu.precision.report import write_report  # noqa: E402
@@ -42,9 +43,9 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
     strings = train.test_strings(train.read_digits(args.data, "test"), args.strings)
-    reference = load_recognizer(DEMO, CPU, engine="nemo")
+    reference = load_recognizer(DEMO, CPU, options=ModelOptions("nemo"))
     for dtype in args.dtypes.split(","):
-        candidate = load_recognizer(DEMO, CPU, dtype=dtype)
+        candidate = load_recognizer(DEMO, CPU, options=ModelOptions(dtype=dtype))
         precision = Precision(candidate, reference, read_config(DEMO), chunk_ms=args.chunk_ms)
         precision.add_signal(sine())
         for index, (samples, text) in enumerate(strings):
@@ -53,7 +54,7 @@ def main() -> None:
         facts |= {"parameters": candidate.parameters, "chunk_ms": candidate.chunk_ms}
         print(stage_table(precision, facts), flush=True)
         if args.report:
-            write_report(precision, facts, environment(DEMO), args.report / dtype)
+            write_report(precision, facts, environment(DEMO, instructions()), args.report / dtype)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ import torch  # noqa: E402
 import train  # noqa: E402
 
 from nemotron_npu.boosting import Phrase  # noqa: E402
-from nemotron_npu.evaluation.wer import evaluate, grid, percent  # noqa: E402
+from nemotron_npu.engine import ModelOptions  # noqa: E402
+from nemotron_npu.evaluation.report import percent  # noqa: E402
+from nemotron_npu.evaluation.wer import evaluate  # noqa: E402
+from nemotron_npu.host.table import format_table  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 
 
@@ -32,7 +35,7 @@ def main() -> None:
     strings = train.test_strings(digits, 240)
     said = {text for _, text in strings}
     others = [text for _, text in train.test_strings(digits, 400, seed=1) if text not in said][:240]
-    recognizer = Recognizer(ROOT / "demo" / "demo.nemo", torch.device("cpu"), 80)
+    recognizer = Recognizer(ROOT / "demo" / "demo.nemo", torch.device("cpu"), options=ModelOptions(chunk_ms=80))
 
     def rate(phrases, alpha: float) -> str:
         recognizer.boost([Phrase(text) for text in phrases], alpha)
@@ -40,9 +43,10 @@ def main() -> None:
         results = zip(strings, transcripts, strict=True)
         return percent(evaluate(("", text, t.text, t.duration) for (_, text), t in results).overall.words.rate)
 
-    rows = [["none", *[rate([], 1)] * 2]]
+    rows = [["--boost_alpha", "WER, phrases spoken", "WER, other phrases"]]
+    rows.append(["none", *[rate([], 1)] * 2])
     rows += [[f"{alpha:g}", rate(said, alpha), rate(others, alpha)] for alpha in (0.5, 1, 2, 3)]
-    print("\n".join(grid(["--boost_alpha", "WER, phrases said", "WER, other phrases"], rows)))
+    print(format_table(rows))
 
 
 if __name__ == "__main__":

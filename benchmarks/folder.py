@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nemotron_npu import audio  # before torch: it says how long threads spin
 from nemotron_npu.cli.output_folder import OutputFolder
-from nemotron_npu.formats import COLLECTED, FORMATS, to_document, to_table
+from nemotron_npu.formats import FORMATS, to_document
+from nemotron_npu.host.table import format_table
 from nemotron_npu.recognizer import Recognizer
 from nemotron_npu.sources import Recording, find_recordings
 
@@ -54,12 +55,12 @@ def every_format(recognizer, recordings: list[Recording], slots: int, path: Path
     settings = {"model": str(path), "chunk_ms": recognizer.chunk_ms, "dtype": recognizer.dtype}
     with (
         tempfile.TemporaryDirectory() as target,
-        OutputFolder(target, [*FORMATS, *COLLECTED], settings) as folder,
+        OutputFolder(target, [*FORMATS], settings) as folder,
     ):
         folder.begin(recordings)
         for place, transcript in recognizer.results(recordings, slots):
             texts[place] = transcript.text
-            folder.write(place, transcript, to_document(transcript, **recordings[place].facts_of_sound(), **settings))
+            folder.write(place, transcript, to_document(transcript, **recordings[place].document_fields(), **settings))
     return texts
 
 
@@ -117,10 +118,10 @@ def main() -> None:
     for name, runs in seconds.items():
         median = statistics.median(runs)
         same = sum(a == b for a, b in zip(texts[name], native, strict=True))
-        rows.append(
-            (name, f"{median:7.2f} s   RTFx {sound / median:6.1f}   {same} of {len(native)} texts as the first")
-        )
-    print(to_table(f"{len(recordings)} files, {sound / 3600:.2f} h, {torch.get_num_threads()} threads", rows))
+        rows.append([name, f"{median:.2f}", f"{sound / median:.1f}", f"{same} of {len(native)}"])
+    heading = ["", "seconds", "RTFx", "same text as the first"]
+    title = f"{len(recordings)} files, {sound / 3600:.2f} h, {torch.get_num_threads()} threads"
+    print(format_table([heading, *rows], title=title))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ import soundfile
 from nemotron_npu.audio import read_audio
 from nemotron_npu.cli.output_folder import OutputFolder
 from nemotron_npu.cluster.workers import Facts, Setup, Workers
-from nemotron_npu.formats import COLLECTED, FORMATS, to_document, to_table
+from nemotron_npu.formats import FORMATS, to_document
+from nemotron_npu.host.table import format_table
 from nemotron_npu.sources import find_recordings
 from nemotron_npu.transcript import Token, Transcript, Word
 
@@ -113,14 +114,15 @@ def speed(args) -> None:
                     raise SystemExit(f"{workers} workers have written something else")
             each = (command(args, part, Path(place, f"part{core}-{turn}"), 1, core) for core, part in parts.items())
             runs[alone].append(run(*each))
-    rows, first = [], None
+    rows = [["", "seconds", "RTFx", "speed-up", "whole command, s"]]
+    first = None
     for name, seconds in runs.items():
         recognising, whole = (statistics.median(column) for column in zip(*seconds, strict=True))
-        gain = f"{first / recognising:.2f} times" if first else ""
         first = first or recognising
-        figures = f"{recognising:7.2f} s  RTFx {sound / recognising:6.1f}  {gain:>10}   whole command {whole:.1f} s"
-        rows.append((name, figures))
-    print(to_table(f"{args.files} files, {sound / 3600:.2f} h, {len(before)} files written, the same results", rows))
+        figures = [f"{recognising:.2f}", f"{sound / recognising:.1f}", f"{first / recognising:.2f}", f"{whole:.1f}"]
+        rows.append([name, *figures])
+    title = f"{args.files} files, {sound / 3600:.2f} h, {len(before)} files written, the same results"
+    print(format_table(rows, title=title))
 
 
 def memory(args) -> None:
@@ -145,7 +147,7 @@ def memory(args) -> None:
         rows.append(
             (f"{workers} worker{'s' * (workers > 1)}", f"{sum(most.values()) / 1e9:.2f} GB at most (MB: {parts})")
         )
-    print(to_table(f"memory of {args.model_path.name}, {args.dtype}", rows))
+    print(format_table(rows, title=f"memory of {args.model_path.name}, {args.dtype}", left=2))
 
 
 def proportional(session: int) -> dict[str, int]:
@@ -222,7 +224,7 @@ def limits(args) -> None:
             for _ in workers.results(recordings, 16):
                 pass
             rows.append(("work handed out", f"{len(recordings) / (time.perf_counter() - began):8.0f} files/s"))
-        for name, kinds in {"json": ["json"], "every format": [*FORMATS, *COLLECTED]}.items():
+        for name, kinds in {"json": ["json"], "every format": [*FORMATS]}.items():
             for seconds in (8, 600):
                 count = args.files * 8 // seconds // 20 * 20 or 20
                 recordings = [replace(r, output=f"{n // 1000}/{n}") for n, r in enumerate(some * (count // 20))]
@@ -232,12 +234,12 @@ def limits(args) -> None:
                     began = time.perf_counter()
                     for number, recording in enumerate(recordings):
                         transcript = spoken(seconds)
-                        document = to_document(transcript, **recording.facts_of_sound(), **settings)
+                        document = to_document(transcript, **recording.document_fields(), **settings)
                         folder.write(number, transcript, document)
                     rate = count / (time.perf_counter() - began)
                 figures = f"{rate:8.1f} files/s, {rate * seconds / 3600:.1f} h of sound/s"
                 rows.append((f"{seconds} s each, written: {name}", figures))
-    print(to_table("limits of one driver", rows))
+    print(format_table(rows, title="limits of one driver", left=2))
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 import torch  # noqa: E402
 import train  # noqa: E402
 
-from nemotron_npu.evaluation.wer import grid  # noqa: E402
+from nemotron_npu.host.table import format_table  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     strings = train.timed_strings(train.read_digits(args.data, "test"), 240)
     recognizer = Recognizer(ROOT / "demo" / "demo.nemo", torch.device("cpu"))
-    rows = []
+    rows = [["chunk, ms", "strings right", "words", "start - beginning, s", "end - end, s"]]
     for chunk_ms in (80, 160, 560, 1120):
         transcripts = recognizer.at_chunk(chunk_ms).transcribe([samples for samples, _, _ in strings], slots=16)
         starts, ends, right = [], [], 0
@@ -44,8 +44,7 @@ def main() -> None:
                 starts.append(word.start - start)
                 ends.append(word.end - end)
         rows.append([str(chunk_ms), str(right), str(len(starts)), *(_spread(late) for late in (starts, ends))])
-    heading = ["chunk, ms", "strings right", "words", "start - beginning, s", "end - end, s"]
-    print("\n".join(["median (5th .. 95th percentile)", *grid(heading, rows)]))
+    print(format_table(rows, title="median (5th .. 95th percentile)"))
 
 
 def _spread(late: list[float]) -> str:

@@ -11,7 +11,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,13 +67,26 @@ def sine() -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * 440 * t).astype(np.float32)
 
 
-def check_audio(path: str) -> dict:
-    """Look at the header only: ``sample_rate`` (Hz), ``channels``, ``format`` and ``seconds`` (None: it does not tell).
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of a file or stream states about its audio."""
 
-    Raises InputError for what can be known to be unreadable before a model is loaded.
+    sample_rate: int
+    """Hz."""
+    channels: int
+    format: str
+    """The container, as libsndfile names it."""
+    seconds: float | None = None
+    """Length of the whole file; None where the header does not state it."""
+
+
+def check_audio(path: str) -> AudioInfo:
+    """Read the header of a file, without decoding.
+
+    Raises InputError for a file that is known to be unreadable before a model is loaded.
     """
     with _open(path) as (_, file):
-        return _facts(file)
+        return _info(file)
 
 
 def read_audio(source) -> np.ndarray:
@@ -94,21 +107,28 @@ def blocks(source) -> Iterator[np.ndarray]:
     return source.blocks() if hasattr(source, "blocks") else read_blocks(str(source))
 
 
+def counted(blocks: Iterable[np.ndarray], on_read: Callable[[float], None]) -> Iterator[np.ndarray]:
+    """Yield ``blocks`` unchanged; call ``on_read`` with the seconds of each before it is yielded."""
+    for samples in blocks:
+        on_read(len(samples) / SAMPLE_RATE)
+        yield samples
+
+
 def read_blocks(
-    path: str, offset: float = 0.0, duration: float | None = None, opened: Callable[[dict], None] | None = None
+    path: str, offset: float = 0.0, duration: float | None = None, on_open: Callable[[AudioInfo], None] | None = None
 ) -> Iterator[np.ndarray]:
     """Decode ``path`` piece by piece to float32 [samples] at 16 kHz, in memory that does not grow with its length.
 
     Channels are averaged, other rates resampled by soxr (HQ).  Only ``duration`` seconds from ``offset`` are read,
-    cut to whole samples of the file as NeMo cuts a manifest's entries; None or 0 is all that follow.  ``opened`` is
-    told what ``check_audio`` returns.
+    cut to whole samples of the file as NeMo cuts a manifest's entries; None or 0 is all that follow.  ``on_open`` gets
+    what ``check_audio`` returns.
     Raises InputError: missing, unreadable, not audio, broken inside, cut while it is read, no samples, an offset behind
     the end, or samples that are not finite.
     """
     with _open(path) as (number, file):
         rate, size = file.samplerate, os.fstat(number).st_size
-        if opened:
-            opened(_facts(file))
+        if on_open:
+            on_open(_info(file))
         if offset and offset * rate >= file.frames:
             raise InputError(f"{path}: an offset of {offset:g} s is behind its end ({file.frames / rate:.3f} s)")
         left = duration * rate if duration else math.inf
@@ -171,9 +191,10 @@ class StreamFormat:
     kind: str = "RAW"
     """Of the container, as libsndfile calls it."""
 
-    def facts(self) -> dict:
-        """As ``check_audio`` has them of a file."""
-        return {"sample_rate": self.rate, "channels": self.channels, "format": self.kind, "seconds": None}
+    @property
+    def info(self) -> AudioInfo:
+        """What ``check_audio`` returns for a file."""
+        return AudioInfo(self.rate, self.channels, self.kind)
 
     def decode(self, data: bytes) -> np.ndarray:
         """Whole samples -> float32 [samples, channels]."""
@@ -532,14 +553,10 @@ class _Window:
         return os.lseek(self.number, 0, os.SEEK_CUR) - self.first
 
 
-def _facts(file: soundfile.SoundFile) -> dict:
+def _info(file: soundfile.SoundFile) -> AudioInfo:
     known = file.frames < UNKNOWN_FRAMES
-    return {
-        "sample_rate": file.samplerate,
-        "channels": file.channels,
-        "format": file.format,
-        "seconds": file.frames / file.samplerate if known else None,
-    }
+    seconds = file.frames / file.samplerate if known else None
+    return AudioInfo(file.samplerate, file.channels, file.format, seconds)
 
 
 def _reason(error: Exception) -> str:

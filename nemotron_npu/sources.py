@@ -6,7 +6,7 @@ import glob
 import json
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,8 +44,8 @@ class Recording:
     """The manifest's own line."""
     samples: np.ndarray | None = field(default=None, repr=False)
     """float32 [samples] at 16 kHz, where there is no file."""
-    facts: dict = field(default_factory=dict, repr=False)
-    """What the file's header says, once it has been opened: see ``audio.check_audio``."""
+    info: audio.AudioInfo | None = field(default=None, repr=False)
+    """What the file's header states; None until the file has been opened."""
 
     @property
     def name(self) -> str:
@@ -68,28 +68,49 @@ class Recording:
         """How long it will be, as far as manifest or header tell."""
         if self.length or self.samples is not None:
             return self.length or len(self.samples) / audio.SAMPLE_RATE
-        whole = self.facts.get("seconds")
-        return None if whole is None else max(0.0, whole - self.offset)
+        if self.info is None or self.info.seconds is None:
+            return None
+        return max(0.0, self.info.seconds - self.offset)
 
-    def facts_of_sound(self) -> dict:
-        """What a JSON document says of it."""
-        facts = {"audio": self.path}
+    def document_fields(self) -> dict:
+        """Return the fields of the JSON document that describe the input."""
+        fields = {"audio": self.path}
         if self.offset:
-            facts["offset"] = self.offset
+            fields["offset"] = self.offset
         if self.fields:
-            facts["manifest"] = self.fields
-        return facts | {name: self.facts[name] for name in ("sample_rate", "channels", "format") if name in self.facts}
+            fields["manifest"] = self.fields
+        if self.info:
+            fields["sample_rate"] = self.info.sample_rate
+            fields["channels"] = self.info.channels
+            fields["format"] = self.info.format
+        return fields
 
     def check(self) -> None:
         """Look at the header.  Raises InputError."""
         if self.samples is None:
-            self.facts = audio.check_audio(self.path)
+            self.info = audio.check_audio(self.path)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Its sound piece by piece, float32 [samples] at 16 kHz.  Raises InputError."""
         if self.samples is not None:
             return audio.pieces(self.samples)
-        return audio.read_blocks(self.path, self.offset, self.length, self.facts.update)
+        return audio.read_blocks(self.path, self.offset, self.length, self._opened)
+
+    def _opened(self, info: audio.AudioInfo) -> None:
+        self.info = info
+
+
+@dataclass(frozen=True, eq=False)
+class CountedRecording:
+    """A recording that reports how much of its audio has been read."""
+
+    recording: Recording
+    on_read: Callable[[float], None]
+    """Called with the seconds of each block, from the thread that reads it."""
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield the recording's blocks; see ``audio.blocks``."""
+        return audio.counted(self.recording.blocks(), self.on_read)
 
 
 def find_recordings(arguments: list[str]) -> Iterator[Recording | InputError]:

@@ -28,7 +28,7 @@ def transcript(text: str) -> Transcript:
 
 def write(folder: OutputFolder, place: int, text: str) -> None:
     said = transcript(text)
-    folder.write(place, said, to_document(said, **folder.recordings[place].facts_of_sound(), **SETTINGS))
+    folder.write(place, said, to_document(said, **folder.recordings[place].document_fields(), **SETTINGS))
 
 
 def run(path, inputs, resume=True, stop_after=None, kinds=KINDS, settings=SETTINGS) -> list[str]:

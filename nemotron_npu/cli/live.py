@@ -27,7 +27,7 @@ def listen(args, console: Console, recognizer, source, facts: dict, results: Res
         fed, worst = 0.0, 1.0  # seconds of sound taken; of delay that are worth a line
         waited = source.delay(0)  # while the model was loaded: only worth a line if it is not made up for soon
         for samples in source:
-            results.recordings[0].facts = source.format.facts()
+            results.recordings[0].info = source.format.info
             yield samples
             fed += len(samples) / SAMPLE_RATE
             delay = source.delay(fed)

@@ -9,10 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
-
-from ..audio import SAMPLE_RATE
-from ..sources import Recording
+from ..sources import CountedRecording, Recording
 
 LINE_SECONDS = 60  # between the lines of a log
 BAR_SECONDS = 0.1  # between two looks of the bar
@@ -35,9 +32,9 @@ class Progress:
         self.bar = None
         self.terminal = sys.stderr.isatty()
 
-    def watched(self) -> list[_Watched]:
-        """The recordings, so that their sound is counted as it is read."""
-        return [_Watched(recording, self) for recording in self.recordings]
+    def watched(self) -> list[CountedRecording]:
+        """Return the recordings, with the audio that is read from them counted here."""
+        return [CountedRecording(recording, self.hear) for recording in self.recordings]
 
     def finished(self) -> None:
         """One more file is done, or has failed."""
@@ -109,18 +106,6 @@ class Progress:
             if self.bar is not None:
                 self.bar.close()
             self.bar, self.quiet = None, True
-
-
-class _Watched:
-    """A recording whose sound is counted as it is read; see ``audio.blocks``."""
-
-    def __init__(self, recording: Recording, progress: Progress):
-        self.recording, self.progress = recording, progress
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        for samples in self.recording.blocks():
-            self.progress.hear(len(samples) / SAMPLE_RATE)
-            yield samples
 
 
 def _tells_its_size() -> bool:

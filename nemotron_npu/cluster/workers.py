@@ -25,10 +25,11 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ExceptionWithTraceback
 from pathlib import Path
 
+from ..engine import ModelOptions
 from ..errors import InputError, SetupError, first_line
 from ..host import signals
 from ..host.packages import can_import, install_command
-from ..sources import Recording
+from ..sources import CountedRecording, Recording
 
 SHARES = 32  # a piece is at most this part of the sound that is left: the last ones are single recordings
 BATCHES = 4  # times the slots: recordings of a piece at most, so that sound is decoded ahead inside it
@@ -81,12 +82,7 @@ class Setup:
     device: str
     threads: int = 0
     """CPU threads; 0 is one where the device is the CPU, elsewhere this device's part of the host's."""
-    chunk_ms: int | None = None
-    engine: str = "native"
-    dtype: str = "float32"
-    decoder_device: str | None = None
-    record: bool = False
-    block_ms: int | None = None
+    options: ModelOptions = ModelOptions()
     confidence: str | None = None
     phrases: tuple = ()
     boost_alpha: float = 1.0
@@ -95,30 +91,26 @@ class Setup:
         """The recognizer and what is to be said of it."""
         import torch
 
-        from ..device import choose_device, device_name, named_device
+        from ..device import choose_device, device_name
         from ..recognizer import load_recognizer
 
         torch.set_num_threads(self.threads)
         device, _ = choose_device(self.device)
         said: list[str] = []
-        recognizer = load_recognizer(
-            self.path,
-            device,
-            self.chunk_ms,
-            self.engine,
-            self.dtype,
-            named_device(self.decoder_device),
-            said.append,
-            self.record,
-            self.block_ms,
-        )
+        recognizer = load_recognizer(self.path, device, options=self.options, announce=said.append)
         if device.type == "cpu" and self.threads == 1:
             recognizer.readers = 0  # other threads would only take the cores from each other
         if self.confidence:
             recognizer.measure_confidence(self.confidence)
         unknown = recognizer.boost(list(self.phrases), self.boost_alpha) if self.phrases else []
         facts = Facts(
-            recognizer.parameters, recognizer.engine, str(device), device_name(device), recognizer.slots, said, unknown
+            recognizer.parameters,
+            recognizer.engine,
+            str(device),
+            device_name(device),
+            recognizer.batch_slots,
+            said,
+            unknown,
         )
         return recognizer, facts
 
@@ -181,13 +173,14 @@ class Worker:
         Raises what the model raised if that is not the recordings' fault: it fails on silence too.
         """
         results, suspect = [], None
-        for index, result in self.recognizer.results([_Counted(r, self) for r in recordings], slots):
+        sources = [CountedRecording(recording, self._count) for recording in recordings]
+        for index, result in self.recognizer.results(sources, slots):
             recording = recordings[index]
             if isinstance(result, InputError) and not os.path.exists(recording.path):
                 result = Absent(str(result))
             elif isinstance(result, Exception) and not isinstance(result, InputError):
                 suspect = result
-            results.append((index, _portable(result), recording.facts))
+            results.append((index, _portable(result), recording.info))
         if suspect:
             self._try_out()
         return results, self.sound
@@ -195,6 +188,9 @@ class Worker:
     def heard(self) -> float:
         """Seconds of sound that have been read so far."""
         return self.sound
+
+    def _count(self, seconds: float) -> None:
+        self.sound += seconds
 
     def _try_out(self) -> None:
         import numpy as np
@@ -230,20 +226,6 @@ class Keeper:
 
 class Absent(InputError):
     """A file that is not there, as a worker sees it."""
-
-
-class _Counted:
-    """A recording whose sound is counted as it is read."""
-
-    def __init__(self, recording: Recording, worker: Worker):
-        self.recording, self.worker = recording, worker
-
-    def blocks(self):
-        from ..audio import SAMPLE_RATE
-
-        for samples in self.recording.blocks():
-            self.worker.sound += len(samples) / SAMPLE_RATE
-            yield samples
 
 
 def _portable(result):
@@ -357,7 +339,7 @@ class Workers:
                 pass
         for line in self.facts.said:
             self.say(line)
-        self.engine, self.parameters, self.slots = self.facts.engine, self.facts.parameters, self.facts.slots
+        self.engine, self.parameters, self.batch_slots = self.facts.engine, self.facts.parameters, self.facts.slots
         self.device, self.device_name = self.facts.device, self.facts.device_name
 
     def _connect(self, cores: int):
@@ -506,9 +488,9 @@ class Workers:
         hand.failures = 0
         self._hear(hand, sound)
         hand.settled = sound
-        for index, result, facts in results:
+        for index, result, info in results:
             place = piece.places[index]
-            self.recordings[place].facts.update(facts)
+            self.recordings[place].info = info or self.recordings[place].info
             yield place, result
 
     def _heard(self, hand: _Hand, _, sound: float) -> Iterator:

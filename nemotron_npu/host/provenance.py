@@ -1,4 +1,4 @@
-"""What a figure was measured with: versions, hardware, checkpoint and command, for reports."""
+"""Record what produced a figure: versions, hardware, checkpoint and command, for reports."""
 
 from __future__ import annotations
 
@@ -8,41 +8,52 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from . import ascend
 from .packages import installed
 
 PACKAGES = {"torch": "torch", "nemo": "nemo-toolkit", "numpy": "numpy", "soxr": "soxr"}
+BLOCK_BYTES = 1 << 22  # read and hashed in one step
 
 
-def environment(checkpoint: Path) -> dict:
-    """Versions (None where something is not there), processor, the checkpoint's SHA-256 and the command."""
-    found = {"python": platform.python_version(), "platform": platform.platform(), "processor": processor()}
+def environment(checkpoint: Path, instructions: str | None = None) -> dict[str, Any]:
+    """Return the versions, the processor, the checkpoint's SHA-256 and the command.
+
+    ``instructions``: the CPU's instruction sets as ``dtypes.instructions`` names them; None leaves the field out.
+    The version of a package that is missing is None.
+    """
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+    }
     found |= {name: installed(package) for name, package in PACKAGES.items()}
-    found["torch"] = sys.modules["torch"].__version__ if "torch" in sys.modules else found["torch"]  # with its +cpu
+    torch = sys.modules.get("torch")
+    if torch:
+        found["torch"] = torch.__version__  # with its build, "+cpu"
     found["torch_npu"] = getattr(sys.modules.get("torch_npu"), "__version__", None)
     found["cann"] = ascend.cann_version()
     found["npu_driver"] = ascend.driver_version()
-    if "torch" in sys.modules:
-        from ..dtypes import instructions
-
-        found["instructions"] = instructions()
-    found["threads"] = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    if instructions is not None:
+        found["instructions"] = instructions
+    found["threads"] = torch.get_num_threads() if torch else None
     found["model_sha256"] = sha256(checkpoint)
     found["command"] = sys.argv
     return found
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
 def processor() -> str:
+    """Return the name of the CPU, empty if the system does not report one."""
     with suppress(OSError):
         match = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         if match:

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from .. import formats
 from ..audio import SAMPLE_RATE
 from ..checkpoint.load import attention_contexts
 from ..errors import ModelError
+from ..host.table import format_table
 from ..recognizer import Recognizer
 from ..transcript import Transcript
 from .lockstep import Failure, Walk, stage_names, walk
@@ -119,7 +119,7 @@ def to_table(comparison: Comparison, name: str, device: str) -> str:
         ("cpu against cpu", f"MAE = {c.cpu_against_cpu.mae}, max = {c.cpu_against_cpu.max_error}"),
         ("Verdict", f"PASSED (< {c.threshold:g} %)" if c.passed else "FAILED: " + "; ".join(c.failures)),
     ]
-    return formats.to_table(f"Precision of {device} against cpu: {name}", rows)
+    return format_table(rows, title=f"Precision of {device} against cpu: {name}", left=2)
 
 
 def verdict(passed: bool) -> str:
