@@ -155,7 +155,8 @@ class Model:
         """
         other = copy.copy(self)
         other.chunk_ms, context = choose_context(self.config, chunk_ms)
-        other.encoder = self.encoder.at_context(context)
+        if context:
+            other.encoder = self.encoder.at_context(context)
         return other
 
     # ------------------------------------------------------------------ stages

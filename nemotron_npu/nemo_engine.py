@@ -143,7 +143,7 @@ class NemoRecognizer:
         with torch.inference_mode():
             return self.model.encoder(audio_signal=features, length=lengths)
 
-    def _check_finite(self, encoder: torch.nn.Module, args: tuple, kwargs: dict, output: tuple) -> None:
+    def _check_finite(self, encoder: Any, args: tuple, kwargs: dict, output: tuple) -> None:
         """Raise ModelError, naming the first layer, when the encoder's output is not finite (a forward hook)."""
         if _is_finite(output[0]):
             return
@@ -179,7 +179,7 @@ class NemoRecognizer:
     @overload
     def transcribe(self, sources: Sequence[Source], slots: int = 1) -> list[Transcript]: ...
 
-    def transcribe(self, sources: Source | Sequence[Source], slots: int = 1) -> Transcript | list[Transcript]:
+    def transcribe(self, sources: Any, slots: int = 1) -> Transcript | list[Transcript]:
         """Transcribe one recording, or a list of them, ``slots`` in a batch; see ``Recognizer.transcribe``."""
         if is_source(sources):
             return in_input_order(self.results([sources]), 1)[0]
@@ -261,7 +261,7 @@ class NemoRecognizer:
         if self.method:
             confidences = [float(confidence) for confidence in hypothesis.token_confidence]
         emissions = [
-            Emission(id, frame, None, confidence)
+            Emission(id, frame, None, confidence)  # type: ignore[arg-type]  # NeMo reports no probability
             for id, frame, confidence in zip(ids, frames, confidences, strict=True)
         ]
         return self.speller.transcript(emissions, samples / SAMPLE_RATE)
@@ -340,12 +340,7 @@ class _Connector(SaveRestoreConnector):
         self.tensors = None  # NeMo keeps its connector
         return tensors
 
-    def load_instance_with_state_dict(
-        self,
-        instance: torch.nn.Module,
-        state_dict: Tensors,
-        strict: bool,  # noqa: FBT001  NeMo's signature
-    ) -> None:
+    def load_instance_with_state_dict(self, instance: torch.nn.Module, state_dict: Tensors, *strict: bool) -> None:
         weights = Weights(state_dict, torch.device("cpu"), None)
         try:
             for name, weight in instance.state_dict().items():
@@ -354,4 +349,4 @@ class _Connector(SaveRestoreConnector):
             weights.check_all_taken()
         except SetupError as error:
             raise SetupError(str(self.path), str(error)) from error
-        super().load_instance_with_state_dict(instance, state_dict, strict)
+        super().load_instance_with_state_dict(instance, state_dict, *strict)

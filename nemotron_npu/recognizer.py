@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -52,7 +52,7 @@ class Recognizer(Model):
     @overload
     def transcribe(self, sources: Sequence[Source], slots: int = 1) -> list[Transcript]: ...
 
-    def transcribe(self, sources: Source | Sequence[Source], slots: int = 1) -> Transcript | list[Transcript]:
+    def transcribe(self, sources: Any, slots: int = 1) -> Transcript | list[Transcript]:
         """Transcribe one recording, or a list of them, at most ``slots`` in a batch.
 
         A recording is float32 [samples], mono, 16 kHz; the path of an audio file; or an object with ``blocks()``.

@@ -151,7 +151,7 @@ class Stream:
 
     def _step(self, frames: int) -> None:
         """Transcribe the next frames.  If memory runs out, leave them for smaller steps, down to one chunk."""
-        kept = None
+        kept = []
         if frames > self.chunk:  # a live stream that keeps up steps chunk by chunk and needs no copies
             kept = [row.clone() for row in self.encoder_state.kept_rows]
         before = copy.copy(self.rows)
@@ -161,7 +161,7 @@ class Stream:
             step = Step(rows[None].to(self.model.device), self.encoder_state, [end])
             encoded = self.model.encoder.step(*step)
         except Exception as error:
-            if kept is None or not is_out_of_memory(error):
+            if frames <= self.chunk or not is_out_of_memory(error):
                 raise
         if encoded is None:  # here the error is gone, and with it the device memory that its traceback holds
             self.rows = before
