@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..checkpoint.load import attention_contexts, is_hub_id, read_config, read_weights
-from ..device import choose_device, device_name
+from ..device import choose_device, device_memory, device_name, traits_of
 from ..dtypes import instructions, left_out, offered_dtypes
 from ..errors import SetupError, Unsupported, first_line
 from ..host.packages import can_import, install_command
@@ -61,13 +61,13 @@ def _weights_size(host: Host) -> float:
 
 def memory(host: Host):
     weights = _weights_size(host)
-    if host.device is not None and host.device.type != "cpu":
-        free, total = getattr(host.torch, host.device.type).mem_get_info(host.device)
+    own = host.device and device_memory(host.device)
+    if own:
+        free, total = own
         need = weights + DEVICE_SPACE
         room = f"{free / GB:.1f} of {total / GB:.1f} GB free on {host.device}"
         found = f"{room}; this model needs about {need / GB:.1f} GB"
-        tool = "npu-smi info" if host.device.type == "npu" else "nvidia-smi"
-        mend = "" if free >= need else f"{tool}   (shows what else runs there)"
+        mend = "" if free >= need else f"{traits_of(host.device).tool}   (shows what else runs there)"
         yield Finding("memory", OK if free >= need else PROBLEM, found, mend)
     free, total, limited = free_memory()
     factor, more = SPACE[host.engine]
@@ -121,9 +121,10 @@ def device(host: Host):
     except SetupError as error:
         yield Finding("device", PROBLEM, said(error), _device_mend(host, error))
         return
-    name = device_name(device) if device.type != "cpu" else processor() or "of unknown kind"
-    if device.type == "cpu":
-        name += f" ({instructions()})"
+    if traits_of(device).is_host:
+        name = f"{processor() or 'of unknown kind'} ({instructions()})"
+    else:
+        name = device_name(device)
     yield Finding("device", OK, f"{device}: {name}")
 
 
@@ -193,7 +194,7 @@ def forward_pass(host: Host):
 
     speech = read_audio(str(host.clip)) if host.clip and host.clip.exists() else sine()
     try:
-        if where.type == "cpu" and host.engine == "native":
+        if traits_of(where).is_host and host.engine == "native":
             right, found = _on_the_cpu(host, reference, speech)
         else:
             right, found = _against_the_cpu(host, reference, speech)
