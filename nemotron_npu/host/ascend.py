@@ -111,7 +111,7 @@ def npu_smi(*args: str) -> str:
             os.killpg(process.pid, signal.SIGKILL)  # not waited for: what waits for a driver may not be killed
         raise SmiError(f"npu-smi {' '.join(args)} does not answer within {SMI_SECONDS} s") from None
     if process.returncode:
-        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it says nothing"]
+        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
         raise SmiError(f"npu-smi {' '.join(args)} failed ({process.returncode}): {lines[-1]}")
     return output
 
