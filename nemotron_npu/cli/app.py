@@ -407,9 +407,11 @@ def _main(argv: list[str] | None) -> int:
         args = parse_args(argv)
         console = Console(args.quiet, args.debug)
         if args.doctor:
+            from ..doctor.finding import Context
             from ..doctor.run import doctor
 
-            return doctor(args, console, DEMO_MODEL, DEMO_CLIP)
+            context = Context(args.device, args.model_path, args.engine or "native", DEMO_MODEL, DEMO_CLIP)
+            return doctor(context, console.result, as_json=args.output_format == ("json",), debug=args.debug)
         return run(args, console)
     except KeyboardInterrupt as stop:
         console.error(": ".join(["interrupted", *stop.args]))
