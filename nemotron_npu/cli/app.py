@@ -135,7 +135,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
 
     live = args.audio == ["-"]
     if live:
-        from ..audio import LiveInput
+        from ..live_input import LiveInput
 
         if sys.stdin is None:
             raise SetupError("-: stdin is closed: pipe sound into it")
