@@ -135,7 +135,7 @@ def test_a_bad_line_costs_no_other(tmp_path):
     paths, errors = find(manifest)
     assert len(paths) == 2 and len(errors) == 7
     assert [error.split(": ")[0] for error in errors] == [f"{manifest}:{line}" for line in (1, 3, 4, 5, 6, 7, 8)]
-    assert "not JSON" in errors[0] and "no audio_filepath" in errors[1] and "offset is -1" in errors[3]
+    assert "not JSON" in errors[0] and "no audio_filepath" in errors[1] and "offset -1 is not a number" in errors[3]
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", '{\n  "audio": "pretty.wav"\n}\n', '["a.wav"]\n', "\0\x80RIFF\n"])
