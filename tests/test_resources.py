@@ -159,7 +159,7 @@ def test_the_command_line_says_it_on_stderr_and_results_are_the_same(cli, calls,
     code, _, err = cli(calls, "--output_dir", tmp_path, "--device", "cpu")
     assert code == 0 and assert_whole(tmp_path) == 12
     assert [line for line in err.splitlines() if "memory" in line] == [
-        "inference.py: cpu: out of memory (continuing with 2 recordings at a time and blocks of 2240 ms)"
+        "cpu: out of memory (continuing with 2 recordings at a time and blocks of 2240 ms)"
     ]
 
 
