@@ -131,7 +131,7 @@ def test_where_even_a_chunk_is_too_much_each_recording_says_so(demo, clip, short
     results = dict(demo.results([clip, clip, clip], 2))
     assert sorted(results) == [0, 1, 2] and said == []
     for result in results.values():
-        assert isinstance(result, ModelError) and "not enough memory for it alone: NPU out of mem" in str(result)
+        assert isinstance(result, ModelError) and "for this recording alone: NPU out of mem" in str(result)
 
 
 def test_a_stream_that_catches_up_goes_on_in_smaller_steps(demo, clip, short_of_memory):
