@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import signal
+from .host import program, signals
 
 
 def main() -> None:
     """Run the program and end the process with its exit code."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends the imports without a traceback
-    from .cli.app import main
-    from .host.signals import leave
+    signals.end_on_sigint()
+    from .cli import app  # after end_on_sigint(): Ctrl-C during this import prints no traceback
 
-    leave(main())
+    signals.leave(app.main(None, program.COMMAND))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from worker_doubles import FakeNpuSetup, PretendSetup
 from nemotron_npu.checkpoint.load import find_checkpoint
 from nemotron_npu.cluster.driver import Workers
 from nemotron_npu.errors import SetupError
-from nemotron_npu.formats import COLLECTED, FORMATS
+from nemotron_npu.formats import COLLECTED, FILES
 from nemotron_npu.host import signals
 from nemotron_npu.sources import CountedRecording, Recording
 
@@ -304,7 +304,7 @@ def test_workers_that_are_killed_lose_no_recording(tmp_path, cli):
             "output": None,
             **{n: document[n] for n in ("audio", "timings")},
         }
-    assert len([*output.iterdir()]) == COUNT * len(FORMATS) + len(COLLECTED)
+    assert len([*output.iterdir()]) == COUNT * len(FILES) + len(COLLECTED)
     for kind in ("txt", "srt", "vtt", "tsv"):  # without names and probabilities: all are the same
         assert {path.read_text() for path in output.glob(f"*.{kind}")} == {
             (tmp_path / "alone" / f"digits.{kind}").read_text()

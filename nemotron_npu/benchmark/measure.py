@@ -29,11 +29,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..audio import SAMPLE_RATE, sine
 from ..checkpoint.load import attention_contexts, read_config
-from ..cli.output_folder import write_file
 from ..device import allocated_memory, peak_memory, reset_peak_memory, synchronize
 from ..encoder import Encoder
 from ..errors import SetupError
 from ..host import packages, program
+from ..host.files import write_file
 from ..host.table import format_table
 from ..linear import make_linear
 from ..recognizer import Recognizer, load_recognizer

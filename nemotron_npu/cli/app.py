@@ -27,6 +27,7 @@ def run(args: argparse.Namespace, console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
     from ..boosting import digest
     from ..checkpoint.load import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
+    from ..formats import FORMATS
     from ..precision.tolerances import BOUNDS
     from .measuring import make_report_folder
     from .results import Results
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace, console) -> int:
     phrases = _phrases(args.boost_words)
     recordings, failed = _recordings(args, console)
     kind = args.output_format[0]
-    if not args.output_dir and kind in ("srt", "vtt", "tsv") and len(recordings) > 1:
+    if not args.output_dir and len(recordings) > 1 and not FORMATS[kind].concatenates:
         raise SetupError(f"--output_format {kind}: stdout takes it of one recording, several need --output_dir")
     if recordings and (args.wer_report or args.chunk_ms == "all") and all(r.reference is None for r in recordings):
         option = "--wer_report" if args.wer_report else "--chunk_ms all"

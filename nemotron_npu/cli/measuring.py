@@ -17,18 +17,19 @@ from .results import Results, show_progress, show_table, shows_text
 
 def evaluate_results(args, console: Console, path: Path, facts: dict, results: Results) -> None:
     """Print the error rates of all that is done and has a reference text; with a report write all figures."""
-    from ..evaluation.wer import evaluate, to_report, to_table, use_color
+    from ..evaluation.report import alignment_report, summary_table, use_color
+    from ..evaluation.wer import evaluate
 
     done = [(results.recordings[place], *results.done[place]) for place in sorted(results.done)]
     scored = [(r.name, r.reference, text, duration) for r, text, duration in done if r.reference is not None]
     if not scored:
         return
     evaluation = evaluate(scored)
-    show_table(args, console, to_table(evaluation))
+    show_table(args, console, summary_table(evaluation))
     if args.wer_report:
         color = use_color(sys.stdout if shows_text(args) else sys.stderr)
         width = shutil.get_terminal_size((100, 24)).columns
-        show_table(args, console, "\n" + to_report(evaluation, width, color))
+        show_table(args, console, "\n" + alignment_report(evaluation, width, color=color))
     if args.report:
         write_report(args, path, "evaluation.json", {**facts, "evaluation": evaluation.as_dict()})
 
@@ -36,7 +37,8 @@ def evaluate_results(args, console: Console, path: Path, facts: dict, results: R
 def compare_chunks(args, console: Console, recognizer, results: Results) -> None:
     """Transcribe at each chunk size that the model offers and print the errors of each; interrupted, those so far."""
     from ..checkpoint.load import attention_contexts
-    from ..evaluation.wer import evaluate, to_chunk_table
+    from ..evaluation.report import chunk_table
+    from ..evaluation.wer import evaluate
     from ..formats import dump
 
     places = [place for place in results.todo if results.recordings[place].reference is not None]
@@ -61,7 +63,7 @@ def compare_chunks(args, console: Console, recognizer, results: Results) -> None
                 console.result(dump({"chunk_ms": chunk_ms, "seconds": seconds, **overall}))
     finally:
         if rows:
-            show_table(args, console, to_chunk_table(rows))
+            show_table(args, console, chunk_table(rows))
 
 
 def _scored(args, console: Console, recognizer, results: Results, places: list[int]) -> tuple[list, float]:
@@ -184,8 +186,8 @@ def make_report_folder(name: str | None) -> None:
 def write_report(args, path: Path, name: str, figures: dict) -> None:
     from ..dtypes import instructions
     from ..formats import dump, encode
+    from ..host.files import write_file
     from ..host.provenance import environment
-    from .output_folder import write_file
 
     text = dump({**figures, "environment": environment(path, instructions())}, indent=1)
     write_file(Path(args.report, name), encode(text + "\n"))

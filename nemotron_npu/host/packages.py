@@ -11,17 +11,16 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from .program import CLONE, PACKAGE
+
 NAME = "nemotron-npu"
-HERE = Path(__file__).resolve().parent.parent
-CLONE = HERE.parent if (HERE.parent / "setup_env.sh").is_file() else None
-"""The clone that this package runs from; None where pip has installed it."""
 FILES = {"": "native", "nemo": "nemo", "npu": "npu", "ray": "ray"}
 """Extra of the package -> the requirements file that it is made of; "" is the package without extras."""
 
 
 def bundled(name: str) -> Path:
     """The folder ``demo``, ``patches`` or ``nv_one_logger_mock``: next to the package in a clone, in it in a wheel."""
-    return (CLONE or HERE) / name
+    return (CLONE or PACKAGE) / name
 
 
 def installed(package: str) -> str | None:

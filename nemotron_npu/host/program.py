@@ -1,15 +1,20 @@
-"""The name under which the program was started, for its messages; ``app.main`` sets it."""
+"""The name under which the program was started, for its messages, and the clone that it runs from."""
 
 from __future__ import annotations
 
-from .packages import CLONE
+from pathlib import Path
 
-SCRIPT, COMMAND = "inference.py", "nemotron-npu"
+PACKAGE = Path(__file__).resolve().parent.parent
+CLONE = PACKAGE.parent if (PACKAGE.parent / "setup_env.sh").is_file() else None
+"""The clone that this package runs from; None where pip has installed it."""
+
+SCRIPT = "inference.py"
+COMMAND = "nemotron-npu"
 
 name = SCRIPT if CLONE else COMMAND
-"""What its errors begin with."""
+"""The first word of error lines; ``cli.app.main`` sets it."""
 
 
 def command() -> str:
-    """What starts it in a shell."""
+    """Return the command that starts the program in a shell."""
     return f"python {SCRIPT}" if name == SCRIPT else name

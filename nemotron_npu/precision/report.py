@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import formats
-from ..cli.output_folder import write_file
+from ..host.files import write_file
 from .compare import Precision
 from .probes import CACHES
 
