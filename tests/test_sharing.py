@@ -16,6 +16,7 @@ from nemotron_npu.cluster import packed, worker
 from nemotron_npu.cluster.sharing import adopt, share
 from nemotron_npu.cluster.worker import Keeper, Setup, Worker
 from nemotron_npu.dtypes import offered_dtypes, packs_weights
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.recognizer import Recognizer
 
 DEMO = find_checkpoint(str(ROOT / "demo" / "demo.nemo"))
@@ -31,7 +32,7 @@ def adopted(memory: int) -> Recognizer:
 @pytest.mark.parametrize("dtype", offered_dtypes(CPU))
 def test_shared_recognizer_gives_identical_results(dtype):
     """Results are equal to the last bit."""
-    own = Recognizer(DEMO, CPU, dtype=dtype)
+    own = Recognizer(DEMO, CPU, options=ModelOptions(dtype=dtype))
     shared = adopted(share(own))
     assert shared.transcribe([CLIP]) == own.transcribe([CLIP])
 

@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from ..device import TRAITS
+from ..engine import nothing
 from ..errors import InputError, SetupError, first_line, one_line
 from ..sources import CountedRecording
 from ..transcript import Transcript
@@ -67,7 +69,7 @@ class Workers:
             resources = self._ray.cluster_resources()
             self._placement = place(setup, count, resources, may_grow=bool(address))
             self._report_start(setup, count)
-            if self._placement.kind == "cpu" and not address:
+            if TRAITS[self._placement.kind].is_host and not address:
                 # the keeper loads while the workers start
                 self._start_keeper(self._ray.get_runtime_context().get_node_id())
             self._members = [Member(number) for number in range(self._placement.count)]
@@ -83,7 +85,7 @@ class Workers:
         self.device = self.info.device
         self.device_name = self.info.device_name
         self.parameters = self.info.parameters
-        self.slots = self.info.slots
+        self.batch_slots = self.info.batch_slots
 
     def __enter__(self) -> Workers:
         return self
@@ -103,7 +105,7 @@ class Workers:
     # ------------------------------------------------------------------ the interface of an engine
 
     def results(
-        self, sources: Sequence[CountedRecording], slots: int = 1, between: Callable[[], None] = lambda: None
+        self, sources: Sequence[CountedRecording], slots: int = 1, between: Callable[[], None] = nothing
     ) -> Iterator[Result]:
         """Yield (index, transcript or error) of each recording once, as soon as its job is done.
 
@@ -157,7 +159,7 @@ class Workers:
         member.node, member.host = node, host
         setup = self._placement.setup
         kind = self._placement.kind
-        if kind == "cpu":
+        if TRAITS[kind].is_host:
             if node not in self._keepers:
                 self._start_keeper(node)
         elif not setup.threads:

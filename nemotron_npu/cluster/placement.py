@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..device import TRAITS
 from ..errors import SetupError
 from .worker import Setup
-
-RESOURCES = {"npu": "NPU", "cuda": "GPU", "cpu": "CPU"}
-"""Ray's name of each device kind."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +44,22 @@ def place(setup: Setup, count: int | None, resources: dict[str, float], *, may_g
     has_npu = resources.get("NPU", 0) > 0
     kind = setup.device or ("npu" if has_npu else "cpu")
     remark = " (Ray knows of no NPU)" if not setup.device and kind == "cpu" else ""
+    traits = TRAITS[kind]
     cores = cores_per_worker(setup)
-    room = int(resources.get(RESOURCES[kind], 0))
-    if kind == "cpu":
+    room = int(resources.get(traits.ray_resource, 0))
+    if traits.is_host:
         room //= cores
     if not room or (not may_grow and (count or 0) > room):
         where = "the cluster" if may_grow else "this host"
         known = room or "no"
-        raise SetupError(f"--device {kind}", f"Ray knows of {known} {RESOURCES[kind]}s on {where}")
+        raise SetupError(f"--device {kind}", f"Ray knows of {known} {traits.ray_resource}s on {where}")
     options: dict[str, Any] = {"num_cpus": cores, "max_restarts": 0, "concurrency_groups": {"status": 1}}
-    if kind == "npu":
-        options["resources"] = {"NPU": 1}
-    elif kind == "cuda":
-        options["num_gpus"] = 1
+    options |= traits.ray_options
     return Placement(kind, count or room, room, _on_device(setup, kind, cores), options, remark)
 
 
 def _on_device(setup: Setup, kind: str, cores: int) -> Setup:
-    if kind == "cpu":
+    if TRAITS[kind].is_host:
         return replace(setup, device="cpu", threads=cores)
     return replace(setup, device=f"{kind}:0")  # a worker sees its own device alone
 
@@ -71,5 +67,5 @@ def _on_device(setup: Setup, kind: str, cores: int) -> Setup:
 def threads_per_device(kind: str, resources: dict[str, float]) -> int:
     """CPU threads for each device of a node, idle devices included: no worker is to wait for the cores of another."""
     cores = int(resources.get("CPU", 1))
-    devices = int(resources.get(RESOURCES[kind], 1))
+    devices = int(resources.get(TRAITS[kind].ray_resource, 1))
     return max(1, cores // max(1, devices))

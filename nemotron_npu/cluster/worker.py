@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..audio import SAMPLE_RATE, AudioInfo
-from ..device import choose_device, device_name, named_device, trim_memory
+from ..device import choose_device, device_name, import_torch, traits_of, trim_memory
+from ..engine import ModelOptions
 from ..errors import InputError
 from ..sources import CountedRecording, Recording
 from ..transcript import Transcript
@@ -32,7 +33,7 @@ class WorkerInfo:
     engine: str
     device: str
     device_name: str
-    slots: int
+    batch_slots: int
     """Default number of recordings in a batch."""
     messages: list[str] = field(default_factory=list)
     """Messages for the user."""
@@ -48,44 +49,34 @@ class Setup:
     device: str
     threads: int = 0
     """CPU threads; 0 is one thread where the device is the CPU, elsewhere this device's part of the node's cores."""
-    chunk_ms: int | None = None
-    engine: str = "native"
-    dtype: str = "float32"
-    decoder_device: str | None = None
-    record: bool = False
-    block_ms: int | None = None
+    options: ModelOptions = ModelOptions()
     confidence: str | None = None
     phrases: tuple = ()
     boost_alpha: float = 1.0
 
     def load(self) -> tuple[Any, WorkerInfo]:
         """Load the engine in this process.  Raises SetupError where the checkpoint or the device is not usable."""
-        # with torch: the driver, which only sends this, starts without it
-        import torch
+        from ..recognizer import load_recognizer  # imports torch, which the driver does not need
 
-        from ..recognizer import load_recognizer
-
-        torch.set_num_threads(self.threads)
+        import_torch().set_num_threads(self.threads)
         device, _ = choose_device(self.device)
         messages: list[str] = []
-        engine = load_recognizer(
-            self.path,
-            device,
-            self.chunk_ms,
-            self.engine,
-            self.dtype,
-            named_device(self.decoder_device),
-            messages.append,
-            self.record,
-            self.block_ms,
-        )
-        if device.type == "cpu" and self.threads == 1:
+        engine = load_recognizer(self.path, device, options=self.options, announce=messages.append)
+        if traits_of(device).is_host and self.threads == 1:
             engine.readers = 0  # more threads would compete for the one core
         if self.confidence:
             engine.measure_confidence(self.confidence)
         unknown = engine.boost(list(self.phrases), self.boost_alpha) if self.phrases else []
-        name = device_name(device)
-        return engine, WorkerInfo(engine.parameters, engine.engine, str(device), name, engine.slots, messages, unknown)
+        info = WorkerInfo(
+            engine.parameters,
+            engine.engine,
+            str(device),
+            device_name(device),
+            engine.batch_slots,
+            messages,
+            unknown,
+        )
+        return engine, info
 
 
 class MissingFile(InputError):
