@@ -247,7 +247,8 @@ def test_missing_packages_are_one_line_and_exit_code_2(tmp_path):
         "installed: pip install matplotlib",
         ("--model_path", "acme/voice", "--quiet"): "acme/voice: a Hugging Face id needs huggingface_hub: "
         "pip install huggingface_hub",
-        (CLIP, "--num_workers", 2): "more than one worker needs Ray: pip install -r requirements-ray.txt",
+        (CLIP, "--num_workers", 2): "Ray: not installed; more than one worker needs it "
+        "(pip install -r requirements-ray.txt)",
     }
     results = run_without_nemo(*ends)
     assert results == [("2", "", f"inference.py: {end}\n") for end in ends.values()]
