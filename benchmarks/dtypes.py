@@ -21,7 +21,7 @@ import torch  # noqa: E402
 import train  # noqa: E402
 
 from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
-from nemotron_npu.precision.compare import difference  # noqa: E402
+from nemotron_npu.precision.metrics import difference  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "demo" / "digits.wav"
 GUARD = ROOT / "tests" / "guard"
 CLIP_WORDS = "three one four one five nine two six"
+DEMO = ROOT / "demo" / "demo.nemo"
 
 PARITY = pytest.StashKey[dict]()
 """Largest difference from NeMo by kind, kept for the end of the report."""

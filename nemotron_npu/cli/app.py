@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
     from ..boosting import digest
     from ..checkpoint.load import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
-    from ..precision.tolerances import BOUNDS
+    from ..precision.tolerances import TOLERANCES
     from .measuring import make_report_folder
     from .results import Results
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, console) -> int:
 
         check_ray()
     _check_packages(args)
-    bounds = BOUNDS[args.dtype].changed(args.bounds)
+    bounds = TOLERANCES[args.dtype].with_changes(args.bounds)
     make_report_folder(args.report)
     if not args.debug:
         _silence_libraries(args.quiet)
@@ -284,7 +284,9 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
                 if precision and isinstance(transcript, ModelError):  # the candidate's fault: where?
                     compare(args, precision, recording, None, console)
                 elif precision and not isinstance(transcript, InputError):
-                    precision.miss(f"cannot be transcribed: {type(transcript).__name__}: {transcript}", recording.name)
+                    precision.add_missing(
+                        f"cannot be transcribed: {type(transcript).__name__}: {transcript}", recording.name
+                    )
                 continue
             seconds, last = time.perf_counter() - last, time.perf_counter()
             document = {**facts, "timings": timings(facts, transcript, seconds)}

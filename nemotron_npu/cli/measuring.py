@@ -99,12 +99,13 @@ def begin_precision(args, recognizer, reference, bounds, console: Console):
     AUDIO is streamed at every chunk length; without it one has to do, since the bundled clip is only a first look.
     """
     from ..audio import sine
-    from ..precision.compare import Precision, to_table
+    from ..precision.compare import Precision
+    from ..precision.guide import format_signal
 
     chunk_ms = args.chunk_ms or (None if args.audio else recognizer.chunk_ms)
-    precision = Precision(recognizer, reference, recognizer.config, bounds, chunk_ms)
+    precision = Precision(recognizer, reference, tolerances=bounds, chunk_ms=chunk_ms)
     if args.audio:
-        show_table(args, console, to_table(precision.add_signal(sine()), SINE, str(recognizer.device)))
+        show_table(args, console, format_signal(precision.add_signal(sine()), SINE, str(recognizer.device)))
     return precision
 
 
@@ -116,26 +117,26 @@ def compare(args, precision, recording, transcript, console: Console):
             return precision.add_signal(waveform)
         name = recording.name if args.audio else Path(recording.path).name
         console.say(f"comparing {name} ...")
-        comparison = precision.add(name, waveform, transcript, recording.reference)
+        comparison = precision.add_recording(name, waveform, transcript, recording.reference)
         if not comparison.passed:
             console.say(f"{recording.name}: FAILED, first at {comparison.failures[0]}")
         return comparison
     except Exception as error:
         reason = f"cannot be compared: {type(error).__name__}: {error}"
         console.error(f"{recording.name}: {reason}", error)
-        precision.miss(reason, recording.name)
+        precision.add_missing(reason, recording.name)
         return None
 
 
 def end_precision(args, path: Path, precision, facts: dict, results: Results, console: Console) -> bool:
     """Show what all inputs together say, and write the report; whether it is PASSED."""
-    from ..precision.compare import stage_table
+    from ..precision.summary import format_precision
 
     left = [place for place in results.todo if place not in results.done and place not in results.broken]
     if left:
-        precision.miss(f"interrupted: {len(left)} of {len(results.todo)} not compared")
+        precision.add_missing(f"interrupted: {len(left)} of {len(results.todo)} not compared")
     if precision.recordings:
-        show_table(args, console, stage_table(precision, facts))
+        show_table(args, console, format_precision(precision, facts))
     if args.report:
         from ..dtypes import instructions
         from ..host.provenance import environment

@@ -88,9 +88,9 @@ class Results:
             if not (shown or (beside_the_sine and shows_text(self.args))):
                 self._print(recording, transcript, document)
         if comparison and recording.path == SINE and shows_text(self.args):
-            from ..precision.compare import to_table
+            from ..precision.guide import format_signal
 
-            self.console.result(to_table(comparison, SINE, document["device"]))
+            self.console.result(format_signal(comparison, SINE, document["device"]))
 
     def _print(self, recording, transcript, document: dict) -> None:
         (kind,) = self.args.output_format

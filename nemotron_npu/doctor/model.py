@@ -17,7 +17,7 @@ from ..host.packages import can_import, install_command
 from ..host.program import command
 from ..host.provenance import processor, sha256
 from ..host.resources import cores, free_memory
-from ..precision.tolerances import BOUNDS
+from ..precision.tolerances import TOLERANCES
 from .host import GB, OK, PROBLEM, WARNING, Finding, Host, NotChecked, anonymous, said
 
 DEMO_WORDS = "three one four one five nine two six"
@@ -233,7 +233,7 @@ def _against_the_cpu(host: Host, reference, speech) -> tuple[bool, str]:
         f"{float(difference.max()):.2g} ({percent:.2g} %), {len(expected)} tokens "
         f"{'equal' if tokens == expected else 'that are not equal'}"
     )
-    return tokens == expected and percent <= BOUNDS["float32"].encoder, found  # NaN is not
+    return tokens == expected and percent <= TOLERANCES["float32"].encoder, found  # NaN is not
 
 
 def _tokens(transcript) -> list[tuple[int, int]]:

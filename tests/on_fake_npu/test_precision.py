@@ -9,7 +9,6 @@ from checkpoints import TINY_SIZE, build_model, train_tokenizer
 from support import CLIP
 
 from nemotron_npu.audio import read_audio
-from nemotron_npu.checkpoint.load import read_config
 from nemotron_npu.device import choose_device
 from nemotron_npu.precision.compare import Precision
 from nemotron_npu.recognizer import load_recognizer
@@ -42,8 +41,8 @@ def reference(deep):
 
 def compared(deep, reference, dtype="float32"):
     device, _ = choose_device("npu:0")
-    precision = Precision(load_recognizer(deep, device, dtype=dtype), reference, read_config(deep), chunk_ms=560)
-    precision.add("digits.wav", read_audio(str(CLIP))[:48000])
+    precision = Precision(load_recognizer(deep, device, dtype=dtype), reference, chunk_ms=560)
+    precision.add_recording("digits.wav", read_audio(str(CLIP))[:48000])
     return precision
 
 
