@@ -224,21 +224,16 @@ def step_work(encoder: Encoder, frames: int) -> Work:
     """Of one step of so many frames whose left context is full."""
     width, keys = encoder.width, encoder.keep + frames
     positions = keys + frames - 1
-    linears = [
-        encoder.subsampling_out,
-        encoder.out,
-        *(value for layer in encoder.layers for value in vars(layer).values()),
-    ]
-    linears = [linear for linear in linears if hasattr(linear, "elements")]
+    linears = list(encoder.linears())
     products = sum(linear.elements for linear in linears) * frames
     products += (
         len(encoder.layers) * frames * width * (2 * keys + positions + encoder.conv_left + encoder.conv_right + 1)
     )
     rows, features = frames * encoder.factor, encoder.mels
-    for stage in encoder.stages:
+    for stage in encoder.subsampling.stages:
         rows, features = rows // 2, features // 2
-        products += rows * features * sum(part[0].numel() for part in (stage.convolution, stage.pointwise) if part)
-    item = encoder.kind["dtype"].itemsize
+        products += rows * features * stage.elements
+    item = encoder.tensor_options["dtype"].itemsize
     cached = len(encoder.layers) * width * (2 * encoder.keep + positions) * item  # keys, values, projected positions
     return Work(sum(linear.bytes for linear in linears) + cached, 2 * products)
 
