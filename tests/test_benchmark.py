@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from checkpoints import TINY_SIZE, make_random_checkpoint
-from nemotron_npu.engine import ModelOptions
 from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu.benchmark import effort, run, startup
@@ -22,6 +21,7 @@ from nemotron_npu.benchmark.results import Rates, Start, Work
 from nemotron_npu.benchmark.steps import steady_step
 from nemotron_npu.benchmark.timing import count_operators, measure_in_turn
 from nemotron_npu.dtypes import left_out, offered_dtypes
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")
@@ -60,13 +60,14 @@ def both(tmp_path_factory) -> SimpleNamespace:
             started[engine] = measure_start(name, *rest)
         return started[engine]
 
-    out = io.StringIO()
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         for name, value in SMALL.items():
             patch.setattr(effort, name, value)
         patch.setattr(run, "measure_start", once_an_engine)
         code = inference.main([str(CLIP), "--device", "cpu", "--benchmark", "--quiet", "--report", str(folder)])
-    return SimpleNamespace(code=code, lines=out.getvalue().splitlines(), folder=folder)
+        out.flush()
+    return SimpleNamespace(code=code, lines=out.buffer.getvalue().decode().splitlines(), folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def report(both) -> dict:
 
 
 def test_benchmark_table_has_a_column_for_each_candidate(both):
-    """The transcript comes first, then a table with NeMo and each dtype of the native engine; notes name the others."""
+    """After the transcript comes a table with NeMo and each native dtype; notes name the dtypes left out."""
     first, *table = both.lines
     assert both.code == 0 and first == CLIP_WORDS
     names = ["nemo float32", *(f"native {dtype}" for dtype in offered_dtypes(CPU))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -41,9 +42,9 @@ def _product_rate(device: torch.device, dtype: str) -> float:
 
 def step_work(encoder: Encoder, frames: int) -> Work:
     """Return the work of a step of ``frames`` encoder frames whose left context is full."""
-    linears = [encoder.subsampling_out, encoder.out]
-    linears += [value for layer in encoder.layers for value in vars(layer).values()]
-    linears = [linear for linear in linears if hasattr(linear, "elements")]
+    parts: list[Any] = [encoder.subsampling_out, encoder.out]
+    parts += [value for layer in encoder.layers for value in vars(layer).values()]
+    linears = [part for part in parts if hasattr(part, "elements")]
     keys = encoder.keep + frames
     positions = keys + frames - 1
     kernel = encoder.conv_left + encoder.conv_right + 1

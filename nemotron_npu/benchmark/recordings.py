@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def measure_recordings(candidate: Candidate, engine: Any, waveform: np.ndarray, 
             if not candidate.rtfx:
                 engine.transcribe([recording])
             clock.ms = 0.0
-            total = measure_ms(lambda recording=recording: engine.transcribe([recording]), engine.device)
+            total = measure_ms(partial(engine.transcribe, [recording]), engine.device)
             candidate.rtfx[seconds] = seconds * 1000 / total
             candidate.search_share[seconds] = clock.ms / total
     candidate.batch_rtfx = _batch_rtfx(engine, waveform, batch_slots)
@@ -56,8 +57,9 @@ class _Clock:
 @contextmanager
 def _decoding_clock(engine: Any) -> Iterator[_Clock]:
     """Add up the milliseconds that ``engine`` spends on decoding within the block."""
-    decoder, name = engine.decoder, "step"
-    if engine.engine == "nemo":
+    if engine.engine == "native":
+        decoder, name = engine.decoder, "step"
+    else:
         decoder, name = engine.model.decoding, NEMO_DECODE
     decode = getattr(decoder, name)
     clock = _Clock()

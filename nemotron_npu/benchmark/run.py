@@ -85,7 +85,8 @@ def _chunks(path: Path, options: BenchmarkOptions) -> list[int | None]:
     """Return the chunk lengths to measure, the longest first; None for a checkpoint that does not attend in chunks."""
     if options.model.chunk_ms:
         return [options.model.chunk_ms]
-    return sorted(attention_contexts(read_config(path)), reverse=True) or [None]
+    offered = sorted(attention_contexts(read_config(path)), reverse=True)
+    return [*offered] or [None]
 
 
 def _load(path: Path, device: torch.device, options: ModelOptions) -> Any:

@@ -98,12 +98,14 @@ def _add_forward(table: _Table) -> None:
 
 def _add_steps(table: _Table, chunk_ms: int) -> None:
     def megabytes(row: Candidate) -> str | None:
-        work = row.step_work.get(chunk_ms)
-        return work and f"{work.bytes / 1e6:,.0f}"
+        if chunk_ms not in row.step_work:
+            return None
+        return f"{row.step_work[chunk_ms].bytes / 1e6:,.0f}"
 
     def part_of_chunk(row: Candidate) -> str | None:
-        times = row.live.get(chunk_ms)
-        return times and f"{100 * times.p95 / chunk_ms:.0f} %"
+        if chunk_ms not in row.live:
+            return None
+        return f"{100 * row.live[chunk_ms].p95 / chunk_ms:.0f} %"
 
     table.add_times(f"encoder step of {chunk_ms} ms, median ms", lambda row: row.steps[chunk_ms].median)
     table.add("  p95, max", lambda row: _figures(row.steps[chunk_ms], "p95", "max"))
