@@ -114,7 +114,7 @@ def test_the_changelog_begins_with_this_version():
 
 
 def test_the_pythons_are_the_same_everywhere():
-    from nemotron_npu.doctor.host import PYTHONS
+    from nemotron_npu.doctor.environment import PYTHONS
 
     first, last = (".".join(map(str, version)) for version in PYTHONS)
     above = f"3.{PYTHONS[1][1] + 1}"
@@ -230,7 +230,8 @@ def test_what_needs_nemo_or_another_package_is_one_line_and_exit_code_2(tmp_path
         "installed: pip install matplotlib",
         ("--model_path", "acme/voice", "--quiet"): "acme/voice: a Hugging Face id needs huggingface_hub: "
         "pip install huggingface_hub",
-        (CLIP, "--num_workers", 2): "more than one worker needs Ray: pip install -r requirements-ray.txt",
+        (CLIP, "--num_workers", 2): "Ray: not installed; more than one worker needs it "
+        "(pip install -r requirements-ray.txt)",
     }
     results = run_without_nemo(*ends)
     assert results == [("2", "", f"inference.py: {end}\n") for end in ends.values()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..device import traits_of
 from ..encoder import Encoder
 from ..linear import make_linear
 from .results import Rates, Work
@@ -31,7 +32,7 @@ def machine_rates(device: torch.device, dtypes: Iterable[str]) -> Rates:
 
 def _product_rate(device: torch.device, dtype: str) -> float:
     """Return GFLOP/s of a linear layer in ``dtype``."""
-    storage = torch.float32 if device.type == "cpu" else getattr(torch, dtype)
+    storage = traits_of(device).storage_dtype(dtype)
     weight = torch.randn(4096, 1024, device=device, dtype=storage)
     linear = make_linear(weight, None, dtype)
     x = torch.randn(ROWS, 1024, device=device, dtype=storage)
