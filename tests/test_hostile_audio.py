@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fuzz import fuzz
-from hostile_audio import BESIDE, CASES, sound
+from hostile_audio import BESIDE, CASES, clip_at
 from robustness import documented, row, run_case
 from support import CLIP, CLIP_WORDS, ROOT
 
@@ -146,7 +146,7 @@ def test_non_blocking_pipe_is_waited_for():
     """Another program may have set O_NONBLOCK."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    samples = sound()[:100]
+    samples = clip_at()[:100]
     threading.Timer(
         0.05, lambda: (os.write(writing, (samples * 32768).astype("<i2").tobytes()), os.close(writing))
     ).start()
@@ -162,7 +162,7 @@ def test_bytes_after_the_samples_are_not_kept(monkeypatch):
     source = LiveInput(reading)
     with os.fdopen(writing, "wb") as pipe:
         pipe.write(wav() + bytes(3 << 20))
-    assert sum(map(len, source)) == len(sound()) and not source.data
+    assert sum(map(len, source)) == len(clip_at()) and not source.data
     os.close(reading)
 
 
