@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -16,12 +16,14 @@ import torch.nn.functional as F
 
 from . import audio
 from .boosting import ALPHA, BoostingTree, Phrase, spell
+from .cache import EncoderState
 from .checkpoint.load import Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .checkpoint.weights import Weights
 from .decoder import Decoder, Emission, NotFinite
-from .device import choose_device, is_out_of_memory, release_memory, too_little_memory
+from .device import choose_device, device_memory, is_out_of_memory, release_memory, too_little_memory, traits_of
 from .dtypes import check_dtype
-from .encoder import Encoder, EncoderState
+from .encoder import Encoder, EncoderOptions
+from .engine import LocalEngine, ModelOptions, nothing
 from .errors import ModelError, SetupError, Unsupported, first_line
 from .features import FeatureStream, Frontend
 from .host import signals
@@ -34,12 +36,11 @@ Source = np.ndarray | str | Path | Recording
 anything whose ``blocks()`` gives such pieces."""
 
 BLOCK_FRAMES = 128  # encoder frames of a block of a recording, at most: large products, bounded memory
-CPU_VALUES = 128 * 1024  # frames of a block, of all slots, times the model's width: more leaves a CPU's cache
-CPU_SLOTS, DEVICE_SLOTS = 8, 16  # recordings side by side, at most, unless more are asked for
 LIVE_FRAMES = 16  # the same of a live stream, which only needs more than a chunk to catch up
 READERS = 4  # threads that decode sound
 WAIT_SECONDS = 0.1  # between two looks while sound is waited for
 SETTLE_TOKENS = 256  # of a live stream, spelled again at each look
+DEFAULTS = ModelOptions()
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: stored, but no parameters
 
 
@@ -51,12 +52,7 @@ class Recognizer:
     path : a ``.nemo`` file.
     device : where the encoder runs, a torch.device or ``"npu:0"``, ``"cuda:0"``, ``"cpu"``.  Log-mel is computed on the
         CPU.
-    chunk_ms : chunk length; None takes the checkpoint's first.
-    dtype : ``"float32"``, ``"bfloat16"``, on a CPU also ``"int8"``, elsewhere ``"float16"``.  On a CPU it is that of
-        the matrix products alone, of encoder and prediction network; elsewhere that of the whole encoder.
-    decoder_device : where the search runs; None is the CPU, since it is many small operators, each waited for.
-    record : record the encoder's steady step and replay it (``graph.py``); needs an NPU or GPU.
-    block_ms : sound of each recording that is encoded at once, at least a chunk; None takes what suits the device.
+    options : chunk length, dtype, device of the decoder, graph capture, block length; ``engine`` is not looked at.
     announce : is told in one line when memory ran out, and with how much less it goes on.
 
     Several threads may use one recognizer: recordings in each, or streams, a stream in one of them at a time.
@@ -71,21 +67,21 @@ class Recognizer:
         self,
         path: Path | str,
         device: torch.device | str,
-        chunk_ms: int | None = None,
-        dtype: str = "float32",
-        decoder_device: torch.device | None = None,
-        record: bool = False,
-        block_ms: int | None = None,
+        *,
+        options: ModelOptions = DEFAULTS,
         announce: Callable[[str], None] = warnings.warn,
     ):
         path, device = Path(path), _device(device)
-        if record and device.type == "cpu":
-            raise SetupError("--graph on: a CPU has nothing to record: it needs an npu or cuda device")
+        traits = traits_of(device)
+        dtype, block_ms, record = options.dtype, options.block_ms, options.graph
+        decoder_device = _device(options.decoder_device or "cpu")
+        if record and not traits.graph:
+            raise SetupError("--graph on", f"{traits.kind} has no graphs to capture", "use npu:N or cuda:N")
         check_dtype(dtype, device)
         config, tensors, tokenizers = read_checkpoint(path)
         self.config = config
         self.device = device
-        self.chunk_ms, context = choose_context(config, chunk_ms)
+        self.chunk_ms, context = choose_context(config, options.chunk_ms)
         """Chunk length in use; None for a checkpoint that does not attend in chunks."""
         self.frame_seconds = frame_seconds(config)
         """Seconds of sound in one encoder frame."""
@@ -97,14 +93,13 @@ class Recognizer:
         self.dtype = dtype
         taken: set[str] = set()
         host = Weights(tensors, torch.device("cpu"), torch.float32, taken=taken)
-        search = Weights(tensors, decoder_device or torch.device("cpu"), torch.float32, taken=taken)
-        kind = torch.float32 if device.type == "cpu" else getattr(torch, dtype)
-        encoder = Weights(tensors, device, kind, "encoder.", taken)
+        search = Weights(tensors, decoder_device, torch.float32, taken=taken)
+        encoder = Weights(tensors, device, traits.storage_dtype(dtype), "encoder.", taken)
         try:
             self.frontend = Frontend(config, host.inside("preprocessor.featurizer."))
-            self.decoder = Decoder(config, search, dtype if device.type == "cpu" else "float32")
+            self.decoder = Decoder(config, search, dtype if traits.is_host else "float32")
             frames = round(block_ms / 1000 / self.frame_seconds) if block_ms else BLOCK_FRAMES
-            self.encoder = Encoder(config["encoder"], encoder, context, frames, dtype, record)
+            self.encoder = Encoder(config["encoder"], encoder, EncoderOptions(context, frames, dtype, record))
             host.check_all_taken()
         except SetupError as error:
             raise SetupError(f"{path}: {error}") from error
@@ -147,26 +142,28 @@ class Recognizer:
     # ------------------------------------------------------------------ recordings
 
     @property
-    def slots(self) -> int:
+    def batch_slots(self) -> int:
         """Recordings side by side where nothing else is asked for: on a CPU as many as keep the products' inputs in its
         cache, elsewhere as many as fit into a quarter of the free memory, with as much again for the step itself."""
-        if self.device.type == "cpu":
-            return min(max(CPU_VALUES // self.encoder.width // BLOCK_FRAMES, 1), CPU_SLOTS)
+        traits = traits_of(self.device)
+        if traits.cached_values:
+            return min(max(traits.cached_values // self.encoder.width // BLOCK_FRAMES, 1), traits.max_slots)
         try:
-            free, _ = getattr(torch, self.device.type).mem_get_info(self.device)
+            free, _ = device_memory(self.device)
             state = self.encoder.new_state(1, self.encoder.largest_block or BLOCK_FRAMES)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return 1
-        return min(max(free // 4 // (2 * state.bytes), 1), DEVICE_SLOTS)
+        return min(max(free // 4 // (2 * state.bytes), 1), traits.max_slots)
 
     def block(self, slots: int) -> int:
         """Frames of each recording that are encoded at once when so many are side by side."""
-        if self.device.type != "cpu" or self.block_frames:
-            frames = self.encoder.largest_block
+        cached = traits_of(self.device).cached_values
+        if cached and not self.block_frames:
+            frames = self.encoder.block_for(max(cached // self.encoder.width // slots, 1))
         else:
-            frames = self.encoder.block_for(max(CPU_VALUES // self.encoder.width // slots, 1))
+            frames = self.encoder.largest_block
         return frames if frames <= self.most_frames else self.encoder.block_for(self.most_frames)
 
     def transcribe(self, sources: Source | list[Source], slots: int = 1) -> Transcript | list[Transcript]:
@@ -184,7 +181,7 @@ class Recognizer:
         return results
 
     def results(
-        self, sources: list[Source], slots: int = 1, between: Callable[[], None] = lambda: None
+        self, sources: Sequence[Source], slots: int = 1, between: Callable[[], None] = nothing
     ) -> Iterator[tuple[int, Transcript | Exception]]:
         """Yield (index, transcript or what went wrong) of each recording as soon as it is done.
 
@@ -372,7 +369,7 @@ class Recognizer:
             what = f"the encoder's output is not finite (NaN or infinity), first that of {part}"
         else:
             what, frame = "the scores of the tokens are not finite (NaN or infinity)", bad.frame
-        remedy = "the checkpoint may be damaged" + ("" if self.device.type == "cpu" else ": --device cpu tells")
+        remedy = "the checkpoint may be damaged" + ("" if traits_of(self.device).is_host else ": --device cpu tells")
         if self.dtype == "float16":
             remedy = "float16 ends at 65504: take --dtype bfloat16 or float32"
         return ModelError(f"{what}, at {frame * self.frame_seconds:.2f} s: {remedy}")
@@ -577,24 +574,20 @@ class Stream:
 def load_recognizer(
     path: Path | str,
     device: torch.device | str,
-    chunk_ms: int | None = None,
-    engine: str = "native",
-    dtype: str = "float32",
-    decoder_device: torch.device | None = None,
+    *,
+    options: ModelOptions = DEFAULTS,
     announce: Callable[[str], None] = warnings.warn,
-    record: bool = False,
-    block_ms: int | None = None,
-) -> Recognizer:
-    """Load the checkpoint ``path`` onto ``device``, ``"npu:0"`` say, in ``engine``: ``"native"`` or ``"nemo"``.
+) -> LocalEngine:
+    """Load the checkpoint ``path`` onto ``device``, ``"npu:0"`` say, in the engine that ``options`` names.
 
     A checkpoint that the native engine does not support runs on stock NeMo, which ``announce`` is told in one line.
     Raises SetupError when the checkpoint cannot be used, does not offer that chunk size, or needs NeMo where that is
     not installed, and when the device is not usable.
     """
     path, device, why = Path(path), _device(device), "--engine nemo"
-    if engine == "native":
+    if options.engine == "native":
         try:
-            return Recognizer(path, device, chunk_ms, dtype, decoder_device, record, block_ms, announce)
+            return Recognizer(path, device, options=options, announce=announce)
         except Unsupported as reason:
             why = f"{path.name}: not supported by the native engine: {reason}"
         except Exception as error:
@@ -603,12 +596,17 @@ def load_recognizer(
             raise SetupError(f"{device} has not enough memory for {path.name}: {first_line(error)}") from error
     if not can_import("nemo"):
         raise SetupError(f"{why}: NeMo is not installed: {install_command('nemo')}")
-    if engine == "native":
+    if options.engine == "native":
         announce(f"{why}: running on NeMo")
-    if dtype != "float32":
-        raise SetupError(f"--dtype {dtype} needs the native engine: NeMo runs in float32 here")
-    for option, given in (("--graph on", record), ("--block_ms", block_ms), ("--decoder_device", decoder_device)):
-        if given:
+    if options.dtype != "float32":
+        raise SetupError(f"--dtype {options.dtype} needs the native engine: NeMo runs in float32 here")
+    given = {
+        "--graph on": options.graph,
+        "--block_ms": options.block_ms,
+        "--decoder_device": options.decoder_device,
+    }
+    for option, value in given.items():
+        if value:
             raise SetupError(f"{option} needs the native engine")
     checkpoint = read_checkpoint(path)
     _check_fit(path, checkpoint)
@@ -616,7 +614,7 @@ def load_recognizer(
         offer_mock()
         from .nemo_engine import NemoRecognizer
     signals.check()
-    return NemoRecognizer(path, device, chunk_ms, announce, checkpoint)
+    return NemoRecognizer(path, device, options=options, announce=announce, checkpoint=checkpoint)
 
 
 def _device(device: torch.device | str) -> torch.device:
@@ -633,7 +631,7 @@ def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
     try:
         Frontend(config, weights.inside("preprocessor.featurizer."))
         Decoder(config, weights, "plain")
-        Encoder(config["encoder"], weights.inside("encoder."), None, 1, "plain")
+        Encoder(config["encoder"], weights.inside("encoder."), EncoderOptions(dtype="plain"))
         weights.check_all_taken()
     except SetupError as error:
         raise SetupError(f"{path}: {error}") from error

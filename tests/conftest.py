@@ -56,11 +56,17 @@ def engines():
     """(native, NeMo) of a checkpoint at 160 ms on the CPU, made once: ``engines(path)``."""
     import torch
 
+    from nemotron_npu.engine import ModelOptions
     from nemotron_npu.nemo_engine import NemoRecognizer
     from nemotron_npu.recognizer import Recognizer
 
     cpu = torch.device("cpu")
-    return functools.cache(lambda path: (Recognizer(path, cpu, 160), NemoRecognizer(path, cpu, 160)))
+    return functools.cache(
+        lambda path: (
+            Recognizer(path, cpu, options=ModelOptions(chunk_ms=160)),
+            NemoRecognizer(path, cpu, options=ModelOptions(chunk_ms=160)),
+        )
+    )
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +80,10 @@ def demo_native():
 @pytest.fixture(scope="session")
 def demo_nemo():
     """The bundled model in NeMo, loaded once for all tests that do not change it."""
+    from nemotron_npu.engine import ModelOptions
     from nemotron_npu.recognizer import load_recognizer
 
-    return load_recognizer(DEMO, "cpu", engine="nemo")
+    return load_recognizer(DEMO, "cpu", options=ModelOptions("nemo"))
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +156,7 @@ def cli(capsys):
     return call
 
 
-QUICK = "audio boosting checkpoint checkpoints confidence device dtypes engine outputs sources transcript"
+QUICK = "audio boosting checkpoint checkpoints confidence device dtypes engine live_input outputs sources transcript"
 
 
 def pytest_collection_modifyitems(items):

@@ -205,7 +205,7 @@ def poison_the_decoder(monkeypatch):
 def poison_nemo(monkeypatch):
     from nemotron_npu.nemo_engine import NemoRecognizer
 
-    fail_where(monkeypatch, NemoRecognizer, "transcribe", lambda waves: any(len(w) == POISON for w in waves))
+    fail_where(monkeypatch, NemoRecognizer, "_transcribe_batch", lambda waves: any(len(w) == POISON for w in waves))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
@@ -443,7 +443,7 @@ def test_a_report_of_nothing_is_refused(cli):
 def test_a_device_that_is_not_usable_is_one_line_and_never_replaced(cli, no_torch_npu):
     code, out, err = cli(CLIP, "--device", "npu:0")
     assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1 and "npu:0 is not usable: torch_npu is not installed" in err
+    assert len(err.splitlines()) == 1 and "npu:0: torch_npu is not installed" in err
 
 
 @pytest.mark.parametrize("engine", ["native", "nemo"])

@@ -12,6 +12,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu import dtypes, linear
 from nemotron_npu.audio import read_audio
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.linear import FbgemmLinear, Linear, OnednnLinear, make_linear
 from nemotron_npu.precision.metrics import difference
 from nemotron_npu.recognizer import Recognizer
@@ -59,7 +60,7 @@ def test_int8_products_do_not_overflow(kernel, rows, sign):
     torch.manual_seed(0)
     weight = sign * torch.rand(64, 1024)
     weight[:, 1::2] = sign * (1 - weight[:, ::2].abs())  # of each pair the sum is 1
-    quantized, scales = linear._quantize(weight, None if dtypes.has_vnni() else 128)
+    quantized, scales = linear.quantize(weight, None if dtypes.has_vnni() else 128)
     x = torch.full((rows, 1024), 3.0)
     expected = x @ (quantized * scales[:, None]).T
     assert torch.allclose(kernel(weight, None, 1.0, 0.0)(x), expected, rtol=1e-5)
@@ -69,11 +70,11 @@ def test_int8_products_do_not_overflow(kernel, rows, sign):
 def test_two_neighbouring_int8_weights_of_one_sign_add_up_to_128_at_most(columns):
     torch.manual_seed(0)
     weight = torch.cat([torch.randn(500, columns), torch.rand(500, columns), torch.ones(1, columns)])
-    quantized, scales = linear._quantize(weight, 128)
-    assert linear._largest_pair(quantized.float()).max() == 128
+    quantized, scales = linear.quantize(weight, 128)
+    assert linear.largest_pair(quantized.float()).max() == 128
     assert (quantized * scales[:, None] - weight).abs().max() <= scales.max() * 0.501
-    quantized, _ = linear._quantize(weight, None)
-    assert quantized.abs().amax(1).min() == 127 and linear._largest_pair(quantized.float()).max() > 128
+    quantized, _ = linear.quantize(weight, None)
+    assert quantized.abs().amax(1).min() == 127 and linear.largest_pair(quantized.float()).max() > 128
 
 
 @pytest.mark.parametrize("kernel", INT8)
@@ -103,7 +104,10 @@ def test_without_torch_s_quantized_tensors_int8_is_onednn_s(monkeypatch):
 @pytest.mark.parametrize("chunk_ms", [80, 1120])
 @pytest.mark.parametrize("dtype", [dtype for dtype in BOUNDS if dtype in OFFERED])
 def test_a_cheaper_dtype_hears_the_same_words(dtype, chunk_ms):
-    recognizer, reference = Recognizer(DEMO, CPU, chunk_ms, dtype), Recognizer(DEMO, CPU, chunk_ms)
+    recognizer, reference = (
+        Recognizer(DEMO, CPU, options=ModelOptions(chunk_ms=chunk_ms, dtype=dtype)),
+        Recognizer(DEMO, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
+    )
     assert recognizer.transcribe([str(CLIP)])[0].text == CLIP_WORDS
     noise = np.random.default_rng(0).normal(0, 0.1, 40000).astype(np.float32)
     for waveform in (read_audio(CLIP), noise):
@@ -119,7 +123,7 @@ def test_a_dtype_that_this_cpu_lacks_is_one_line(dtype, cli):
     for options in ([], ["--benchmark", "--engine", "native"], *compare):
         code, out, err = cli(CLIP, "--dtype", dtype, "--device", "cpu", "--quiet", *options)
         others = " or ".join(reversed(OFFERED))
-        assert (code, out, err) == (2, "", f"inference.py: --dtype {dtype}: {reason} (take {others})\n")
+        assert (code, out, err) == (2, "", f"inference.py: --dtype {dtype}: {reason} (use {others})\n")
 
 
 def test_a_cpu_without_avx512_has_float32_and_int8(monkeypatch, cli):
@@ -130,7 +134,7 @@ def test_a_cpu_without_avx512_has_float32_and_int8(monkeypatch, cli):
     assert (code, err) == (
         2,
         "inference.py: --dtype bfloat16: this CPU lacks AVX-512 (BW, DQ and VL) or AVX-NE-CONVERT "
-        "(take int8 or float32)\n",
+        "(use int8 or float32)\n",
     )
 
 
@@ -146,7 +150,7 @@ def test_the_command_line_takes_a_dtype_and_says_it(dtype, cli):
 def test_a_dtype_that_does_not_run_there_is_one_line(cli):
     code, _, err = cli(CLIP, "--dtype", "float16", "--device", "cpu", "--quiet")
     others = " or ".join(reversed(OFFERED))
-    assert (code, err) == (2, f"inference.py: --dtype float16: not for cpu (take {others})\n")
+    assert (code, err) == (2, f"inference.py: --dtype float16: not for cpu (use {others})\n")
     code, _, err = cli(CLIP, "--dtype", "bfloat16", "--engine", "nemo", "--device", "cpu", "--quiet")
     assert code == 2 and len(err.splitlines()) == 1
     if "bfloat16" in OFFERED and importlib.util.find_spec("nemo"):
@@ -158,4 +162,4 @@ def test_the_cheaper_dtypes_are_refused_off_x86(monkeypatch, cli):
     assert dtypes.offered_dtypes(CPU) == ("float32",)
     assert isinstance(make_linear(torch.zeros(4, 4), None, "float32"), Linear)
     code, _, err = cli(CLIP, "--dtype", "int8", "--device", "cpu", "--quiet")
-    assert (code, err) == (2, "inference.py: --dtype int8: this CPU is riscv64, not x86 (take float32)\n")
+    assert (code, err) == (2, "inference.py: --dtype int8: this CPU is riscv64, not x86 (use float32)\n")

@@ -8,6 +8,7 @@ from support import DEMO
 
 from nemotron_npu.device import choose_device
 from nemotron_npu.dtypes import offered_dtypes
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.formats import dump
 from nemotron_npu.precision.compare import Precision
 from nemotron_npu.precision.summary import format_precision
@@ -52,7 +53,7 @@ def test_words_are_compared_with_the_spoken_text(comparison):
 
 def test_nemo_against_nemo_is_equal_to_the_last_bit(tiny, clip):
     """Two instances of NeMo agree in every stage."""
-    candidate, reference = (load_recognizer(tiny, CPU, engine="nemo") for _ in range(2))
+    candidate, reference = (load_recognizer(tiny, CPU, options=ModelOptions("nemo")) for _ in range(2))
     precision = Precision(candidate, reference, chunk_ms=560)
     precision.add_recording("clip", clip)
     assert precision.passed
@@ -76,14 +77,14 @@ def test_a_checkpoint_that_cannot_stream_is_compared_whole(tmp_path, clip):
 
     path = tmp_path / "whole.nemo"
     make_random_checkpoint(path, TINY_SIZE, encoder={"att_context_style": "regular", "att_context_size": [-1, -1]})
-    precision = Precision(load_recognizer(path, CPU), load_recognizer(path, CPU, engine="nemo"))
+    precision = Precision(load_recognizer(path, CPU), load_recognizer(path, CPU, options=ModelOptions("nemo")))
     assert precision.add_recording("clip", clip).passed and list(precision.totals) == ["recording"]
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in offered_dtypes(CPU) if dtype != "float32"])
 def test_a_smaller_dtype_has_its_own_tolerances(demo_nemo, clip, dtype):
     """A smaller dtype passes its own tolerances, and fails those of float32."""
-    precision = Precision(load_recognizer(DEMO, CPU, dtype=dtype), demo_nemo, chunk_ms=1120)
+    precision = Precision(load_recognizer(DEMO, CPU, options=ModelOptions(dtype=dtype)), demo_nemo, chunk_ms=1120)
     precision.add_recording("digits.wav", clip)
     assert precision.passed, precision.failures
     assert precision.totals["recording"].accumulated["encoder output"].percent > 0.05

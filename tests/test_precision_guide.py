@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nemotron_npu.audio import sine
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.precision.guide import compare_signal, format_signal
 from nemotron_npu.recognizer import load_recognizer
 
@@ -29,7 +30,7 @@ def recognizer(tiny):
 
 @pytest.fixture(scope="module")
 def nemo(tiny):
-    return load_recognizer(tiny, "cpu", engine="nemo")
+    return load_recognizer(tiny, "cpu", options=ModelOptions("nemo"))
 
 
 @pytest.mark.parametrize("engine", ["native", "nemo"])
@@ -38,7 +39,10 @@ def test_two_instances_agree_to_the_last_bit(tiny, recognizer, nemo, engine):
 
     NeMo's own ``transcribe`` leaves its modules in training mode.
     """
-    one, other = load_recognizer(tiny, "cpu", engine=engine), {"native": recognizer, "nemo": nemo}[engine]
+    one, other = (
+        load_recognizer(tiny, "cpu", options=ModelOptions(engine)),
+        {"native": recognizer, "nemo": nemo}[engine],
+    )
     fresh = compare_signal(one, other, sine())
     assert fresh.passed and fresh.encoder.max_error == fresh.preprocessor.max_error == 0
     assert fresh.features_shape == [1, 128, 101]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import DEMO
 
+from nemotron_npu.conformer import ConformerLayer
 from nemotron_npu.decoder import Decoder
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.features import FeatureStream
@@ -61,14 +62,12 @@ def test_a_zeroed_mel_frame_fails_the_stream_only(compare_fault, monkeypatch):
     assert (first.stage, first.frame, first.step) == ("log-mel", 38, 19)
 
 
-@pytest.mark.parametrize(
-    "part, stage", [("subsampling_out", "subsampling"), ("layers", "layer 3"), ("decoder", "joint")]
-)
+@pytest.mark.parametrize("part, stage", [("subsampling", "subsampling"), ("layers", "layer 3"), ("decoder", "joint")])
 def test_a_wrong_weight_fails_its_stage_alone(compare_fault, part, stage):
     """A wrong weight fails its own stage first, and no other stage that is measured alone."""
     wrong = load_recognizer(DEMO, "cpu")
-    if part == "subsampling_out":
-        wrong.encoder.subsampling_out.bias.mul_(1.3)
+    if part == "subsampling":
+        wrong.encoder.subsampling.out.bias.mul_(1.3)
     elif part == "layers":
         wrong.encoder.layers[3].norm_out[0].mul_(1.02)
     else:
@@ -86,17 +85,17 @@ def test_a_wrong_prediction_network_fails_its_stage(compare_fault):
     assert compare_fault(candidate=wrong).failures[0].stage == "prediction network"
 
 
-def test_a_nan_fails_its_layer_at_its_frame(compare_fault, monkeypatch):
+def test_a_nan_fails_its_layer_at_its_frame(compare_fault, demo_native, monkeypatch):
     """A NaN after layer 2 fails that layer at the frame of the NaN, and JSON can still be written."""
-    step = Encoder._layer_step
+    forward = ConformerLayer.__call__
 
-    def spoiled(self, index, *args):
-        x = step(self, index, *args)
-        if index == 2 and len(x) > 40:
+    def spoiled(self, *args):
+        x = forward(self, *args)
+        if self is demo_native.encoder.layers[2] and len(x) > 40:
             x[40, 7] = float("nan")
         return x
 
-    monkeypatch.setattr(Encoder, "_layer_step", spoiled)
+    monkeypatch.setattr(ConformerLayer, "__call__", spoiled)
     precision = compare_fault()
     first = precision.failures[0]
     assert (first.stage, first.frame, first.time) == ("layer 2", 40, 3.2)
@@ -158,15 +157,15 @@ def test_a_swapped_token_fails_the_tokens(compare_fault, demo_native, clip, monk
     assert not any(t.exceeds for t in precision.totals["recording"].accumulated.tallies.values())
 
 
-def test_a_candidate_that_differs_from_itself_fails(compare_fault, monkeypatch):
+def test_a_candidate_that_differs_from_itself_fails(compare_fault, demo_native, monkeypatch):
     """Noise of 1e-6 in layer 3 passes every tolerance, and fails because two runs differ."""
-    step, noise = Encoder._layer_step, torch.Generator().manual_seed(1)
+    forward, noise = ConformerLayer.__call__, torch.Generator().manual_seed(1)
 
-    def unsteady(self, index, *args):
-        x = step(self, index, *args)
-        return x + 1e-6 * torch.rand(x.shape, generator=noise) if index == 3 else x
+    def unsteady(self, *args):
+        x = forward(self, *args)
+        return x + 1e-6 * torch.rand(x.shape, generator=noise) if self is demo_native.encoder.layers[3] else x
 
-    monkeypatch.setattr(Encoder, "_layer_step", unsteady)
+    monkeypatch.setattr(ConformerLayer, "__call__", unsteady)
     first = compare_fault().failures[0]
     assert first.stage == "layer 3" and "two runs of the candidate differ" in first.reason
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.precision.lockstep import Probes, Sample, run_lockstep
 from nemotron_npu.precision.probes import NativeProbe, NemoProbe
 from nemotron_npu.precision.tolerances import TOLERANCES
@@ -18,7 +19,7 @@ def native(tiny):
 
 @pytest.fixture(scope="module")
 def nemo(tiny):
-    return load_recognizer(tiny, "cpu", engine="nemo")
+    return load_recognizer(tiny, "cpu", options=ModelOptions("nemo"))
 
 
 def encode(probe, mel, block):
@@ -64,7 +65,7 @@ def test_stages_of_both_engines_have_the_same_layout(native, nemo, chunk_ms, cli
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_another_context_equals_that_of_a_new_encoder(tiny, native, chunk_ms, clip):
     """A loaded encoder gives at another chunk length the bits of one loaded with it, and shares the weights."""
-    loaded, moved = load_recognizer(tiny, "cpu", chunk_ms), native.at_chunk(chunk_ms)
+    loaded, moved = load_recognizer(tiny, "cpu", options=ModelOptions(chunk_ms=chunk_ms)), native.at_chunk(chunk_ms)
     for a, b in zip(loaded.encode(*loaded.preprocess([clip])), moved.encode(*moved.preprocess([clip])), strict=True):
         assert torch.equal(a, b)
     assert moved.encoder.layers is native.encoder.layers

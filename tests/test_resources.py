@@ -21,9 +21,11 @@ import torch
 from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu import nemo_engine
-from nemotron_npu.audio import LiveInput, read_audio
+from nemotron_npu.audio import read_audio
 from nemotron_npu.device import is_out_of_memory
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import ModelError
+from nemotron_npu.live_input import LiveInput
 from nemotron_npu.recognizer import Recognizer
 
 INFERENCE = ROOT / "inference.py"
@@ -38,7 +40,7 @@ def clip() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def loaded() -> Recognizer:
-    return Recognizer(ROOT / "demo" / "demo.nemo", CPU, 560)
+    return Recognizer(ROOT / "demo" / "demo.nemo", CPU, options=ModelOptions(chunk_ms=560))
 
 
 @pytest.fixture
@@ -129,7 +131,7 @@ def test_where_even_a_chunk_is_too_much_each_recording_says_so(demo, clip, short
     results = dict(demo.results([clip, clip, clip], 2))
     assert sorted(results) == [0, 1, 2] and said == []
     for result in results.values():
-        assert isinstance(result, ModelError) and "not enough memory for it alone: NPU out of mem" in str(result)
+        assert isinstance(result, ModelError) and "for this recording alone: NPU out of mem" in str(result)
 
 
 def test_a_stream_that_catches_up_goes_on_in_smaller_steps(demo, clip, short_of_memory):
@@ -164,7 +166,7 @@ def test_the_command_line_says_it_on_stderr_and_results_are_the_same(cli, calls,
 def test_nemos_batches_are_halved(tiny, clip):
     said = []
     nemo = nemo_engine.NemoRecognizer(tiny, CPU, announce=said.append)
-    transcribe, sizes = nemo.transcribe, []
+    transcribe, sizes = nemo._transcribe_batch, []
 
     def limited(waveforms):
         sizes.append(len(waveforms))
@@ -172,7 +174,7 @@ def test_nemos_batches_are_halved(tiny, clip):
             raise RuntimeError("NPU out of memory")
         return transcribe(waveforms)
 
-    nemo.transcribe = limited
+    nemo._transcribe_batch = limited
     waveforms = [clip[:20000], clip[20000:40000], clip[:30000], clip[:9000], clip[5000:25000], clip[7000:27000]]
     results = dict(nemo.results(waveforms, 4))
     assert sizes == [4, 2, 2, 2] and said == ["cpu is out of memory: going on with 2 recordings at a time"]
@@ -200,7 +202,7 @@ def broken(tiny):
     """A tiny model of which a part is broken: ``broken(lambda recognizer: its tensor)``."""
 
     def load(part, value=float("nan")) -> Recognizer:
-        recognizer = Recognizer(tiny, CPU, 560)
+        recognizer = Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=560))
         plant(part(recognizer), value)
         return recognizer
 
@@ -211,12 +213,12 @@ def broken(tiny):
     "part, says",
     [
         (
-            lambda r: r.encoder.subsampling_out.bias,
+            lambda r: r.encoder.subsampling.out.bias,
             "the encoder's output is not finite (NaN or infinity), first that of the sub",
         ),
         (lambda r: r.encoder.layers[0].norm_out[0], "first that of layer 0, at 0.00 s"),
-        (lambda r: r.encoder.layers[1].bias_uv, "first that of layer 1, at 0.00 s"),
-        (lambda r: r.encoder.layers[1].norm_ff2[1], "first that of layer 1, at 0.00 s"),
+        (lambda r: r.encoder.layers[1].attention.bias_uv, "first that of layer 1, at 0.00 s"),
+        (lambda r: r.encoder.layers[1].feed_forward2.norm.bias, "first that of layer 1, at 0.00 s"),
         (lambda r: r.decoder.output[1], "the scores of the tokens are not finite (NaN or infinity), at 0.00 s"),
     ],
 )
@@ -229,19 +231,25 @@ def test_what_is_not_finite_names_the_first_part_and_is_never_an_empty_text(brok
 
 
 def test_neighbours_of_what_is_not_finite_are_recognised_and_the_time_is_told(cli, tmp_path, monkeypatch, clip):
+    from nemotron_npu.conformer import ConformerLayer
     from nemotron_npu.encoder import Encoder
 
     bad = tmp_path / "bad.wav"
     soundfile.write(bad, np.tile(clip, 3), 16000)
-    features, layer_step = 3 * len(clip) // 160, Encoder._layer_step
+    features, encode, forward, running = 3 * len(clip) // 160, Encoder._encode, ConformerLayer.__call__, {}
 
-    def overflowing(self, index, layer, x, mask, count, slots, state, ends):
-        x = layer_step(self, index, layer, x, mask, count, slots, state, ends)
-        if index == 2 and features in ends:
-            x.view(count, slots, -1)[1, ends.index(features), 7] = torch.inf
+    def noting(self, x, state, ends):
+        running.update(layer=self.layers[2], ends=ends)
+        return encode(self, x, state, ends)
+
+    def overflowing(self, *args):
+        x, ends = forward(self, *args), running["ends"]
+        if self is running["layer"] and features in ends:
+            x.view(-1, len(ends), x.shape[1])[1, ends.index(features), 7] = torch.inf
         return x
 
-    monkeypatch.setattr(Encoder, "_layer_step", overflowing)
+    monkeypatch.setattr(Encoder, "_encode", noting)
+    monkeypatch.setattr(ConformerLayer, "__call__", overflowing)
     code, out, err = cli(CLIP, bad, CLIP, "--batch_size", 3, "--device", "cpu", "--quiet")
     assert code == 1 and out.splitlines() == [f"{CLIP}: {CLIP_WORDS}"] * 2
     assert err.startswith(f"inference.py: {bad}: cannot be transcribed: the encoder's output is not finite"), err
@@ -271,7 +279,7 @@ def test_a_live_stream_that_becomes_not_finite_keeps_what_it_heard(cli, monkeypa
         return step(self, *args) * (torch.inf if len(steps) == 4 else 1)
 
     monkeypatch.setattr(Encoder, "_encode", overflowing)
-    monkeypatch.setattr("nemotron_npu.audio.os.read", lambda file, size, read=os.read: read(file, 4000))
+    monkeypatch.setattr("nemotron_npu.live_input.os.read", lambda file, size, read=os.read: read(file, 4000))
     code, out, err = live(cli, monkeypatch, pcm(clip[:60000]), "--chunk_ms", 560)
     assert code == 1 and out == "three one\n"
     assert err.startswith("inference.py: stdin: cannot be transcribed: the scores of the tokens are not finite"), err
@@ -287,7 +295,7 @@ def test_a_stdin_that_breaks_off_is_said_and_what_was_heard_is_kept(cli, monkeyp
             raise OSError(5, "Input/output error")
         return pieces[-1]
 
-    monkeypatch.setattr("nemotron_npu.audio.os.read", failing)
+    monkeypatch.setattr("nemotron_npu.live_input.os.read", failing)
     code, out, err = live(cli, monkeypatch, pcm(clip[:heard]))
     assert (code, err) == (1, "inference.py: stdin: cannot be read: Input/output error\n")
     assert out == ("three one\n" if heard else "")
@@ -296,11 +304,11 @@ def test_a_stdin_that_breaks_off_is_said_and_what_was_heard_is_kept(cli, monkeyp
 @pytest.mark.parametrize("live", [False, True])
 def test_sound_that_comes_faster_than_it_is_said_does_not_fill_the_memory(monkeypatch, live):
     """As from a file; of a speaker nothing may be lost, however late the recogniser is."""
-    monkeypatch.setattr("nemotron_npu.audio.BACKLOG_BYTES", 200_000)
+    monkeypatch.setattr("nemotron_npu.live_input.BACKLOG_BYTES", 200_000)
     reading, writing = os.pipe()
     source = LiveInput(reading)
     if live:
-        source.began = time.monotonic() - 100
+        source.started = time.monotonic() - 100
     sound = threading.Thread(target=lambda: (os.write(writing, bytes(2_000_000)), os.close(writing)))
     sound.start()
     time.sleep(0.4)
@@ -504,10 +512,10 @@ def test_a_run_that_waits_for_sound_can_be_interrupted(demo, clip):
 
 
 def test_an_interrupted_benchmark_leaves_no_process_behind():
-    from nemotron_npu.benchmark.measure import _process
+    from nemotron_npu.benchmark.startup import child_process
 
     code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.stdin.read()"
-    with pytest.raises(KeyboardInterrupt), _process([sys.executable, "-c", code]) as child:
+    with pytest.raises(KeyboardInterrupt), child_process([sys.executable, "-c", code]) as child:
         grandchild = int(child.stdout.readline())
         raise KeyboardInterrupt
     assert child.poll() is not None

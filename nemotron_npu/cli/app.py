@@ -11,6 +11,7 @@ from contextlib import closing, nullcontext
 from functools import cache
 from pathlib import Path
 
+from ..engine import ModelOptions
 from ..errors import InputError, ModelError, SetupError, first_line
 from ..host import program, signals
 from ..host.packages import bundled, can_import, install_command
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace, console) -> int:
     """Do what ``args`` asks for; return the exit code.  Cheap checks come first, imports that take seconds last."""
     from ..boosting import digest
     from ..checkpoint.load import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
+    from ..formats import FORMATS
     from ..precision.tolerances import TOLERANCES
     from .measuring import make_report_folder
     from .results import Results
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace, console) -> int:
     if args.engine == "nemo" and (args.stream or args.audio == ["-"]):
         raise SetupError("live streams need the native engine (--engine native)")
     if _many(args):
-        from ..cluster.workers import check_ray
+        from ..cluster.connection import check_ray
 
         check_ray()
     _check_packages(args)
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace, console) -> int:
     phrases = _phrases(args.boost_words)
     recordings, failed = _recordings(args, console)
     kind = args.output_format[0]
-    if not args.output_dir and kind in ("srt", "vtt", "tsv") and len(recordings) > 1:
+    if not args.output_dir and len(recordings) > 1 and not FORMATS[kind].concatenates:
         raise SetupError(f"--output_format {kind}: stdout takes it of one recording, several need --output_dir")
     if recordings and (args.wer_report or args.chunk_ms == "all") and all(r.reference is None for r in recordings):
         option = "--wer_report" if args.wer_report else "--chunk_ms all"
@@ -133,7 +135,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
 
     live = args.audio == ["-"]
     if live:
-        from ..audio import LiveInput
+        from ..live_input import LiveInput
 
         if sys.stdin is None:
             raise SetupError("-: stdin is closed: pipe sound into it")
@@ -152,31 +154,20 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
     with signals.held():  # libraries in C++ do not survive an exception while they are imported
         import torch
 
-        from ..device import choose_device, device_name, named_device
+        from ..device import choose_device, device_name, traits_of
         from ..dtypes import check_dtype
         from ..recognizer import load_recognizer
 
         device, reason = choose_device(args.device)
-        if args.threads or (args.num_workers and device.type == "cpu"):  # there a worker is a thread
+        if args.threads or (args.num_workers and traits_of(device).is_host):  # there a worker is a thread
             torch.set_num_threads(args.threads or 1)
     signals.check()
     check_dtype(args.dtype, device)
-    console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
-    chunk_ms = settings["chunk_ms"]
-    reference = load_reference(args, path, chunk_ms, console) if args.precision_compare else None
+    console.say(f"device: {device}; {reason}" if reason else f"device: {device}")
+    reference = load_reference(args, path, settings["chunk_ms"], console) if args.precision_compare else None
     console.say(f"loading {path.name} ...")
     began = time.perf_counter()
-    recognizer = load_recognizer(
-        path,
-        device,
-        chunk_ms,
-        args.engine,
-        args.dtype,
-        named_device(args.decoder_device),
-        record=args.graph == "on",
-        block_ms=args.block_ms,
-        announce=console.say,
-    )
+    recognizer = load_recognizer(path, device, options=_model_options(args, settings), announce=console.say)
     _set_search(args, console, recognizer, phrases)
     signals.check()
     if args.chunk_ms == "all":
@@ -214,7 +205,8 @@ def _many(args) -> bool:
 
 def _recognise_by_workers(args, console, path: Path, settings: dict, phrases: list, results) -> int:
     """Have workers recognise what is still to be done; return the exit code as ``_recognise`` does."""
-    from ..cluster.workers import Setup, Workers
+    from ..cluster.driver import Workers
+    from ..cluster.worker import Setup
     from .measuring import evaluate_results
     from .results import progress_of
 
@@ -222,24 +214,25 @@ def _recognise_by_workers(args, console, path: Path, settings: dict, phrases: li
         path.absolute(),
         args.device or "",
         args.threads or 0,
-        settings["chunk_ms"],
-        args.engine,
-        args.dtype,
-        args.decoder_device,
-        args.graph == "on",
-        args.block_ms,
+        _model_options(args, settings),
         args.confidence,
         tuple(phrases),
         args.boost_alpha,
     )
     began = time.perf_counter()
     with Workers(setup, args.num_workers, args.ray_address, console.say) as workers:
-        _tell_unknown(args, console, phrases, workers.facts.unknown)
+        _tell_unknown(args, console, phrases, workers.info.unknown_phrases)
         facts = _facts(path, workers, workers.device_name, settings, time.perf_counter() - began)
         with progress_of(args, console, results) as progress:
             _recognise_files(args, console, workers, None, facts, results, progress)
     evaluate_results(args, console, path, facts, results)
     return OK
+
+
+def _model_options(args, settings: dict) -> ModelOptions:
+    return ModelOptions(
+        args.engine, settings["chunk_ms"], args.dtype, args.decoder_device, args.graph == "on", args.block_ms
+    )
 
 
 def _facts(path: Path, recognizer, device_name: str, settings: dict, seconds: float) -> dict:
@@ -261,15 +254,13 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
     from .measuring import compare
     from .results import timings
 
-    slots = args.batch_size or recognizer.slots
+    slots = args.batch_size or recognizer.batch_slots
     # a block is waited for; NeMo's batches, comparisons and pieces of workers would take too long
     whole = signals.held if recognizer.engine == "native" and not precision and not _many(args) else nullcontext
-    if _many(args):
-        transcripts = recognizer.results(progress.recordings, slots, progress.hear)
-    elif args.num_workers:
-        from ..cluster.workers import in_pieces
+    if args.num_workers and not _many(args):
+        from ..cluster.jobs import results_by_job
 
-        transcripts = in_pieces(recognizer, progress.watched(), progress.recordings, slots, signals.check)
+        transcripts = results_by_job(recognizer, progress.watched(), slots, signals.check)
     else:
         transcripts = recognizer.results(progress.watched(), slots, signals.check)
     with whole(), closing(transcripts):
@@ -417,9 +408,11 @@ def _main(argv: list[str] | None) -> int:
         args = parse_args(argv)
         console = Console(args.quiet, args.debug)
         if args.doctor:
+            from ..doctor.finding import Context
             from ..doctor.run import doctor
 
-            return doctor(args, console, DEMO_MODEL, DEMO_CLIP)
+            context = Context(args.device, args.model_path, args.engine or "native", DEMO_MODEL, DEMO_CLIP)
+            return doctor(context, console.result, as_json=args.output_format == ("json",), debug=args.debug)
         return run(args, console)
     except KeyboardInterrupt as stop:
         console.error(": ".join(["interrupted", *stop.args]))

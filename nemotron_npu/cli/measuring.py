@@ -17,18 +17,19 @@ from .results import Results, show_progress, show_table, shows_text
 
 def evaluate_results(args, console: Console, path: Path, facts: dict, results: Results) -> None:
     """Print the error rates of all that is done and has a reference text; with a report write all figures."""
-    from ..evaluation.wer import evaluate, to_report, to_table, use_color
+    from ..evaluation.report import alignment_report, summary_table, use_color
+    from ..evaluation.wer import evaluate
 
     done = [(results.recordings[place], *results.done[place]) for place in sorted(results.done)]
     scored = [(r.name, r.reference, text, duration) for r, text, duration in done if r.reference is not None]
     if not scored:
         return
     evaluation = evaluate(scored)
-    show_table(args, console, to_table(evaluation))
+    show_table(args, console, summary_table(evaluation))
     if args.wer_report:
         color = use_color(sys.stdout if shows_text(args) else sys.stderr)
         width = shutil.get_terminal_size((100, 24)).columns
-        show_table(args, console, "\n" + to_report(evaluation, width, color))
+        show_table(args, console, "\n" + alignment_report(evaluation, width, color=color))
     if args.report:
         write_report(args, path, "evaluation.json", {**facts, "evaluation": evaluation.as_dict()})
 
@@ -36,7 +37,8 @@ def evaluate_results(args, console: Console, path: Path, facts: dict, results: R
 def compare_chunks(args, console: Console, recognizer, results: Results) -> None:
     """Transcribe at each chunk size that the model offers and print the errors of each; interrupted, those so far."""
     from ..checkpoint.load import attention_contexts
-    from ..evaluation.wer import evaluate, to_chunk_table
+    from ..evaluation.report import chunk_table
+    from ..evaluation.wer import evaluate
     from ..formats import dump
 
     places = [place for place in results.todo if results.recordings[place].reference is not None]
@@ -61,13 +63,13 @@ def compare_chunks(args, console: Console, recognizer, results: Results) -> None
                 console.result(dump({"chunk_ms": chunk_ms, "seconds": seconds, **overall}))
     finally:
         if rows:
-            show_table(args, console, to_chunk_table(rows))
+            show_table(args, console, chunk_table(rows))
 
 
 def _scored(args, console: Console, recognizer, results: Results, places: list[int]) -> tuple[list, float]:
     """What ``evaluation.evaluate`` takes of the recordings at ``places``, and the seconds that they took."""
     scored, recordings = [], [results.recordings[place] for place in places]
-    slots = args.batch_size or recognizer.slots
+    slots = args.batch_size or recognizer.batch_slots
     whole = signals.held if recognizer.engine == "native" else nullcontext  # NeMo's batches take too long
     with show_progress(args, console, recordings) as progress, whole():
         for index, transcript in recognizer.results(progress.watched(), slots, signals.check):
@@ -85,10 +87,11 @@ def load_reference(args, path: Path, chunk_ms, console: Console):
     import torch
 
     from ..device import trim_memory
+    from ..engine import ModelOptions
     from ..recognizer import load_recognizer
 
     console.say("loading the CPU reference: NeMo ...")
-    reference = load_recognizer(path, torch.device("cpu"), chunk_ms, "nemo")
+    reference = load_recognizer(path, torch.device("cpu"), options=ModelOptions("nemo", chunk_ms))
     trim_memory()
     return reference
 
@@ -151,23 +154,30 @@ def run_benchmark(args, console: Console, path: Path, device, facts: dict, recor
     """Measure with the sound of ``recordings``, print the table, and write figures and plot where there is a report."""
     import numpy as np
 
-    from ..benchmark.measure import as_dict, benchmark, plot, to_table
+    from ..benchmark.plot import plot_steps
+    from ..benchmark.run import BenchmarkOptions, benchmark
+    from ..benchmark.table import benchmark_table
     from ..device import named_device
     from ..dtypes import left_out, offered_dtypes
+    from ..engine import ModelOptions
 
     speech = np.concatenate([read_audio(recording) for recording in recordings])
     candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
-    decoder_device = named_device(args.decoder_device)
-    options = {"record": args.graph == "on", "slots": args.batch_size, "block_ms": args.block_ms, "say": console.say}
-    result = benchmark(path, device, candidates, speech, args.chunk_ms, decoder_device, **options)
+    model = ModelOptions(
+        chunk_ms=args.chunk_ms,
+        decoder_device=named_device(args.decoder_device),
+        graph=args.graph == "on",
+        block_ms=args.block_ms,
+    )
+    options = BenchmarkOptions(tuple(candidates), model, args.batch_size)
+    result = benchmark(path, device, speech, options, console.say)
     if None in args.benchmark.values():  # all dtypes are asked for
         result.left_out = left_out(device)
-    table = to_table(result, path.name)
-    show_table(args, console, table)
+    show_table(args, console, benchmark_table(result, path.name))
     if args.report:
         if result.candidates[0].steps:  # whole recordings have none
-            plot(result, path.name, Path(args.report) / "benchmark.png")
-        write_report(args, path, "benchmark.json", {**facts, "benchmark": as_dict(result)})
+            plot_steps(result, path.name, Path(args.report) / "benchmark.png")
+        write_report(args, path, "benchmark.json", {**facts, "benchmark": result.as_dict()})
 
 
 def make_report_folder(name: str | None) -> None:

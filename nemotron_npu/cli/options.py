@@ -6,7 +6,9 @@ import argparse
 import os
 
 from .. import __version__
+from ..device import DEVICE, DEVICE_NAMES
 from ..dtypes import ON_CPU, ON_DEVICES
+from ..formats import COLLECTED, FILES, FORMATS
 from ..host import program
 
 DESCRIPTION = (
@@ -80,7 +82,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--output_format",
         type=_formats,
         metavar="F[,F]",
-        help="txt, json, srt, vtt, tsv, ctm: a file a recording; jsonl, manifest (a NeMo manifest with pred_text): "
+        help=f"{', '.join(FILES)}: a file a recording; {', '.join(COLLECTED)} (a NeMo manifest with pred_text): "
         "a line a recording; all (default: txt, with --output_dir all; to stdout one of them)",
     ).completer = lambda **_: [*_formats("all"), "all"]
     output.add_argument(
@@ -264,7 +266,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         for other in ("stream", "precision_compare", "benchmark", "output_dir", "wer_report"):
             if getattr(options, other):
                 parser.error(f"--chunk_ms all makes a table of its own: leave --{other} out")
-        if options.output_format[0] not in ("txt", "json", "jsonl"):
+        if not FORMATS[options.output_format[0]].tables:
             parser.error("--chunk_ms all makes a table, or in json a line for each chunk size, and nothing else")
     if options.boost_alpha != 1 and not options.boost_words:
         parser.error("--boost_alpha weighs --boost_words: name their file")
@@ -314,14 +316,11 @@ def _candidates(options: argparse.Namespace) -> dict:
 
 
 def _formats(text: str) -> tuple[str, ...]:
-    from ..formats import COLLECTED, FORMATS
-
-    known = (*FORMATS, *COLLECTED)
     names = ["txt" if name.strip() == "text" else name.strip() for name in text.split(",")]
     for name in names:
-        if name not in (*known, "all"):
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)} and all")
-    return tuple(name for name in known if name in names or "all" in names)
+        if name not in (*FORMATS, "all"):
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FORMATS)} and all")
+    return tuple(name for name in FORMATS if name in names or "all" in names)
 
 
 def _positive(text: str) -> int:
@@ -370,8 +369,6 @@ def _sample_rate(text: str) -> int:
 
 
 def _device(text: str) -> str:
-    from ..device import DEVICE
-
     if not DEVICE.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device: use npu:N, cuda:N or cpu")
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: use {DEVICE_NAMES}")
     return text

@@ -13,17 +13,17 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, count, islice
 from pathlib import Path
 
 from ..errors import InputError, SetupError
-from ..formats import FORMATS, dump, encode, render, to_manifest, to_text
+from ..formats import FORMATS, Result, encode, to_text
 from ..host.files import PART, replace_file
 from ..sources import Recording
 from ..transcript import Transcript
 
-RECORD, MANIFEST = "results.jsonl", "manifest.jsonl"
+RECORD = "results.jsonl"
 SETTINGS = ("model", "chunk_ms", "dtype", "confidence", "boost_words")  # what the results of a folder have in common
 OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  # other failures would meet all results
 
@@ -35,7 +35,7 @@ class OutputFolder:
     Parameters
     ----------
     path : the folder, made if it is not there.
-    kinds : formats, of ``writers.FORMATS`` and ``writers.COLLECTED``.
+    kinds : names of ``formats.FORMATS``.
     settings : the ``SETTINGS`` of this run.
     resume : keep what an earlier run has finished; else the run begins anew and that record becomes ``results.jsonl~``.
 
@@ -43,14 +43,20 @@ class OutputFolder:
     """
 
     def __init__(self, path: str, kinds: list[str], settings: dict, resume: bool = False):
-        self.path, self.kinds, self.resume = Path(path), kinds, resume
+        self.path, self.resume = Path(path), resume
+        self.kinds = [kind for kind in kinds if not FORMATS[kind].collected_in]
+        """Formats with a file per recording."""
+        self.collected = [kind for kind in kinds if FORMATS[kind].collected_in not in (None, RECORD)]
+        """Formats with one file, beside the record."""
+        self.files: dict[str, int] = {}
+        """Descriptors of these files."""
         self.settings = _comparable(settings)
         self.recordings: list[Recording] = []
         self.done: dict[int, tuple[str, float]] = {}
         """Text and duration (s) of each recording that is done, by its place among all."""
         self.began_anew = False
         """Whether there was a record of another run, now ``results.jsonl~``."""
-        self.record = self.manifest = None
+        self.record = None
         self.lines: dict[int, tuple[int, int]] = {}  # where in the record each of these is, and its size
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -90,7 +96,7 @@ class OutputFolder:
                 continue
             entry = waiting[recording.key].pop(0)
             recording.output = entry.output
-            if all(os.path.exists(self._file(recording, kind)) for kind in FORMATS if kind in self.kinds):
+            if all(os.path.exists(self._file(recording, kind)) for kind in self.kinds):
                 self.done[place] = entry.text, entry.duration
                 found[place] = entry
             else:
@@ -108,9 +114,9 @@ class OutputFolder:
         at = dict(zip(kept, accumulate((entry.size for entry in kept), initial=0), strict=False))
         self.lines = {place: (at[entry], entry.size) for place, entry in found.items()}
         self.record = _append_to(self.path / RECORD)
-        if "manifest" in self.kinds:
-            self._write_manifest()
-            self.manifest = _append_to(self.path / MANIFEST)
+        for kind in self.collected:
+            self._write_collected(kind)
+            self.files[kind] = _append_to(self._collected_path(kind))
         return [place for place in range(len(recordings)) if place not in self.done]
 
     def write(self, place: int, transcript: Transcript, document: dict) -> None:
@@ -119,21 +125,23 @@ class OutputFolder:
         Raises InputError for names that the file system does not take, SetupError when it takes nothing (full ...).
         """
         recording = self.recordings[place]
-        at, before = self.path, None
+        result = Result(recording, transcript, document)
+        at = self.path
+        appended: dict[str, int] = {}
         try:
-            for kind in FORMATS:
-                if kind in self.kinds:
-                    at = self._file(recording, kind)
-                    self._replace(at, render(kind, transcript, document, recording.output))
+            for kind in self.kinds:
+                at = self._file(recording, kind)
+                self._replace(at, FORMATS[kind].render(result))
             at = self.path
             self.done[place] = to_text(transcript), transcript.duration
-            if self.manifest is not None:
-                before, _ = _append(self.manifest, self._manifest_line(place))
-            self.lines[place] = _append(self.record, dump({**document, "output": recording.output}) + "\n")
+            for kind, file in self.files.items():
+                appended[kind], _ = _append(file, FORMATS[kind].render(result))
+            result = replace(result, document={**document, "output": recording.output})
+            self.lines[place] = _append(self.record, FORMATS["jsonl"].render(result))
         except OSError as error:
             self.done.pop(place, None)
-            if before is not None:
-                os.ftruncate(self.manifest, before)
+            for kind, before in appended.items():
+                os.ftruncate(self.files[kind], before)
             kind = InputError if error.errno in OF_ONE_NAME else SetupError
             raise kind(f"{at}: cannot be written: {error.strerror}") from error
 
@@ -141,15 +149,15 @@ class OutputFolder:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        for file in (self.record, self.manifest):
+        for file in (self.record, *self.files.values()):
             if file is not None:
                 os.close(file)
         name = RECORD
         try:
             self._sort_record()
-            name = MANIFEST
-            if self.manifest is not None:
-                self._write_manifest()
+            for collected in self.files:
+                name = FORMATS[collected].collected_in
+                self._write_collected(collected)
         except OSError as error:
             if kind is None:  # else there is worse to say
                 raise SetupError(f"{self.path / name}: cannot be written: {error.strerror}") from error
@@ -175,13 +183,18 @@ class OutputFolder:
             end = at + size
         self._keep(others + lines)
 
-    def _write_manifest(self) -> None:
-        """What is done, in the order of the input; lines that are added later come in the order in which they are."""
-        self._replace(self.path / MANIFEST, "".join(self._manifest_line(place) for place in sorted(self.done)))
+    def _collected_path(self, kind: str) -> Path:
+        return self.path / FORMATS[kind].collected_in
 
-    def _manifest_line(self, place: int) -> str:
-        recording = self.recordings[place]
-        return to_manifest(recording.path, recording.fields, *self.done[place]) + "\n"
+    def _write_collected(self, kind: str) -> None:
+        """What is done, in the order of the input; lines that are added later come in the order in which they are."""
+        lines = (self._collected_line(kind, place) for place in sorted(self.done))
+        self._replace(self._collected_path(kind), "".join(lines))
+
+    def _collected_line(self, kind: str, place: int) -> str:
+        """Of what an earlier run has done, only text and duration are known."""
+        text, duration = self.done[place]
+        return FORMATS[kind].render(Result(self.recordings[place], Transcript(text, (), duration), {}))
 
     # ------------------------------------------------------------------ what an earlier run has done
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 from ..audio import SINE
 from ..errors import InputError, ModelError
-from ..formats import dump, render, to_document, to_manifest, to_text
+from ..formats import FORMATS, Result, to_document, to_text
 from .console import Console
 from .progress import Progress
 
@@ -95,12 +95,8 @@ class Results:
     def _print(self, recording, transcript, document: dict) -> None:
         (kind,) = self.args.output_format
         text = to_text(transcript)
-        if kind in ("json", "jsonl"):
-            self.console.result(dump(document))
-        elif kind == "manifest":
-            self.console.result(to_manifest(recording.path, recording.fields, text, transcript.duration))
-        elif kind != "txt":
-            self.console.result(render(kind, transcript, document, recording.output), end="")
+        if kind != "txt":
+            self.console.result(FORMATS[kind].render(Result(recording, transcript, document)), end="")
         elif self.args.model_path and not self.args.audio:  # as the write-up prints it
             self.console.result(
                 f"Parameters: {document['parameters']:,}\n"

@@ -149,10 +149,7 @@ class NativeProbe:
 
     def caches(self, state: Any) -> Caches:
         """See ``Probe``."""
-        encoder = self.encoder
-        attention = _kept(state.attention).view(self.layers, encoder.keep, encoder.heads, 3, encoder.head_width)
-        keys, values = (attention[:, :, :, part].flatten(2) for part in (1, 2))
-        return list(zip(keys, values, _kept(state.convolution), strict=True))
+        return self.encoder.caches(state)
 
     @torch.inference_mode()
     def predict(self, ids: list[int]) -> torch.Tensor:
@@ -161,7 +158,7 @@ class NativeProbe:
         state = decoder.new_state(1)
         outputs = [state.hidden[-1]]
         for token in ids:
-            decoder._advance(state, torch.tensor([token], device=decoder.device))
+            decoder.advance(state, torch.tensor([token], device=decoder.device))
             outputs.append(state.hidden[-1])
         return torch.cat(outputs).float().cpu()
 
@@ -373,11 +370,6 @@ def _observe_rows(observe: Observer, index: int, x: torch.Tensor, count: int) ->
     rows = x[:count]
     given = observe(index, rows)
     return x if given is rows else F.pad(given, (0, 0, 0, len(x) - count))
-
-
-def _kept(history: Any) -> torch.Tensor:
-    """The kept rows of every layer, [layers, rows, width], of the only slot."""
-    return history.kept[:, :, 0].float().cpu()
 
 
 def _split(index: np.ndarray) -> tuple[torch.Tensor, ...]:

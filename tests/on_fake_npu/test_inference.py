@@ -2,6 +2,7 @@
 
 import gc
 import json
+from dataclasses import replace
 
 import fake_npu
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 from support import CLIP
 
-from nemotron_npu import dtypes
 from nemotron_npu.audio import read_audio, sine
-from nemotron_npu.benchmark import measure
+from nemotron_npu.benchmark import effort, run, startup
+from nemotron_npu.benchmark.results import Start
 from nemotron_npu.boosting import Phrase
-from nemotron_npu.device import choose_device
+from nemotron_npu.device import TRAITS, choose_device
 from nemotron_npu.encoder import Encoder
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.precision.guide import compare_signal
 from nemotron_npu.recognizer import load_recognizer
@@ -26,7 +28,7 @@ NPU, CPU = torch.device("npu:0"), torch.device("cpu")
 
 def load(path, device, engine="native", chunk_ms=None):
     device, _ = choose_device(str(device))
-    return load_recognizer(path, device, chunk_ms, engine)
+    return load_recognizer(path, device, options=ModelOptions(engine, chunk_ms))
 
 
 @pytest.fixture(scope="module")
@@ -228,13 +230,15 @@ def test_an_operator_that_the_device_lacks_is_one_line_for_each_file(cli, tiny, 
     assert "not implemented" in first and "not implemented" in second
 
 
-def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli, tiny, tmp_path, monkeypatch):
+def test_benchmark_synchronizes_around_every_run(cli, tiny, tmp_path, monkeypatch):
+    """All dtypes of the device are measured, and each timing waits for the device."""
     small = {"STARTS": 1, "ROUNDS": 3, "ROUND_SECONDS": 0, "OFFLINE_SECONDS": (2,), "BATCH_SECONDS": 2}
     for name, value in small.items():
-        monkeypatch.setattr(measure, name, value)
-    python, script = measure.command()
-    monkeypatch.setattr(measure, "command", lambda: [python, fake_npu.__file__, script])
-    monkeypatch.setattr(dtypes, "ON_DEVICES", ("float32", "float16"))  # a process is started for each
+        monkeypatch.setattr(effort, name, value)
+    python, script = startup.command()
+    monkeypatch.setattr(startup, "command", lambda: [python, fake_npu.__file__, script])
+    npu = replace(TRAITS["npu"], dtypes=("float32", "float16"))
+    monkeypatch.setitem(TRAITS, "npu", npu)  # a process is started for each
     gc.collect()  # what earlier tests have left on the device is not to be freed meanwhile
     fake_npu.CALLS.clear()
     options = ["--device", "npu:0", "--engine", "native", "--chunk_ms", 560, "--benchmark", "--report", tmp_path]
@@ -250,12 +254,17 @@ def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli
     assert sum(call.startswith("synchronize") for call in fake_npu.CALLS) >= 2 * runs
 
 
-def test_the_benchmark_measures_with_the_options_of_the_native_engine_beside_nemo(cli, tiny, tmp_path, monkeypatch):
+def test_benchmark_gives_nemo_no_native_options(cli, tiny, tmp_path, monkeypatch):
+    """--decoder_device and --graph apply to the native engine only, --chunk_ms to both."""
     for name, value in dict(ROUNDS=2, ROUND_SECONDS=0, OFFLINE_SECONDS=(2,), BATCH_SECONDS=2).items():
-        monkeypatch.setattr(measure, name, value)
-    start = dict.fromkeys(("total_s", "import_s", "load_s", "first_s", "peak_bytes"), 1)
+        monkeypatch.setattr(effort, name, value)
     asked = {}
-    monkeypatch.setattr(measure, "start_times", lambda *args: asked.update({args[2].engine: args[4]}) or start)
+
+    def measure_start(name, waveform, options):
+        asked[name] = list(map(str, options))
+        return Start(1, 1, 1, 1, 1, 1)
+
+    monkeypatch.setattr(run, "measure_start", measure_start)
     options = [
         "--device",
         "npu:0",
@@ -271,13 +280,14 @@ def test_the_benchmark_measures_with_the_options_of_the_native_engine_beside_nem
     code, out, err = cli("--model_path", tiny, CLIP, "--benchmark", *options)
     assert code == 0, err
     assert "encoder step of 560 ms" in out and "step of 1120 ms" not in out
-    assert list(map(str, asked["native"])) == ["--chunk_ms", "560", "--decoder_device", "npu:0", "--graph", "on"]
-    assert asked["nemo"] == ["--chunk_ms", 560]
+    shared = ["--dtype", "float32", "--threads", str(torch.get_num_threads()), "--chunk_ms", "560"]
+    assert asked["native float32"][-10:] == [*shared, "--decoder_device", "npu:0", "--graph", "on"]
+    assert asked["nemo float32"][-6:] == shared
 
 
 def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
     monkeypatch.setattr(fake_npu, "DEVICE_COUNT", 0)
-    with pytest.raises(SetupError, match="finds no NPU: look at npu-smi info"):
+    with pytest.raises(SetupError, match=r"finds no NPU \(look at npu-smi info"):
         choose_device("npu:0")
     device, reason = choose_device(None)
     assert device.type == "cpu" and "finds no NPU" in reason
@@ -285,7 +295,7 @@ def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_the_search_on_the_device_gives_the_same_tokens(tiny, native, slots):
-    on_npu = load_recognizer(tiny, NPU, decoder_device=NPU)
+    on_npu = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU))
     waveforms = [read_audio(str(CLIP)), sine(), read_audio(str(CLIP))[:30000]]
     expected = [[(t.id, t.frame) for t in transcript.tokens] for transcript in native[1].transcribe(waveforms)]
     ours = [[(t.id, t.frame) for t in transcript.tokens] for transcript in on_npu.transcribe(waveforms, slots)]
@@ -294,8 +304,8 @@ def test_the_search_on_the_device_gives_the_same_tokens(tiny, native, slots):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype):
-    recognizer = load_recognizer(tiny, NPU, dtype=dtype)
-    assert {layer.ff1_in.weight.dtype for layer in recognizer.encoder.layers} == {getattr(torch, dtype)}
+    recognizer = load_recognizer(tiny, NPU, options=ModelOptions(dtype=dtype))
+    assert {layer.feed_forward1.linear1.weight.dtype for layer in recognizer.encoder.layers} == {getattr(torch, dtype)}
     encoded, _ = recognizer.encode(*recognizer.preprocess([sine()]))
     expected, _ = native[1].encode(*native[1].preprocess([sine()]))
     assert encoded.dtype == torch.float32
@@ -305,7 +315,7 @@ def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype)
 
 @pytest.mark.parametrize("method", ["max_prob", "tsallis", "gibbs", "renyi"])
 def test_the_search_on_the_device_boosts_and_measures_as_on_the_cpu(tiny, native, waveforms, method):
-    on_npu, on_cpu = load_recognizer(tiny, NPU, decoder_device=NPU), native[1]
+    on_npu, on_cpu = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU)), native[1]
     words = [word.text for word in on_cpu.transcribe(waveforms[:1])[0].words]
     phrases = [Phrase(f"{a} {b}", 2.0) for a, b in zip(words[3:], words, strict=False)]
     for recognizer in (on_npu, on_cpu):

@@ -7,6 +7,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 from test_inference import NPU, tokens
 
 from nemotron_npu.audio import read_audio
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import ModelError
 from nemotron_npu.recognizer import Recognizer, load_recognizer
 
@@ -47,7 +48,7 @@ def test_a_device_that_is_full_is_given_less_and_the_tokens_are_the_same(memory,
     results = dict(recognizer.results(waveforms, 3))
     assert sorted(results) == [0, 1, 2] and len(said) == 2
     for error in results.values():
-        assert isinstance(error, ModelError) and "npu:0 has not enough memory for it alone: NPU out of me" in str(error)
+        assert isinstance(error, ModelError) and "npu:0: not enough memory for this recording" in str(error)
 
 
 def test_the_command_line_goes_on_with_less(cli, memory, tmp_path):
@@ -68,10 +69,10 @@ def test_weights_for_which_there_is_no_room_are_one_line(cli, memory):
 
 
 def test_float16_that_overflows_names_the_layer_and_what_does_not(tiny, waveforms):
-    recognizer = load_recognizer(tiny, NPU, dtype="float16")
+    recognizer = load_recognizer(tiny, NPU, options=ModelOptions(dtype="float16"))
     with torch.inference_mode():
-        recognizer.encoder.layers[1].ff2_out.weight.mul_(6e4)
-        recognizer.encoder.layers[1].norm_ff2[0].mul_(6e4)
+        recognizer.encoder.layers[1].feed_forward2.linear2.weight.mul_(6e4)
+        recognizer.encoder.layers[1].feed_forward2.norm.weight.mul_(6e4)
     fake_npu.COPIES.clear()
     error = dict(recognizer.results(waveforms[:1]))[0]
     assert isinstance(error, ModelError), error
@@ -84,7 +85,7 @@ def test_float16_that_overflows_names_the_layer_and_what_does_not(tiny, waveform
 
 
 def test_a_search_on_the_device_sees_it_without_another_look(tiny, waveforms):
-    recognizer = load_recognizer(tiny, NPU, decoder_device=NPU)
+    recognizer = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU))
     looks = []
     for bad in (False, True):
         if bad:
