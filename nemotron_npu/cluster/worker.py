@@ -178,11 +178,11 @@ class Keeper:
 
 
 def _load_shared(setup: Setup) -> tuple[str, WorkerInfo] | None:
-    from . import packed, sharing  # import torch, which the driver does not need
-
     engine, info = setup.load()
     if engine.engine != "native":
         return None
+    from . import packed, sharing  # import torch, which the driver does not need
+
     try:
         memory = sharing.share(engine)
     except packed.CannotShare:
