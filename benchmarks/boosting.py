@@ -20,7 +20,8 @@ import torch  # noqa: E402
 import train  # noqa: E402
 
 from nemotron_npu.boosting import Phrase  # noqa: E402
-from nemotron_npu.evaluation.wer import evaluate, percent  # noqa: E402
+from nemotron_npu.evaluation.report import percent  # noqa: E402
+from nemotron_npu.evaluation.wer import evaluate  # noqa: E402
 from nemotron_npu.host.table import format_table  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nemotron_npu import audio  # before torch: it says how long threads spin
 from nemotron_npu.cli.output_folder import OutputFolder
-from nemotron_npu.formats import COLLECTED, FORMATS, to_document
+from nemotron_npu.formats import FORMATS, to_document
 from nemotron_npu.host.table import format_table
 from nemotron_npu.recognizer import Recognizer
 from nemotron_npu.sources import Recording, find_recordings
@@ -55,7 +55,7 @@ def every_format(recognizer, recordings: list[Recording], slots: int, path: Path
     settings = {"model": str(path), "chunk_ms": recognizer.chunk_ms, "dtype": recognizer.dtype}
     with (
         tempfile.TemporaryDirectory() as target,
-        OutputFolder(target, [*FORMATS, *COLLECTED], settings) as folder,
+        OutputFolder(target, [*FORMATS], settings) as folder,
     ):
         folder.begin(recordings)
         for place, transcript in recognizer.results(recordings, slots):

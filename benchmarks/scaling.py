@@ -36,7 +36,7 @@ import soundfile
 from nemotron_npu.audio import read_audio
 from nemotron_npu.cli.output_folder import OutputFolder
 from nemotron_npu.cluster.workers import Facts, Setup, Workers
-from nemotron_npu.formats import COLLECTED, FORMATS, to_document
+from nemotron_npu.formats import FORMATS, to_document
 from nemotron_npu.host.table import format_table
 from nemotron_npu.sources import find_recordings
 from nemotron_npu.transcript import Token, Transcript, Word
@@ -224,7 +224,7 @@ def limits(args) -> None:
             for _ in workers.results(recordings, 16):
                 pass
             rows.append(("work handed out", f"{len(recordings) / (time.perf_counter() - began):8.0f} files/s"))
-        for name, kinds in {"json": ["json"], "every format": [*FORMATS, *COLLECTED]}.items():
+        for name, kinds in {"json": ["json"], "every format": [*FORMATS]}.items():
             for seconds in (8, 600):
                 count = args.files * 8 // seconds // 20 * 20 or 20
                 recordings = [replace(r, output=f"{n // 1000}/{n}") for n, r in enumerate(some * (count // 20))]

@@ -1,140 +1,215 @@
-"""Results -> text: one pure function per format, in the layouts of openai-whisper where it has them."""
+"""Transcripts -> text: one pure function per output format, in openai-whisper's layouts where whisper has the format.
+
+To add a format, write its function and add one entry to ``FORMATS``.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .transcript import Segment, Token, Transcript
 
-LINE_CHARACTERS = 42  # of a subtitle, at most
-FORMATS = ("txt", "json", "srt", "vtt", "tsv", "ctm")
-"""One file for each recording."""
-COLLECTED = ("jsonl", "manifest")
-"""One file for all recordings, with a line for each."""
+if TYPE_CHECKING:  # it loads libsndfile, which the options need not wait for
+    from .sources import Recording
+
+LINE_CHARACTERS = 42  # longest line of a subtitle
 
 
-def render(kind: str, transcript: Transcript, document: dict, name: str) -> str:
-    """The file of one of ``FORMATS``; ``document`` is the result in JSON, ``name`` the recording in a ctm."""
-    if kind == "json":
-        return dump(document) + "\n"
-    if kind == "ctm":
-        return to_ctm(transcript, name)
-    return {"txt": to_lines, "srt": to_srt, "vtt": to_vtt, "tsv": to_tsv}[kind](transcript)
+@dataclass(frozen=True)
+class Result:
+    """What a format can make use of."""
+
+    recording: Recording
+    transcript: Transcript
+    document: dict
+    """The JSON document, see ``to_document``."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One value of ``--output_format``; its name is the extension of its files."""
+
+    render: Callable[[Result], str]
+    """Return the content of a recording's file, or its line; both end with a line break."""
+    collected_in: str | None = None
+    """The one file of an output folder that takes a line for each recording; None for a file per recording.
+
+    For recordings that an earlier run has finished, ``render`` gets text and duration, but no words and no document.
+    """
+    concatenates: bool = True
+    """Whether several recordings can follow each other on stdout."""
+    tables: str | None = None
+    """How tables of figures fit in on stdout: as ``text``, as ``json`` lines, or not at all."""
 
 
 def to_text(transcript: Transcript) -> str:
-    """The words on one line."""
+    """Return the words on one line, without a line break."""
     return " ".join(transcript.text.split())
 
 
 def to_lines(transcript: Transcript) -> str:
-    """txt: a segment a line."""
+    """Return txt: one segment per line."""
     return "".join(f"{segment.text}\n" for segment in transcript.segments)
 
 
 def to_srt(transcript: Transcript) -> str:
-    """SubRip: numbered cues, their lines broken at 42 characters."""
-    return "".join(
-        f"{number}\n{_time(segment.start, ',')} --> {_time(segment.end, ',')}\n{_lines(segment)}\n\n"
-        for number, segment in enumerate(transcript.segments, 1)
-    )
+    """Return SubRip: numbered cues, their lines broken at 42 characters."""
+    cues = []
+    for number, segment in enumerate(transcript.segments, 1):
+        start = _clock(segment.start, ",")
+        end = _clock(segment.end, ",")
+        cues.append(f"{number}\n{start} --> {end}\n{_cue_text(segment)}\n\n")
+    return "".join(cues)
 
 
 def to_vtt(transcript: Transcript) -> str:
-    """WebVTT; ``&`` and ``<``, which begin its markup, are escaped (W3C WebVTT, 4.2.2; whisper does not)."""
-    cues = "".join(
-        f"{_time(segment.start, '.', False)} --> {_time(segment.end, '.', False)}\n"
-        f"{_lines(segment).replace('&', '&amp;').replace('<', '&lt;')}\n\n"
-        for segment in transcript.segments
-    )
-    return "WEBVTT\n\n" + cues
+    """Return WebVTT; ``&`` and ``<`` start its markup and are escaped (W3C WebVTT, 4.2.2; whisper does not)."""
+    cues = []
+    for segment in transcript.segments:
+        start = _short_clock(segment.start)
+        end = _short_clock(segment.end)
+        text = _cue_text(segment).replace("&", "&amp;").replace("<", "&lt;")
+        cues.append(f"{start} --> {end}\n{text}\n\n")
+    return "WEBVTT\n\n" + "".join(cues)
 
 
 def to_tsv(transcript: Transcript) -> str:
-    """start, end (ms) and text of each segment, under a heading."""
-    rows = (f"{round(1000 * s.start)}\t{round(1000 * s.end)}\t{s.text}\n" for s in transcript.segments)
-    return "start\tend\ttext\n" + "".join(rows)
+    """Return start (ms), end (ms) and text of each segment, under a heading."""
+    rows = ["start\tend\ttext\n"]
+    for segment in transcript.segments:
+        rows.append(f"{_milliseconds(segment.start)}\t{_milliseconds(segment.end)}\t{segment.text}\n")
+    return "".join(rows)
 
 
 def to_ctm(transcript: Transcript, name: str) -> str:
-    """NIST's conversation time marks (sclite): recording, channel, start and duration in s, word, its confidence.
+    """Return NIST's conversation time marks (sclite): recording, channel, start (s), duration (s), word, confidence.
 
-    ``name`` is one column: white space in it becomes ``_``.  A confidence that is not known is left out.
+    ``name`` is one column: white space in it becomes ``_``.  An unknown confidence is left out.
     """
     name = "_".join(name.split())
     lines = []
     for word in transcript.words:
-        confidence = "" if word.confidence is None else f" {word.confidence:.4f}"
-        lines.append(f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.text}{confidence}\n")
+        line = f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.text}"
+        if word.confidence is not None:
+            line += f" {word.confidence:.4f}"
+        lines.append(f"{line}\n")
     return "".join(lines)
 
 
-def to_document(transcript: Transcript, **facts) -> dict:
-    """The result as JSON has it: ``facts`` (audio, model, device, ...) around the transcript's own fields.
+def to_document(transcript: Transcript, **fields) -> dict:
+    """Return the JSON document: ``fields`` (audio, model, device, ...), then those of the transcript.
 
-    ``text``, ``duration``, ``segments`` with their ``words``, ``tokens``.  As in whisper's, segment texts and words
-    begin with the space in front of them: joined, the words give their segment and the segments the text.
+    These are ``text``, ``duration``, ``segments`` with their ``words``, ``tokens``.  As in whisper's, segment texts and
+    words begin with a space: joined, the words give their segment and the segments the text.
     """
-    segments = [
-        {
-            "id": number,
-            "start": segment.start,
-            "end": segment.end,
-            "text": f" {segment.text}",
-            "confidence": segment.confidence,
-            "words": [
-                {"word": f" {word.text}", "start": word.start, "end": word.end, "confidence": word.confidence}
-                for word in segment.words
-            ],
-        }
-        for number, segment in enumerate(transcript.segments)
-    ]
+    segments = [_segment_document(number, segment) for number, segment in enumerate(transcript.segments)]
+    tokens = [{name: getattr(token, name) for name in Token.__slots__} for token in transcript.tokens]
     return {
-        **facts,
+        **fields,
         "text": to_text(transcript),
         "duration": transcript.duration,
         "segments": segments,
-        "tokens": [{name: getattr(token, name) for name in Token.__slots__} for token in transcript.tokens],
+        "tokens": tokens,
     }
 
 
+def to_json(document: dict) -> str:
+    """Return the document on one line."""
+    return dump(document) + "\n"
+
+
 def to_manifest(path: str, fields: dict | None, text: str, duration: float) -> str:
-    """A line of a NeMo manifest: the input's own fields as they came, then ``pred_text``, as NeMo writes it."""
-    return json.dumps({**(fields or {"audio_filepath": path, "duration": duration}), "pred_text": text})
+    """Return a line of a NeMo manifest: the input's own fields unchanged, then ``pred_text``, as NeMo writes it."""
+    own = fields or {"audio_filepath": path, "duration": duration}
+    return json.dumps({**own, "pred_text": text}) + "\n"
+
+
+def _manifest_line(result: Result) -> str:
+    recording = result.recording
+    return to_manifest(recording.path, recording.fields, to_text(result.transcript), result.transcript.duration)
+
+
+FORMATS: dict[str, Format] = {
+    "txt": Format(lambda result: to_lines(result.transcript), tables="text"),
+    "json": Format(lambda result: to_json(result.document), tables="json"),
+    "srt": Format(lambda result: to_srt(result.transcript), concatenates=False),
+    "vtt": Format(lambda result: to_vtt(result.transcript), concatenates=False),
+    "tsv": Format(lambda result: to_tsv(result.transcript), concatenates=False),
+    "ctm": Format(lambda result: to_ctm(result.transcript, result.recording.output)),
+    "jsonl": Format(lambda result: to_json(result.document), "results.jsonl", tables="json"),
+    "manifest": Format(_manifest_line, "manifest.jsonl"),
+}
+FILES = tuple(name for name, entry in FORMATS.items() if not entry.collected_in)
+"""Names of the formats with one file per recording."""
+COLLECTED = tuple(name for name, entry in FORMATS.items() if entry.collected_in)
+"""Names of the formats with one file for all recordings."""
 
 
 def encode(text: str) -> bytes:
-    """As it is written to files."""
-    return text.encode("utf-8", "backslashreplace")  # a file name that is no text: in JSON this is its escape
+    """Encode text for a file; a file name that is not valid text keeps its bytes as escapes."""
+    return text.encode("utf-8", "backslashreplace")
 
 
-def dump(document, indent: int | None = None) -> str:
-    """Valid JSON, also of figures that are not finite: they become null."""
-    how = {"ensure_ascii": False, "allow_nan": False, "indent": indent}
+def dump(document: object, indent: int | None = None) -> str:
+    """Return valid JSON; numbers that are not finite become null."""
     try:
-        return json.dumps(document, **how)
-    except ValueError:  # a figure that is not finite: looking for it first would take longer than all the rest
-        return json.dumps(_finite(document), **how)
+        return _json(document, indent)
+    except ValueError:  # a number is not finite: searching for one first would take longer than writing
+        return _json(_finite(document), indent)
 
 
-def _finite(value):
+def _json(document: object, indent: int | None) -> str:
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
-def _time(seconds: float, point: str, hours: bool = True) -> str:
-    """``01:02:03,456``; without ``hours`` they are only there when there are any."""
-    minutes, milliseconds = divmod(round(1000 * seconds), 60_000)
-    start = f"{minutes // 60:02d}:{minutes % 60:02d}" if hours or minutes >= 60 else f"{minutes:02d}"
-    return f"{start}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
+def _segment_document(number: int, segment: Segment) -> dict:
+    words = [
+        {"word": f" {word.text}", "start": word.start, "end": word.end, "confidence": word.confidence}
+        for word in segment.words
+    ]
+    return {
+        "id": number,
+        "start": segment.start,
+        "end": segment.end,
+        "text": f" {segment.text}",
+        "confidence": segment.confidence,
+        "words": words,
+    }
 
 
-def _lines(segment: Segment) -> str:
-    """The text of a cue; ``-->`` would end it."""
+def _milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+def _clock(seconds: float, point: str) -> str:
+    """Return ``01:02:03,456``."""
+    minutes, milliseconds = divmod(_milliseconds(seconds), 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"
+
+
+def _short_clock(seconds: float) -> str:
+    """Return ``02:03.456``, or ``01:02:03.456`` from one hour on."""
+    clock = _clock(seconds, ".")
+    return clock.removeprefix("00:")
+
+
+def _cue_text(segment: Segment) -> str:
+    """Return the text of a cue; ``-->`` would end the cue."""
     text = segment.text.replace("-->", "->")
     return textwrap.fill(text, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""Error rates are those of NeMo, normalised ones those of Whisper's normalizer; what a person sees of them."""
+"""``evaluation/``: error rates equal NeMo's, normalization equals Whisper's, and tables and reports show them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu.errors import SetupError
-from nemotron_npu.evaluation.wer import (
-    Errors,
-    character_errors,
-    evaluate,
-    normalize,
-    to_chunk_table,
-    to_report,
-    to_table,
-    use_color,
-    word_errors,
-)
+from nemotron_npu.evaluation.report import alignment_report, chunk_table, summary_table, use_color
+from nemotron_npu.evaluation.wer import Errors, Evaluation, character_errors, evaluate, normalize, word_errors
 from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")
@@ -37,7 +28,8 @@ TEXTS = st.lists(
 
 @settings(max_examples=80, deadline=None, database=None)
 @given(st.data())
-def test_word_and_character_error_rates_are_nemos(data):
+def test_error_rates_equal_those_of_nemo(data):
+    """Word and character error rates of random texts are those of NeMo's ``word_error_rate``."""
     from nemo.collections.asr.metrics.wer import word_error_rate
 
     references = data.draw(TEXTS)
@@ -48,16 +40,17 @@ def test_word_and_character_error_rates_are_nemos(data):
 
 
 def test_each_kind_of_error_is_counted():
+    """Hits, substitutions, insertions and deletions; an empty reference has an infinite rate."""
     assert word_errors("one two three four", "one too three four five") == Errors(3, 1, 1, 0)
     assert word_errors("one two three", "one three") == Errors(2, 0, 0, 1)
     assert character_errors("two", "to") == Errors(2, 0, 0, 1)
     assert word_errors("", "one two") == Errors(insertions=2) and word_errors("", "one").rate == float("inf")
     assert word_errors("one two", "").rate == 1
-    assert word_errors("", "").rate == float("inf"), "as NeMo has it: there is no word to be wrong"
+    assert word_errors("", "").rate == float("inf"), "as in NeMo"
 
 
-def test_normalised_texts_are_those_of_whispers_normalizer():
-    """As transformers has it, with the spellings of the package; every English text that Python brings along."""
+def test_normalize_equals_whispers_normalizer():
+    """Python's own English texts are normalized as by transformers' Whisper with the package's table of spellings."""
     import importlib.resources
     from pydoc_data.topics import topics
 
@@ -70,7 +63,8 @@ def test_normalised_texts_are_those_of_whispers_normalizer():
     assert [normalize(line) for line in lines] == [whisper(line).strip() for line in lines]
 
 
-def test_normalised_rates_forgive_case_punctuation_numbers_and_spelling():
+def test_normalized_rate_ignores_case_punctuation_and_spelling():
+    """Case, punctuation, spelled-out numbers and British spelling are no errors after normalization."""
     score = evaluate(
         [("a.wav", "Mr. Brown's colour: twenty-one, uh, it's!", "mister browns color 21 it is", 3.0)]
     ).files[0]
@@ -78,7 +72,7 @@ def test_normalised_rates_forgive_case_punctuation_numbers_and_spelling():
 
 
 @pytest.fixture
-def evaluation():
+def evaluation() -> Evaluation:
     return evaluate(
         [
             ("good.wav", "one two three", "one two three", 2.0),
@@ -88,47 +82,55 @@ def evaluation():
     )
 
 
-def test_the_table_has_every_count(evaluation):
-    lines = to_table(evaluation).splitlines()
+def test_summary_table_has_every_count(evaluation):
+    """The table has a title with files and duration, and a row as written."""
+    lines = summary_table(evaluation).splitlines()
     assert lines[0] == "Word errors in 3 files with a reference text (6 s)"
     assert " ".join(lines[2].split()) == "as written 33.33 % 9 7 1 1 1 30.00 %"
 
 
-def test_the_report_shows_the_worst_first_word_for_word(evaluation):
-    report = to_report(evaluation)
+def test_alignment_report_shows_the_worst_file_first(evaluation):
+    """Files with errors are shown word for word, the highest rate first, then the most errors; others are left out."""
+    report = alignment_report(evaluation)
     assert report.index("bad.wav: 50.00 %, 2 of 4 words") < report.index("worse.wav: 50.00 %, 1 of 2 words")
     assert "good.wav" not in report and "\x1b" not in report
     assert "  ref one two three four ****\n  hyp one too three four five\n          S              I" in report
     assert "  ref six seven\n  hyp six *****\n          D" in report
 
 
-def test_the_report_compares_the_texts_that_differ_less():
+def test_alignment_report_compares_the_texts_that_differ_less():
+    """Texts are compared as written or normalized, whichever gives fewer errors."""
     punctuated = evaluate([("a.wav", "hello world how are you", "Hello, world. How are they?", 2.0)])
-    assert "texts normalised" in to_report(punctuated) and "hyp hello world how are they" in to_report(punctuated)
+    report = alignment_report(punctuated)
+    assert "texts normalized" in report and "hyp hello world how are they" in report
     digits = evaluate([("a.wav", "one two three", "one two four", 2.0)])
-    assert "texts as written" in to_report(digits)
-    assert to_report(evaluate([("a.wav", "one", "one", 1.0)])) == "No errors, texts as written"
+    assert "texts as written" in alignment_report(digits)
+    assert alignment_report(evaluate([("a.wav", "one", "one", 1.0)])) == "No errors, texts as written"
 
 
-def test_a_colored_report_is_the_plain_one_with_colors(evaluation):
+def test_alignment_report_in_color_has_the_same_text(evaluation):
+    """Without its escape sequences the colored report is the plain one."""
     import re
 
-    colored = to_report(evaluation, color=True)
+    colored = alignment_report(evaluation, color=True)
     assert {f"\x1b[{color}m" for color in ("31", "32", "33")} <= set(re.findall(r"\x1b\[\d\dm", colored))
     strip = lambda text: [line.rstrip() for line in re.sub(r"\x1b\[\d+m", "", text).splitlines()]  # noqa: E731
-    assert strip(colored) == strip(to_report(evaluation))
+    assert strip(colored) == strip(alignment_report(evaluation))
 
 
-def test_a_long_alignment_is_broken_at_the_width_of_the_terminal():
+def test_alignment_longer_than_the_terminal_is_broken():
+    """No line is wider than the terminal, and no word is lost."""
     text = " ".join(f"word{i}" for i in range(100))
     for width in (20, 60, 100):
-        report = to_report(evaluate([("a.wav", text, text.replace("word7 ", "wrong "), 9.0)]), width)
+        report = alignment_report(evaluate([("a.wav", text, text.replace("word7 ", "wrong "), 9.0)]), width)
         aligned = [line for line in report.splitlines() if line.startswith("  ")]
         assert max(map(len, aligned)) <= width and sum("ref" in line for line in aligned) > 5
         assert " ".join(line[6:] for line in aligned if line.startswith("  ref")).split() == text.split()
 
 
-def test_color_is_for_terminals_and_no_color_is_respected(monkeypatch):
+def test_color_is_for_terminals_without_no_color(monkeypatch):
+    """A terminal gets color, a pipe and a user who sets NO_COLOR do not."""
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -140,15 +142,16 @@ def test_color_is_for_terminals_and_no_color_is_respected(monkeypatch):
     assert not use_color(Terminal())
 
 
-def test_the_chunk_table_stands_beside_what_was_published_and_says_that_it_is_not_measured(evaluation):
-    table = to_chunk_table([(80, evaluation, 0.5), (1120, evaluation, 0.25), (240, evaluation, 1)])
+def test_chunk_table_shows_published_rates_as_not_measured(evaluation):
+    """Rates from the model card stand next to those of this run, and a note says that they were not measured here."""
+    table = chunk_table([(80, evaluation, 0.5), (1120, evaluation, 0.25), (240, evaluation, 1)])
     rows = [" ".join(line.split()) for line in table.splitlines()]
     assert rows[2].startswith("80 33.33 % ") and rows[2].endswith(" 30.00 % 12.0 8.43 % 2.80 %")
-    assert rows[3].endswith("24.0 6.93 % 2.32 %") and rows[4].endswith(" 6.0"), "nothing was published of 240 ms"
+    assert rows[3].endswith("24.0 6.93 % 2.32 %") and rows[4].endswith(" 6.0"), "the model card has no 240 ms"
     assert "no measurement of this run" in table
 
 
-# ---------------------------------------------------------------- at each chunk size, on loaded weights
+# ---------------------------------------------------------------- on the command line
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +159,8 @@ def demo() -> Recognizer:
     return Recognizer(DEMO, CPU)
 
 
-def test_a_recognizer_at_another_chunk_size_shares_the_weights_and_gives_the_same_tokens(demo, tiny):
+def test_recognizer_at_another_chunk_size_shares_weights(demo, tiny):
+    """``at_chunk`` shares the weights and gives the tokens of a recognizer that is loaded at that chunk size."""
     for first in (demo, Recognizer(tiny, CPU)):
         for chunk_ms in (80, 160, 560):
             other = first.at_chunk(chunk_ms)
@@ -175,7 +179,7 @@ def test_a_recognizer_at_another_chunk_size_shares_the_weights_and_gives_the_sam
 
 @pytest.fixture
 def known(tmp_path):
-    """A manifest of inputs with a reference text, one of them broken."""
+    """Return a manifest of three inputs with a reference text, one of them broken."""
     samples, rate = soundfile.read(CLIP)
     soundfile.write(tmp_path / "begin.wav", samples[: 3 * rate], rate)
     (tmp_path / "broken.wav").write_bytes(b"no sound")
@@ -185,7 +189,8 @@ def known(tmp_path):
     return tmp_path / "known.jsonl"
 
 
-def test_word_errors_are_printed_where_the_text_is_known(cli, known):
+def test_word_errors_are_printed_for_reference_texts(cli, known):
+    """Inputs with a reference text give a summary; --wer_report adds alignments, and JSON the errors of each file."""
     code, out, err = cli(known, "--device", "cpu")
     assert code == 1 and "broken.wav" in err and len(err.splitlines()) == 4
     assert "Word errors in 2 files with a reference text (10 s)" in out and "The worst" not in out
@@ -197,14 +202,16 @@ def test_word_errors_are_printed_where_the_text_is_known(cli, known):
     assert second["errors"]["words"]["substitutions"] == 1 and "The worst 1 of 2 files" in err
 
 
-def test_every_figure_is_in_the_report(cli, known, tmp_path):
+def test_evaluation_json_has_every_figure(cli, known, tmp_path):
+    """With --report the errors of each file and their sum are written to evaluation.json."""
     cli(known, "--device", "cpu", "--wer_report", "--report", tmp_path)
     figures = json.loads((tmp_path / "evaluation.json").read_text())["evaluation"]
     assert len(figures["files"]) == 2 and figures["files"][1]["audio"].endswith("begin.wav")
     assert figures["overall"]["words"]["hits"] == 10
 
 
-def test_a_folder_that_is_done_is_evaluated_without_a_model(cli, known, tmp_path, monkeypatch):
+def test_finished_output_folder_is_evaluated_without_a_model(cli, known, tmp_path, monkeypatch):
+    """--resume of a finished folder prints the same table without loading the model."""
     options = [known, "--device", "cpu", "--output_dir", tmp_path / "out", "--output_format", "txt", "--wer_report"]
     first = cli(*options)[1]
     monkeypatch.setattr("nemotron_npu.recognizer.load_recognizer", None)
@@ -214,9 +221,10 @@ def test_a_folder_that_is_done_is_evaluated_without_a_model(cli, known, tmp_path
 
 
 @pytest.mark.parametrize("engine", ["native", "nemo"])
-def test_all_chunk_sizes_in_one_table(cli, known, engine):
+def test_chunk_ms_all_prints_a_row_for_each_chunk_size(cli, known, engine):
+    """--chunk_ms all transcribes at each chunk size; JSON has a line for each."""
     code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all", "--engine", engine)
-    assert code == 1 and err.count("broken.wav") == 1, "what failed once is not tried again"
+    assert code == 1 and err.count("broken.wav") == 1, "a file that failed is not tried again"
     assert [line.split()[0] for line in out.splitlines()[2:6]] == ["80", "160", "560", "1120"]
     code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all", "--engine", engine, "--output_format", "json")
     assert [json.loads(line)["chunk_ms"] for line in out.splitlines()] == [80, 160, 560, 1120]
@@ -224,13 +232,15 @@ def test_all_chunk_sizes_in_one_table(cli, known, engine):
 
 
 @pytest.mark.parametrize("option", [("--wer_report",), ("--chunk_ms", "all")])
-def test_without_a_reference_text_there_is_nothing_to_compare(cli, option):
+def test_evaluation_without_reference_text_is_refused(cli, option):
+    """--wer_report and --chunk_ms all without a reference text end before the model is loaded."""
     code, out, err = cli(CLIP, "--device", "cpu", *option)
     assert (code, out) == (2, "") and "no input has a reference text" in err and len(err.splitlines()) == 1
     assert "loading" not in err
 
 
-def test_all_chunk_sizes_make_a_table_of_their_own(cli):
+def test_chunk_ms_all_excludes_other_outputs(cli):
+    """--chunk_ms all cannot be combined with options that give another output."""
     for option in (
         ["--stream"],
         ["--precision_compare"],
@@ -243,7 +253,8 @@ def test_all_chunk_sizes_make_a_table_of_their_own(cli):
         assert (code, out) == (2, "") and "--chunk_ms all makes a table" in err
 
 
-def test_interrupted_the_chunk_sizes_so_far_are_in_the_table(cli, known, monkeypatch):
+def test_interrupted_chunk_ms_all_prints_finished_rows(cli, known, monkeypatch):
+    """After an interruption the table has the chunk sizes that were finished."""
     with known.open("a") as manifest:
         manifest.write(json.dumps({"audio_filepath": str(CLIP)}) + "\n")
     at_chunk = Recognizer.at_chunk

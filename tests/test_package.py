@@ -19,7 +19,7 @@ from support import CLIP, CLIP_WORDS, GUARD, ROOT, run_process
 import nemotron_npu
 from nemotron_npu.benchmark import measure
 from nemotron_npu.errors import SetupError
-from nemotron_npu.formats import COLLECTED, FORMATS
+from nemotron_npu.formats import COLLECTED, FILES
 from nemotron_npu.host import packages
 from nemotron_npu.nemo_engine import NemoRecognizer
 
@@ -211,7 +211,7 @@ def test_files_folders_in_all_formats_error_rates_and_streams(tmp_path):
     assert file[:2] == stream[:2] == stdin[:2] == ("0", f"{CLIP_WORDS}\n")
     assert folder[:2] == ("0", "")
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {f"{name}.{form}" for name in "ab" for form in FORMATS} | {"results.jsonl", "manifest.jsonl"}
+    assert written == {f"{name}.{form}" for name in "ab" for form in FILES} | {"results.jsonl", "manifest.jsonl"}
     assert set(COLLECTED) == {"jsonl", "manifest"}
     assert rates[0] == "0" and "as written" in rates[1] and (tmp_path / "report" / "evaluation.json").exists()
 

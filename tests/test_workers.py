@@ -25,7 +25,7 @@ from nemotron_npu.cluster.sharing import adopt, share
 from nemotron_npu.cluster.workers import BATCHES, Workers, cut
 from nemotron_npu.dtypes import offered_dtypes
 from nemotron_npu.errors import SetupError
-from nemotron_npu.formats import COLLECTED, FORMATS
+from nemotron_npu.formats import COLLECTED, FILES
 from nemotron_npu.host import signals
 from nemotron_npu.recognizer import Recognizer
 from nemotron_npu.sources import Recording
@@ -334,7 +334,7 @@ def test_killed_workers_ctrl_c_and_a_killed_run_lose_nothing(tmp_path, cli):
             "output": None,
             **{n: document[n] for n in ("audio", "timings")},
         }
-    assert len([*output.iterdir()]) == 150 * len(FORMATS) + len(COLLECTED)
+    assert len([*output.iterdir()]) == 150 * len(FILES) + len(COLLECTED)
     for kind in ("txt", "srt", "vtt", "tsv"):  # without names and probabilities: all are the same
         assert {path.read_text() for path in output.glob(f"*.{kind}")} == {
             (tmp_path / "alone" / f"digits.{kind}").read_text()

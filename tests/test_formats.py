@@ -1,4 +1,4 @@
-"""Every format as its readers expect it: openai-whisper's own writers, parsers from PyPI, NIST's columns, a browser."""
+"""Output formats against their readers: openai-whisper's own writers, parsers from PyPI, sclite's columns, Chromium."""
 
 import base64
 import html
@@ -16,6 +16,8 @@ import webvtt
 from support import ROOT
 
 from nemotron_npu import formats
+from nemotron_npu.formats import COLLECTED, FILES, FORMATS, Result
+from nemotron_npu.sources import Recording
 from nemotron_npu.transcript import Segment, Token, Word
 
 
@@ -70,21 +72,39 @@ def document(transcript, words: bool = True) -> dict:
     return made
 
 
-def ours(kind: str, transcript) -> str:
-    return formats.render(kind, transcript, {}, "a")
+def ours(name: str, transcript, **document) -> str:
+    return FORMATS[name].render(Result(Recording("calls/a.wav", "mon/a call"), transcript, document))
+
+
+def test_formats_are_named_in_one_registry():
+    """Each format is either a file per recording or a line per recording in a file of its own."""
+    assert sorted([*FILES, *COLLECTED]) == sorted(FORMATS)
+    assert {name: FORMATS[name].collected_in for name in COLLECTED} == {
+        "jsonl": "results.jsonl",
+        "manifest": "manifest.jsonl",
+    }
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_render_results_that_end_with_a_line_break(name):
+    """Results can be written one after the other: each ends its last line."""
+    text = ours(name, SPEECH, text="Hello")
+    assert text.endswith("\n") and (name not in COLLECTED or text.count("\n") == 1)
 
 
 @pytest.mark.parametrize("kind", ["txt", "tsv", "srt", "vtt"])
 @pytest.mark.parametrize("transcript", [SPEECH, NOTHING], ids=["speech", "nothing"])
 def test_whisper_writes_the_same_file_from_our_json(whisper, kind, transcript):
+    """openai-whisper's writers turn our JSON document into the files that we write ourselves."""
     by_words = whisper(kind, document(transcript), max_line_width=formats.LINE_CHARACTERS)
     by_segments = whisper(kind, document(transcript, words=False))
     assert ours(kind, transcript) == by_words, "lines and times, from the words"
     assert ours(kind, transcript).split() == by_segments.split(), "from the segments alone, but for the lines"
 
 
-def test_texts_and_words_of_the_json_join_as_whispers_do():
-    text = formats.render("json", SPEECH, formats.to_document(SPEECH), "a")
+def test_json_words_and_texts_join_as_those_of_whisper():
+    """Joined, the words give the text of their segment, and the segments give the whole text."""
+    text = formats.to_json(formats.to_document(SPEECH))
     result = json.loads(text)
     assert text.endswith("}\n") and text.count("\n") == 1
     assert "".join(segment["text"] for segment in result["segments"]).strip() == result["text"] == SPEECH.text
@@ -95,6 +115,7 @@ def test_texts_and_words_of_the_json_join_as_whispers_do():
 
 
 def test_srt_is_read_by_a_parser():
+    """The package srt reads the numbers, times and texts that we wrote."""
     cues = list(srt.parse(ours("srt", SPEECH), ignore_errors=False))
     assert [cue.index for cue in cues] == [1, 2, 3, 4]
     assert [cue.content.replace("\n", " ") for cue in cues] == [segment.text for segment in SPEECH.segments]
@@ -108,6 +129,7 @@ def test_srt_is_read_by_a_parser():
 
 
 def test_vtt_is_read_by_a_parser():
+    """The package webvtt reads the times and texts that we wrote."""
     captions = webvtt.from_string(ours("vtt", SPEECH)).captions
     assert [caption.text.replace("\n", " ") for caption in captions] == [segment.text for segment in SPEECH.segments]
     for caption, segment in zip(captions, SPEECH.segments, strict=True):
@@ -116,7 +138,8 @@ def test_vtt_is_read_by_a_parser():
     assert webvtt.from_string(ours("vtt", NOTHING)).captions == []
 
 
-def test_words_that_are_markup_do_not_break_subtitles():
+def test_markup_in_words_does_not_break_subtitles():
+    """``&`` and ``<`` are escaped in vtt, and ``-->`` loses a dash in both formats."""
     transcript = made_of([("R&D", 0.0, 0.4), ("<b>", 0.4, 0.8), ("-->", 0.8, 1.2), ("end", 1.2, 1.6)])
     assert "R&amp;D &lt;b> -> end\n" in ours("vtt", transcript)
     assert webvtt.from_string(ours("vtt", transcript)).captions[0].raw_text == "R&amp;D &lt;b> -> end"
@@ -124,14 +147,15 @@ def test_words_that_are_markup_do_not_break_subtitles():
 
 
 def test_tsv_has_milliseconds_in_three_columns():
+    """Each segment is one row of start, end and text."""
     rows = [line.split("\t") for line in ours("tsv", SPEECH).splitlines()]
     assert rows[0] == ["start", "end", "text"] and {len(row) for row in rows} == {3}
     assert rows[2] == ["61040", "62160", "Zürich isn't far."]
 
 
-def test_ctm_has_nists_columns():
-    """sclite: recording, channel, start, duration, word, confidence from 0 to 1."""
-    lines = formats.render("ctm", SPEECH, {}, "mon/a call").splitlines()
+def test_ctm_has_the_columns_of_sclite():
+    """They are recording, channel, start, duration, word, and confidence from 0 to 1, if it is known."""
+    lines = ours("ctm", SPEECH).splitlines()
     assert len(lines) == len(SPEECH.words)
     for line, word in zip(lines, SPEECH.words, strict=True):
         name, channel, start, duration, text, confidence = line.split(" ")
@@ -142,16 +166,22 @@ def test_ctm_has_nists_columns():
     assert formats.to_ctm(unsure, "a") == "a 1 0.000 0.500 one\n", "no confidence is no column"
 
 
-def test_a_manifest_line_keeps_every_field_and_their_order():
+def test_manifest_line_keeps_every_field_in_order():
+    """A line has the fields of the input's own line, then pred_text."""
     fields = {"audio_filepath": "wavs/ä.wav", "duration": 1, "text": "one", "speaker": None, "extra": {"a": [1]}}
     line = formats.to_manifest("somewhere/ä.wav", fields, "won", 0.99)
-    assert line.isascii() and list(json.loads(line).items()) == [*fields.items(), ("pred_text", "won")]
+    assert (
+        line.isascii()
+        and line.endswith("}\n")
+        and list(json.loads(line).items()) == [*fields.items(), ("pred_text", "won")]
+    )
     assert json.loads(formats.to_manifest("a.wav", None, "won", 0.99)) == {
         "audio_filepath": "a.wav", "duration": 0.99, "pred_text": "won",
     }  # fmt: skip
 
 
-def test_figures_that_are_not_finite_are_still_valid_json():
+def test_dump_numbers_not_finite_become_null():
+    """NaN and infinity have no JSON; other values stay."""
     assert json.loads(formats.dump({"a": float("nan"), "b": [float("inf"), 1.5], "c": (1, None)})) == {
         "a": None,
         "b": [None, 1.5],
@@ -173,7 +203,8 @@ track.track.mode = 'hidden';
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("transcript", [SPEECH, NOTHING], ids=["speech", "nothing"])
-def test_vtt_is_a_track_in_a_browser(transcript, tmp_path):
+def test_vtt_is_a_caption_track_in_chromium(transcript, tmp_path):
+    """A browser reads the cues that we wrote."""
     page = PAGE % base64.b64encode(ours("vtt", transcript).encode()).decode()
     quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
     flags = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
