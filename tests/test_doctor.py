@@ -200,8 +200,8 @@ def test_with_nothing_installed_it_still_says_what_is_missing():
     "options, words",
     [
         ([CLIP], "leave AUDIO out"),
-        (["--chunk_ms", "80"], "leave --chunk_ms out"),
-        (["--benchmark"], "leave --benchmark out"),
+        (["--chunk_ms", "80"], "omit --chunk_ms"),
+        (["--benchmark"], "omit --benchmark"),
         (["--output_format", "srt"], "txt or json"),
     ],
 )

@@ -83,7 +83,9 @@ def _replace_closed_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, mode), True)  # takes the lowest number that is free: this one
+            descriptor = os.open(os.devnull, mode)  # takes the lowest free number: this one
+            inheritable = True
+            os.set_inheritable(descriptor, inheritable)
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             stream = io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding="utf-8", write_through=True)

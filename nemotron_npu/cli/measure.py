@@ -14,6 +14,7 @@ import torch
 from ..audio import read_audio
 from ..benchmark.measure import as_dict, benchmark, plot, to_table
 from ..checkpoint.load import attention_contexts
+from ..device import named_device
 from ..dtypes import left_out, offered_dtypes
 from ..engine import LocalEngine
 from ..evaluation.report import chunk_table
@@ -95,7 +96,9 @@ def compare_chunks(session: Session, engine: LocalEngine) -> None:
             printer.table(chunk_table(rows))
 
 
-def _score(session: Session, engine: LocalEngine, indices: list[int]) -> tuple[list[tuple[str, str, str, float]], float]:
+def _score(
+    session: Session, engine: LocalEngine, indices: list[int]
+) -> tuple[list[tuple[str, str, str, float]], float]:
     """Transcribe recordings; return (name, reference, text, duration) of each for ``evaluate``, and the seconds."""
     results = session.results
     recordings = [results.recordings[index] for index in indices]

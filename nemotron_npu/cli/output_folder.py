@@ -11,8 +11,8 @@ import fcntl
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import accumulate
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ..audio import SINE, LiveInput, sine
-from ..boosting import Phrase, digest, read_phrases
+from ..boosting import digest, read_phrases
 from ..checkpoint.load import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
 from ..errors import InputError, SetupError
 from ..formats import FORMATS
@@ -149,11 +149,12 @@ def _check_recordings(options: Options, recordings: list[Recording]) -> None:
         problem = "stdout takes one recording in this format"
         raise SetupError(f"--output_format {name}", problem, "several need --output_dir")
     measure = options.measure
-    if recordings and (measure.wer_report or measure.all_chunks):
-        if all(recording.reference is None for recording in recordings):
-            option = "--wer_report" if measure.wer_report else "--chunk_ms all"
-            problem = "no input has a reference text"
-            raise SetupError(option, problem, "use a NeMo manifest whose entries have text")
+    needs_reference = measure.wer_report or measure.all_chunks
+    has_reference = any(recording.reference is not None for recording in recordings)
+    if recordings and needs_reference and not has_reference:
+        option = "--wer_report" if measure.wer_report else "--chunk_ms all"
+        problem = "no input has a reference text"
+        raise SetupError(option, problem, "use a NeMo manifest whose entries have text")
 
 
 def _output_folder(output: OutputOptions, settings: RunSettings) -> AbstractContextManager[OutputFolder | None]:

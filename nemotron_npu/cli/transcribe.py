@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..audio import LiveInput, read_audio
-from ..cluster.workers import in_pieces
+from ..cluster.jobs import results_by_job
 from ..device import choose_device, device_name
 from ..dtypes import check_dtype
 from ..engine import LocalEngine
