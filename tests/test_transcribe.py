@@ -113,7 +113,7 @@ def test_recording_of_a_few_samples_gives_empty_text(cli, tmp_path, samples):
 
 
 def poison_nemo(monkeypatch):
-    fail_where(monkeypatch, NemoRecognizer, "transcribe", lambda waves: any(len(w) == POISON for w in waves))
+    fail_where(monkeypatch, NemoRecognizer, "_transcribe_batch", lambda waves: any(len(w) == POISON for w in waves))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
