@@ -1,4 +1,4 @@
-"""Audio that is broken, odd or hostile, each between two good files: the rows of a table in docs/robustness.md."""
+"""Audio that is broken, odd or hostile, each between two good files: the rows of a table in data/messages.md."""
 
 from __future__ import annotations
 

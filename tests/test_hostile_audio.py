@@ -1,4 +1,4 @@
-"""Sound is untrusted input: each row of the table in docs/robustness.md, and what a table cannot show."""
+"""Sound is untrusted input: each row of the table in data/messages.md, and what a table cannot show."""
 
 import json
 import os

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 from ..errors import InputError
 from ..sources import Recording
@@ -14,7 +14,7 @@ from .progress import Progress
 from .run_info import RunInfo
 from .session import Session
 
-EngineResults = Generator[tuple[int, Transcript | Exception], None, None]
+EngineResults = Iterator[tuple[int, Transcript | Exception]]
 """(position in the progress's recordings, transcript or error) in the order of completion."""
 
 
@@ -41,7 +41,7 @@ def take_results(
 ) -> None:
     """Add all ``transcripts`` to the session's results: to a folder as they come, to stdout in the order of input."""
     results = session.results
-    with closing(transcripts):
+    with closing(cast(Generator, transcripts)):  # ends the engine's threads when the run is interrupted
         ordered = transcripts if results.folder else in_order(transcripts)
         began = time.perf_counter()
         for position, transcript in ordered:

@@ -25,7 +25,7 @@ from ..precision.tolerances import Bounds
 from ..sources import Recording
 from .bundled import DEMO_CLIP
 from .exit_codes import OK, SOME_FAILED
-from .options import MeasureOptions
+from .options import MeasureOptions, Options
 from .precision_check import PrecisionCheck, load_reference
 from .progress import show_progress
 from .reports import report_word_errors, write_figures
@@ -137,7 +137,7 @@ def run_benchmark(session: Session, device: torch.device, run: RunInfo) -> None:
         _candidates(options.measure, device),
         _speech(session),
         options.model.chunk_ms,
-        named_device(options.model.decoder_device),
+        _decoder_device(options),
         record=options.model.graph,
         slots=options.device.batch_size,
         block_ms=options.model.block_ms,
@@ -152,6 +152,11 @@ def run_benchmark(session: Session, device: torch.device, run: RunInfo) -> None:
             plot(result, name, folder / "benchmark.png")
         figures = {**run.as_dict(), "benchmark": as_dict(result)}
         write_figures(folder / "benchmark.json", figures, session.checkpoint)
+
+
+def _decoder_device(options: Options) -> torch.device | None:
+    name = options.model.decoder_device
+    return named_device(str(name)) if name else None
 
 
 def _candidates(options: MeasureOptions, device: torch.device) -> list[tuple[str, str]]:

@@ -124,7 +124,7 @@ def _find_recordings(options: Options, console: Console) -> tuple[list[Recording
         return _bundled_recordings(options), 0
     recordings = []
     unusable = 0
-    for found in find_recordings(options.input.audio):
+    for found in find_recordings(list(options.input.audio)):
         if isinstance(found, InputError):
             console.error(str(found))
             unusable += 1

@@ -28,7 +28,8 @@ class RunSettings:
         """
         model = os.path.realpath(document["model"])
         names = ("chunk_ms", "dtype", "confidence", "boost_words")
-        return cls(model, *(document.get(name) for name in names))
+        values: dict[str, Any] = {name: document.get(name) for name in names}
+        return cls(model=model, **values)
 
     def differences(self, other: RunSettings) -> list[tuple[str, Any, Any]]:
         """Return (name, own value, other value) of each setting that differs; a linked model equals its target."""

@@ -54,9 +54,9 @@ def transcribe_as_streams(session: Session, engine: LocalEngine, run: RunInfo) -
             signals.check()
 
 
-def _chunks(session: Session, engine: LocalEngine, recording: CountedRecording) -> Iterator[np.ndarray]:
-    """Yield the audio of a recording in chunks; a signal ends it."""
-    size = engine.chunk_samples
+def _chunks(session: Session, engine: Any, recording: CountedRecording) -> Iterator[np.ndarray]:
+    """Yield the audio of a recording in chunks of the native engine; a signal ends it."""
+    size: int = engine.chunk_samples
     for block in recording.blocks():
         for first in range(0, len(block), size):
             if session.results.folder:
