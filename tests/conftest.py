@@ -163,7 +163,7 @@ def cli(capsys):
 
 
 QUICK = "audio boosting checkpoint checkpoints confidence device dtypes engine output_folder output_names"
-QUICK += " sources transcript"
+QUICK += " live_input sources transcript"
 
 
 def pytest_collection_modifyitems(items):

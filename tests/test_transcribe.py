@@ -201,4 +201,4 @@ def test_unusable_device_is_one_line_and_not_replaced(cli, no_torch_npu):
     """A device that is not usable is one error line; no other device takes its place."""
     code, out, err = cli(CLIP, "--device", "npu:0")
     assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1 and "npu:0 is not usable: torch_npu is not installed" in err
+    assert len(err.splitlines()) == 1 and "npu:0: torch_npu is not installed" in err

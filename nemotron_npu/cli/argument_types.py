@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 
-from ..device import DEVICE
+from ..device import DEVICE, DEVICE_NAMES
 from ..formats import FORMATS
 
 MAX_THREADS = 1024  # with more than a machine can start, OpenMP ends the process
@@ -72,7 +72,7 @@ def sample_rate(text: str) -> int:
 def device_name(text: str) -> str:
     """Parse the name of a device; whether it is usable is checked later."""
     if not DEVICE.fullmatch(text):
-        raise ArgumentTypeError(f"{text!r} is not a device (use npu:N, cuda:N or cpu)")
+        raise ArgumentTypeError(f"{text!r} is not a device (use {DEVICE_NAMES})")
     return text
 
 

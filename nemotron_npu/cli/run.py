@@ -9,13 +9,14 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from ..audio import SINE, LiveInput, sine
+from ..audio import SINE, sine
 from ..boosting import digest, read_phrases
 from ..checkpoint.load import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
 from ..errors import InputError, SetupError
 from ..formats import FORMATS
 from ..host import signals
 from ..host.packages import can_import, install_command
+from ..live_input import LiveInput
 from ..precision.tolerances import BOUNDS, Bounds
 from ..sources import Recording, find_recordings
 from .bundled import DEMO_CLIP, DEMO_MODEL

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..audio import SAMPLE_RATE, LiveInput
+from ..audio import SAMPLE_RATE
 from ..engine import LocalEngine
 from ..errors import InputError, ModelError, SetupError
 from ..formats import to_text
 from ..host import signals
+from ..live_input import LiveInput
 from ..sources import CountedRecording
 from ..transcript import Transcript
 from .console import Console

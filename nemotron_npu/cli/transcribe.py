@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from ..audio import LiveInput, read_audio
+from ..audio import read_audio
 from ..cluster.workers import in_pieces
-from ..device import choose_device, device_name
+from ..device import choose_device, device_name, traits_of
 from ..dtypes import check_dtype
 from ..engine import LocalEngine
 from ..host import signals
+from ..live_input import LiveInput
 from ..recognizer import load_recognizer
 from ..sources import Recording
 from ..transcript import Transcript
@@ -52,12 +53,12 @@ def choose_run_device(session: Session) -> torch.device:
     options = session.options
     with signals.held():  # the import of torch_npu does not survive an exception
         device, reason = choose_device(options.device.device)
-        worker_on_cpu = options.cluster.num_workers and device.type == "cpu"  # such a worker is one thread
-        if options.device.threads or worker_on_cpu:
+        is_cpu_worker = options.cluster.num_workers and traits_of(device).is_host  # such a worker is one thread
+        if options.device.threads or is_cpu_worker:
             torch.set_num_threads(options.device.threads or 1)
     signals.check()
     check_dtype(options.model.dtype, device)
-    note = f" ({reason})" if reason else ""
+    note = f"; {reason}" if reason else ""
     session.console.notify(f"device: {device}{note}")
     return device
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from ..checkpoint.load import read_weights
-from ..device import choose_device, device_name
+from ..device import choose_device, device_name, traits_of
 from ..dtypes import instructions, left_out, offered_dtypes
 from ..errors import SetupError
 from ..host.program import command
@@ -30,7 +30,7 @@ def device(context: Context) -> list[Finding]:
         chosen, _ = choose_device(context.device)
     except SetupError as error:
         return [Finding(PROBLEM, error_text(error), _fix(context.device or "", error))]
-    if chosen.type != "cpu":
+    if not traits_of(chosen).is_host:
         return [Finding(OK, f"{chosen}: {device_name(chosen)}")]
     name = processor() or "unknown"
     return [Finding(OK, f"cpu: {name} ({instructions()})")]
@@ -66,19 +66,18 @@ def memory(context: Context) -> list[Finding]:
     findings = []
     if "device" in context.usable:
         chosen, _ = choose_device(context.device)
-        if chosen.type != "cpu":
+        if not traits_of(chosen).is_host:
             findings.append(_device_memory(chosen, weights + DEVICE_MEMORY))
     factor, extra = PEAK_MEMORY[context.engine]
     return [*findings, _host_memory(context, factor * weights + extra)]
 
 
 def _device_memory(chosen: torch.device, need: float) -> Finding:
-    free, total = getattr(torch, chosen.type).mem_get_info(chosen)
+    free, total = traits_of(chosen).module.mem_get_info(chosen)
     found = f"{free / GB:.1f} of {total / GB:.1f} GB free on {chosen}; this model needs about {need / GB:.1f} GB"
     if free >= need:
         return Finding(OK, found)
-    tool = "npu-smi info" if chosen.type == "npu" else "nvidia-smi"
-    return Finding(PROBLEM, found, f"{tool}   (lists the processes that use it)")
+    return Finding(PROBLEM, found, f"{traits_of(chosen).tool}   (lists the processes that use it)")
 
 
 def _host_memory(context: Context, need: float) -> Finding:

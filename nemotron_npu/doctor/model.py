@@ -10,7 +10,7 @@ import torch
 
 from ..audio import read_audio, sine
 from ..checkpoint.load import read_weights
-from ..device import choose_device
+from ..device import choose_device, traits_of
 from ..engine import ModelOptions
 from ..errors import SetupError, Unsupported
 from ..host.packages import can_import, install_command
@@ -59,7 +59,7 @@ def forward_pass(context: Context) -> list[Finding]:
         return [Finding(SKIPPED, "engine")]
     speech = read_audio(str(context.clip)) if context.clip.exists() else sine()
     try:
-        if chosen.type == "cpu" and context.engine == "native":
+        if traits_of(chosen).is_host and context.engine == "native":
             equal, found = _compare_stream(context, reference, speech)
         else:
             equal, found = _compare_device(context, chosen, reference, speech)
