@@ -58,7 +58,8 @@ class AudioFile:
         """
         yield self.sound
         start = 0
-        while start := self._next_part(start):
+        while (following := self._next_part(start)) is not None:
+            start = following
             try:
                 part = soundfile.SoundFile(_Window(self.descriptor, start))
             except soundfile.SoundFileError:  # tags

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from ..cluster.workers import Setup, Workers
+from ..cluster.driver import Workers
+from ..cluster.worker import Setup
+from ..host import signals
 from .exit_codes import OK
 from .files import Observer, take_results
 from .reports import report_word_errors
@@ -22,14 +24,14 @@ def distribute(session: Session) -> int:
     cluster = options.cluster
     began = time.perf_counter()
     with Workers(_setup(session), cluster.num_workers, cluster.ray_address, session.console.notify) as workers:
-        session.report_unknown(workers.facts.unknown)
+        session.report_unknown(workers.info.unknown_phrases)
         load_seconds = time.perf_counter() - began
         run = RunInfo(
             session.settings, workers.parameters, workers.engine, workers.device, workers.device_name, load_seconds
         )
         slots = options.device.batch_size or workers.batch_slots
         with session.progress() as progress:
-            transcripts = workers.results(progress.recordings, slots, progress.read)
+            transcripts = workers.results(progress.counted(), slots, signals.check)
             take_results(session, run, transcripts, progress, Observer())
     report_word_errors(session, run.as_dict())
     return OK

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..audio import SINE, sine
 from ..boosting import digest, read_phrases
 from ..checkpoint.load import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
+from ..cluster.connection import check_ray
 from ..errors import InputError, SetupError
 from ..formats import FORMATS
 from ..host import signals
@@ -74,9 +75,8 @@ def _check_packages(options: Options) -> None:
     if options.model.engine == "nemo" and (given.stream or given.live):
         option = "--stream" if given.stream else "-"
         raise SetupError(option, "live streams need the native engine", "--engine native")
-    if options.cluster.many and not can_import("ray"):
-        option = "--ray_address" if options.cluster.ray_address else "--num_workers"
-        raise SetupError(option, "needs Ray, which is not installed", install_command("ray"))
+    if options.cluster.many:
+        check_ray()
     needs_nemo = _option_that_needs_nemo(options)
     if needs_nemo and not can_import("nemo"):
         raise SetupError(needs_nemo, "needs NeMo, which is not installed", install_command("nemo"))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..audio import read_audio
-from ..cluster.workers import in_pieces
+from ..cluster.jobs import results_by_job
 from ..device import choose_device, device_name, traits_of
 from ..dtypes import check_dtype
 from ..engine import LocalEngine
@@ -90,7 +90,7 @@ def transcribe_files(session: Session, engine: LocalEngine, run: RunInfo, observ
     holding = signals.held() if may_hold else nullcontext()
     with session.progress() as progress, holding:
         if options.cluster.given:
-            transcripts = in_pieces(engine, progress.counted(), progress.recordings, slots, signals.check)
+            transcripts = results_by_job(engine, progress.counted(), slots, signals.check)
         else:
             transcripts = engine.results(progress.counted(), slots, signals.check)
         take_results(session, run, transcripts, progress, observer)
