@@ -17,12 +17,12 @@ from checkpoints import TINY_SIZE, make_random_checkpoint
 from support import CLIP, CLIP_WORDS, GUARD, ROOT, make_once, run_process
 
 import nemotron_npu
-from nemotron_npu.benchmark import measure
+from nemotron_npu.benchmark import startup
 from nemotron_npu.doctor.environment import PYTHONS
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.formats import COLLECTED, FILES
-from nemotron_npu.host import packages
+from nemotron_npu.host import packages, program
 from nemotron_npu.nemo_engine import NemoRecognizer
 
 DEMO = ROOT / "demo" / "demo.nemo"
@@ -113,13 +113,21 @@ def test_wheel_requires_what_the_files_list(installed):
     assert commands == "pip install nemotron-npu pip install 'nemotron-npu[nemo]'"
 
 
+def test_wheel_has_every_package_and_data_file(installed):
+    """What is not listed in pyproject.toml is missing from the wheel."""
+    ours = ROOT / "nemotron_npu"
+    (theirs,) = (installed.parent / "lib").glob("python*/site-packages/nemotron_npu")
+    files = {path.relative_to(ours) for path in ours.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert files <= {path.relative_to(theirs) for path in theirs.rglob("*")}
+
+
 def test_benchmark_starts_the_installed_program(monkeypatch):
     for words in (["/venv/bin/nemotron-npu"], ["-X", "utf8", "-m", "nemotron_npu"]):
         monkeypatch.setattr(sys, "orig_argv", ["python", *words, "--benchmark", "--engine", "native"])
-        assert measure.command() == [sys.executable, *words]
+        assert startup.command() == [sys.executable, *words]
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest"])
-    monkeypatch.setattr(packages, "CLONE", None)
-    assert measure.command() == [sys.executable, "-m", "nemotron_npu"]
+    monkeypatch.setattr(program, "CLONE", None)
+    assert startup.command() == [sys.executable, "-m", "nemotron_npu"]
 
 
 def test_changelog_begins_with_this_version():

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from ..audio import read_audio
-from ..benchmark.measure import as_dict, benchmark, plot, to_table
+from ..benchmark.plot import plot_steps
+from ..benchmark.run import BenchmarkOptions, benchmark
+from ..benchmark.table import benchmark_table
 from ..checkpoint.load import attention_contexts
-from ..device import named_device
 from ..dtypes import left_out, offered_dtypes
 from ..engine import LocalEngine
 from ..evaluation.report import chunk_table
@@ -25,7 +26,7 @@ from ..precision.tolerances import Bounds
 from ..sources import Recording
 from .bundled import DEMO_CLIP
 from .exit_codes import OK, SOME_FAILED
-from .options import MeasureOptions, Options
+from .options import MeasureOptions
 from .precision_check import PrecisionCheck, load_reference
 from .progress import show_progress
 from .reports import report_word_errors, write_figures
@@ -131,32 +132,18 @@ def run_benchmark(session: Session, device: torch.device, run: RunInfo) -> None:
     """Measure engines and dtypes, print the table, and write figures and a plot with --report."""
     options = session.options
     name = session.checkpoint.name
-    result = benchmark(
-        session.checkpoint,
-        device,
-        _candidates(options.measure, device),
-        _speech(session),
-        options.model.chunk_ms,
-        _decoder_device(options),
-        record=options.model.graph,
-        slots=options.device.batch_size,
-        block_ms=options.model.block_ms,
-        say=session.console.notify,
-    )
+    candidates = _candidates(options.measure, device)
+    request = BenchmarkOptions(tuple(candidates), options.model, options.device.batch_size)
+    result = benchmark(session.checkpoint, device, _speech(session), request, session.console.notify)
     if "native" in options.measure.engines and not options.measure.dtype:
         result.left_out = left_out(device)
-    session.printer.table(to_table(result, name))
+    session.printer.table(benchmark_table(result, name))
     if options.measure.report:
         folder = Path(options.measure.report)
         if result.candidates[0].steps:  # a checkpoint for whole recordings has no steps
-            plot(result, name, folder / "benchmark.png")
-        figures = {**run.as_dict(), "benchmark": as_dict(result)}
+            plot_steps(result, name, folder / "benchmark.png")
+        figures = {**run.as_dict(), "benchmark": result.as_dict()}
         write_figures(folder / "benchmark.json", figures, session.checkpoint)
-
-
-def _decoder_device(options: Options) -> torch.device | None:
-    name = options.model.decoder_device
-    return named_device(str(name)) if name else None
 
 
 def _candidates(options: MeasureOptions, device: torch.device) -> list[tuple[str, str]]:
