@@ -15,12 +15,12 @@ every stage after it.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..audio import SAMPLE_RATE
 from ..checkpoint.load import attention_contexts
+from ..engine import LocalEngine
 from ..errors import ModelError
 from ..transcript import Transcript
 from .document import recording_run_as_dict, run_as_dict, stages_as_dict
@@ -30,10 +30,6 @@ from .metrics import verdict
 from .probes import NemoProbe, make_probe
 from .stages import Failure, LockstepRun
 from .tolerances import TOLERANCES, Tolerances
-
-if TYPE_CHECKING:
-    from ..nemo_engine import NemoRecognizer
-    from ..recognizer import Recognizer
 
 SCHEMA = "nemotron-npu/precision"
 SCHEMA_VERSION = 1  # of ``precision.json``, see report.schema.json in this folder
@@ -83,8 +79,8 @@ class Precision:
 
     def __init__(
         self,
-        candidate: Recognizer | NemoRecognizer,
-        reference: NemoRecognizer,
+        candidate: LocalEngine,
+        reference: LocalEngine,
         *,
         tolerances: Tolerances | None = None,
         chunk_ms: int | None = None,

@@ -6,17 +6,13 @@ The reference guide is the Ascend adaptation guide of nemotron-speech-streaming-
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from ..engine import LocalEngine
 from ..host.table import format_table
 from .metrics import Difference, difference, verdict
-
-if TYPE_CHECKING:
-    from ..nemo_engine import NemoRecognizer
-    from ..recognizer import Recognizer
 
 THRESHOLD = 1.0  # percent of relative error below which the reference guide accepts a device
 
@@ -50,8 +46,8 @@ class SignalComparison:
 
 
 def compare_signal(
-    candidate: Recognizer | NemoRecognizer,
-    reference: Recognizer | NemoRecognizer,
+    candidate: LocalEngine,
+    reference: LocalEngine,
     waveform: np.ndarray,
     threshold: float = THRESHOLD,
 ) -> SignalComparison:
@@ -84,7 +80,7 @@ def compare_signal(
     )
 
 
-def _run(recognizer: Recognizer | NemoRecognizer, waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def _run(recognizer: LocalEngine, waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features [1, mels, T] and valid encoder output [1, width, frames] of one recording, on the host."""
     features, lengths = recognizer.preprocess([waveform])
     encoded, frames = recognizer.encode(features, lengths)
