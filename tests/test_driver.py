@@ -217,7 +217,7 @@ def test_workers_of_a_lost_node_cost_no_recording(cluster, tmp_path, named):
 
 def test_workers_get_an_npu_each(cluster, tmp_path):
     """Without --device and --num_workers, each NPU has a worker, which sees that NPU alone."""
-    recordings = [Recording(str(CLIP), str(n)) for n in range(4)]
+    recordings = [Recording(str(CLIP), str(n)) for n in range(2)]
     results, messages = transcribe(cluster, FakeNpuSetup(DEMO, "", folder=str(tmp_path)), recordings, count=None)
     assert results == {CLIP.name: "three one four one five nine two six"}
     assert "device: npu, 2 workers" in messages
@@ -296,7 +296,7 @@ def test_workers_that_are_killed_lose_no_recording(tmp_path, cli):
     run = started(folder, output, "--resume")
     wait_for(output, done + 10)
     run.kill()
-    run.communicate()
+    run.communicate()  # waits until its workers have ended, too: they hold its stdout
     assert cli(folder, "--device", "cpu", "--output_dir", output, "--resume", "--num_workers", 1)[0] == 0
     assert cli(CLIP, "--device", "cpu", "--output_dir", tmp_path / "alone", "--threads", 1)[0] == 0
     alone = json.loads((tmp_path / "alone" / "results.jsonl").read_text())

@@ -113,6 +113,14 @@ def test_wheel_requires_what_the_files_list(installed):
     assert commands == "pip install nemotron-npu pip install 'nemotron-npu[nemo]'"
 
 
+def test_wheel_has_every_package_and_data_file(installed):
+    """What is not listed in pyproject.toml is missing from the wheel."""
+    ours = ROOT / "nemotron_npu"
+    (theirs,) = (installed.parent / "lib").glob("python*/site-packages/nemotron_npu")
+    files = {path.relative_to(ours) for path in ours.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert files <= {path.relative_to(theirs) for path in theirs.rglob("*")}
+
+
 def test_benchmark_starts_the_installed_program(monkeypatch):
     for words in (["/venv/bin/nemotron-npu"], ["-X", "utf8", "-m", "nemotron_npu"]):
         monkeypatch.setattr(sys, "orig_argv", ["python", *words, "--benchmark", "--engine", "native"])
