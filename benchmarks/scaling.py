@@ -36,6 +36,7 @@ import soundfile
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.cli.output_folder import OutputFolder
+from nemotron_npu.cli.run_info import RunSettings
 from nemotron_npu.cluster.driver import Workers
 from nemotron_npu.cluster.worker import Setup, WorkerInfo
 from nemotron_npu.formats import FORMATS, to_document
@@ -249,13 +250,13 @@ def limits(args) -> None:
             for seconds in (8, 600):
                 count = args.files * 8 // seconds // 20 * 20 or 20
                 recordings = [replace(r, output=f"{n // 1000}/{n}") for n, r in enumerate(some * (count // 20))]
-                settings = {"model": "none", "chunk_ms": 1120, "dtype": "float32"}
+                settings = RunSettings("none", 1120, "float32", None, None)
                 with OutputFolder(str(Path(place, f"{name} {seconds}")), kinds, settings) as folder:
                     folder.begin(recordings)
                     began = time.perf_counter()
                     for number, recording in enumerate(recordings):
                         transcript = spoken(seconds)
-                        document = to_document(transcript, **recording.document_fields(), **settings)
+                        document = to_document(transcript, **recording.document_fields(), **settings.as_dict())
                         folder.write(number, transcript, document)
                     rate = count / (time.perf_counter() - began)
                 figures = f"{rate:8.1f} files/s, {rate * seconds / 3600:.1f} h of audio/s"

@@ -365,14 +365,14 @@ def test_workers_on_gpus_that_ray_lacks_are_refused(cluster, cli):
     "arguments, reason",
     [
         (["--num_workers", "2"], "needs AUDIO"),
-        ([CLIP, "--num_workers", "2", "--stream"], "is for files"),
-        (["-", "--num_workers", "2"], "is for files"),
+        ([CLIP, "--num_workers", "2", "--stream"], "applies to files"),
+        (["-", "--num_workers", "2"], "applies to files"),
         ([CLIP, "--num_workers", "2", "--precision_compare"], "measures one device"),
-        ([CLIP, "--ray_address", "auto", "--benchmark"], "leave --ray_address out"),
-        ([CLIP, "--num_workers", "2", "--chunk_ms", "all"], "leave --num_workers out"),
-        ([CLIP, "--num_workers", "2", "--device", "npu:1"], "with workers take npu, each gets its own"),
+        ([CLIP, "--ray_address", "auto", "--benchmark"], "omit --ray_address"),
+        ([CLIP, "--num_workers", "2", "--chunk_ms", "all"], "omit --num_workers"),
+        ([CLIP, "--num_workers", "2", "--device", "npu:1"], "names one device for all workers"),
         ([CLIP, "--num_workers", "0"], "is not a whole number of 1 or more"),
-        ([CLIP, "--num_workers", "20000"], "more workers than"),
+        ([CLIP, "--num_workers", "20000"], "exceeds the maximum of 10000"),
     ],
 )
 def test_options_that_workers_do_not_take_are_refused(cli, arguments, reason):

@@ -268,4 +268,4 @@ def test_interrupted_chunk_ms_all_prints_finished_rows(cli, known, monkeypatch):
     monkeypatch.setattr(Recognizer, "at_chunk", interrupted)
     code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all")
     assert code == 130 and [line.split()[0] for line in out.splitlines()[2:5]] == ["80", "160", "published:"]
-    assert "left out, without a reference text: 1 of 3" in err
+    assert "skipped, without a reference text: 1 of 3" in err
