@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background; programs under test would too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from support import CLIP, GUARD, PARITY, POISON
+from support import CLIP, CLIP_WORDS, DEMO, GUARD, PARITY, POISON
 
 if str(GUARD) not in os.environ.get("PYTHONPATH", ""):  # else this is a pytest that a test has started
     os.environ["NETWORK_GUARD"] = tempfile.mkstemp(prefix="network-guard-")[1]
@@ -68,6 +68,43 @@ def engines():
             NemoRecognizer(path, cpu, options=ModelOptions(chunk_ms=160)),
         )
     )
+
+
+@pytest.fixture(scope="session")
+def demo_native():
+    """The bundled model in the native engine, loaded once for all tests that do not change it."""
+    from nemotron_npu.recognizer import load_recognizer
+
+    return load_recognizer(DEMO, "cpu")
+
+
+@pytest.fixture(scope="session")
+def demo_nemo():
+    """The bundled model in NeMo, loaded once for all tests that do not change it."""
+    from nemotron_npu.engine import ModelOptions
+    from nemotron_npu.recognizer import load_recognizer
+
+    return load_recognizer(DEMO, "cpu", options=ModelOptions("nemo"))
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """The bundled clip: float32 [samples] at 16 kHz."""
+    from nemotron_npu.audio import read_audio
+
+    return read_audio(str(CLIP))
+
+
+@pytest.fixture(scope="session")
+def comparison(demo_native, demo_nemo, clip):
+    """The comparison of the bundled clip, at all chunk lengths."""
+    from nemotron_npu.audio import sine
+    from nemotron_npu.precision.compare import Precision
+
+    precision = Precision(demo_native, demo_nemo)
+    precision.add_signal(sine())
+    precision.add_recording("digits.wav", clip, text=CLIP_WORDS)
+    return precision
 
 
 @pytest.fixture

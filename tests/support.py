@@ -18,6 +18,7 @@ INFERENCE = ROOT / "inference.py"
 CLIP = ROOT / "demo" / "digits.wav"
 GUARD = ROOT / "tests" / "guard"
 CLIP_WORDS = "three one four one five nine two six"
+DEMO = ROOT / "demo" / "demo.nemo"
 PER_FILE = ("txt", "json", "srt", "vtt", "tsv", "ctm")
 COLLECTED = {"results.jsonl", "manifest.jsonl"}
 BROKEN = ["broken.flac", "empty.wav", "header.wav", "nan.wav", "text.mp3"]

@@ -22,7 +22,7 @@ from ..evaluation.report import chunk_table
 from ..evaluation.wer import Evaluation, evaluate
 from ..formats import dump
 from ..host import signals
-from ..precision.tolerances import Bounds
+from ..precision.tolerances import Tolerances
 from ..sources import Recording
 from .bundled import DEMO_CLIP
 from .exit_codes import OK, SOME_FAILED
@@ -35,7 +35,7 @@ from .session import Session
 from .transcribe import ModelCheck, choose_run_device, load_engine, transcribe_files
 
 
-def measure(session: Session, tolerances: Bounds) -> int:
+def measure(session: Session, tolerances: Tolerances) -> int:
     """Transcribe the session's recordings with the measurements of its options; return the exit code."""
     device = choose_run_device(session)
     options = session.options.measure
@@ -50,7 +50,7 @@ def measure(session: Session, tolerances: Bounds) -> int:
     return OK if passed else SOME_FAILED
 
 
-def _transcribe(session: Session, device: torch.device, tolerances: Bounds) -> tuple[bool, RunInfo]:
+def _transcribe(session: Session, device: torch.device, tolerances: Tolerances) -> tuple[bool, RunInfo]:
     """Transcribe the recordings; with --precision_compare, return whether the comparison passed."""
     if not session.options.measure.precision_compare:
         engine, run = load_engine(session, device)

@@ -11,9 +11,11 @@ from ..audio import SINE, read_audio, sine
 from ..device import trim_memory
 from ..engine import LocalEngine, ModelOptions
 from ..errors import InputError, ModelError
-from ..precision.compare import Precision, stage_table, to_table
+from ..precision.compare import Precision
+from ..precision.guide import format_signal
 from ..precision.report import write_report
-from ..precision.tolerances import Bounds
+from ..precision.summary import format_precision
+from ..precision.tolerances import Tolerances
 from ..recognizer import load_recognizer
 from ..sources import Recording
 from ..transcript import Transcript
@@ -40,7 +42,7 @@ class PrecisionCheck(ModelCheck):
     chunk length has to do, since the bundled clip gives a first impression only.
     """
 
-    def __init__(self, session: Session, engine: LocalEngine, reference: LocalEngine, tolerances: Bounds) -> None:
+    def __init__(self, session: Session, engine: LocalEngine, reference: LocalEngine, tolerances: Tolerances) -> None:
         super().__init__(session, engine)
         self.session = session
         self.console = session.console
@@ -49,7 +51,7 @@ class PrecisionCheck(ModelCheck):
         chunk_ms = session.options.model.chunk_ms
         if chunk_ms is None and not self.has_audio:
             chunk_ms = engine.chunk_ms
-        self.precision = Precision(engine, reference, engine.config, tolerances, chunk_ms)
+        self.precision = Precision(engine, reference, tolerances=tolerances, chunk_ms=chunk_ms)
         if self.has_audio:
             self.precision.add_signal(sine())
             self._print_signal()
@@ -67,7 +69,7 @@ class PrecisionCheck(ModelCheck):
         if isinstance(error, ModelError):
             self._compare(recording, None)
         elif not isinstance(error, InputError):
-            self.precision.miss(transcription_problem(error), recording.name)
+            self.precision.add_missing(transcription_problem(error), recording.name)
 
     def shows(self, recording: Recording) -> bool:
         """Return whether the transcript is printed; that of the bundled clip only serves the comparison."""
@@ -84,9 +86,9 @@ class PrecisionCheck(ModelCheck):
         results = self.session.results
         left = [index for index in results.todo if index not in results.done and index not in results.broken]
         if left:
-            self.precision.miss(f"interrupted: {len(left)} of {len(results.todo)} not compared")
+            self.precision.add_missing(f"interrupted: {len(left)} of {len(results.todo)} not compared")
         if self.precision.recordings:
-            self.printer.table(stage_table(self.precision, run.as_dict()))
+            self.printer.table(format_precision(self.precision, run.as_dict()))
         folder = self.session.options.measure.report
         if folder:
             environment = run_environment(self.session.checkpoint)
@@ -96,7 +98,7 @@ class PrecisionCheck(ModelCheck):
 
     def _print_signal(self) -> None:
         assert self.precision.signal is not None
-        self.printer.table(to_table(self.precision.signal, SINE, str(self.engine.device)))
+        self.printer.table(format_signal(self.precision.signal, SINE, str(self.engine.device)))
 
     def _compare(self, recording: Recording, transcript: Transcript | None) -> dict[str, Any] | None:
         """Compare one recording; return its figures, or None after an error line."""
@@ -106,11 +108,11 @@ class PrecisionCheck(ModelCheck):
                 return self.precision.add_signal(waveform).as_dict()
             name = recording.name if self.has_audio else Path(recording.path).name
             self.console.notify(f"comparing {name} ...")
-            comparison = self.precision.add(name, waveform, transcript, recording.reference)
+            comparison = self.precision.add_recording(name, waveform, transcript, recording.reference)
         except Exception as error:
             problem = f"cannot be compared: {type(error).__name__}: {error}"
             self.console.error(f"{recording.name}: {problem}", error)
-            self.precision.miss(problem, recording.name)
+            self.precision.add_missing(problem, recording.name)
             return None
         if not comparison.passed:
             self.console.notify(f"{recording.name}: FAILED, first at {comparison.failures[0]}")

@@ -18,7 +18,7 @@ from ..formats import FORMATS
 from ..host import signals
 from ..host.packages import can_import, install_command
 from ..live_input import LiveInput
-from ..precision.tolerances import BOUNDS, Bounds
+from ..precision.tolerances import TOLERANCES, Tolerances
 from ..sources import Recording, find_recordings
 from .bundled import DEMO_CLIP, DEMO_MODEL
 from .console import Console
@@ -37,7 +37,7 @@ def run(options: Options, console: Console) -> int:
     """Run with ``options``; return the exit code."""
     measure = options.measure
     _check_packages(options)
-    tolerances = BOUNDS[options.model.dtype].changed(measure.tolerances)
+    tolerances = TOLERANCES[options.model.dtype].with_changes(measure.tolerances)
     if measure.report is not None:
         make_report_folder(measure.report)
     if not options.messages.debug:
@@ -164,7 +164,7 @@ def _output_folder(output: OutputOptions, settings: RunSettings) -> AbstractCont
     return OutputFolder(output.folder, output.formats, settings, resume=output.resume)
 
 
-def _transcribe(session: Session, tolerances: Bounds) -> int:
+def _transcribe(session: Session, tolerances: Tolerances) -> int:
     """Transcribe what is still to be done; return the exit code, without regard to recordings that failed."""
     options = session.options
     results = session.results
