@@ -20,6 +20,7 @@ from worker_doubles import FakeNpuSetup, PretendSetup
 
 from nemotron_npu.checkpoint.load import find_checkpoint
 from nemotron_npu.cluster.driver import Workers
+from nemotron_npu.engine import Engine
 from nemotron_npu.errors import SetupError
 from nemotron_npu.formats import COLLECTED, FILES
 from nemotron_npu.host import signals
@@ -74,6 +75,7 @@ def transcribe(cluster, setup, recordings, count=2) -> tuple[dict, list[str]]:
     handler = signal.getsignal(signal.SIGTERM)
     with Workers(setup, count, cluster.address, messages.append) as workers:
         assert signal.getsignal(signal.SIGTERM) == handler  # Ray's own would end the run with a trace in C++
+        assert isinstance(workers, Engine)
         wait_until_loaded(workers, workers._placement.count)
         sources = [CountedRecording(recording, seconds.append) for recording in recordings]
         found += workers.results(sources, workers.batch_slots)

@@ -449,7 +449,7 @@ def test_options_that_do_not_go_together_are_exit_code_2(cli, args, words):
 
 @pytest.mark.parametrize("args", [[CLIP, "--stream"], ["-"]])
 def test_nemo_takes_no_live_streams_and_names_the_engine_that_does(cli, listen, pcm, monkeypatch, args):
-    monkeypatch.setattr("nemotron_npu.recognizer.load_recognizer", None)  # no need to wait for it
+    monkeypatch.setattr("nemotron_npu.cli.transcribe.load_recognizer", None)  # no need to wait for it
     options = ["--engine", "nemo", "--quiet"]
     code, out, err = listen(pcm[:SECOND], *options) if args == ["-"] else cli(*args, *options, "--device", "cpu")
     assert (code, out, len(err.splitlines())) == (2, "", 1)

@@ -5,6 +5,10 @@ import os
 import pytest
 from support import CLIP, INFERENCE, PER_FILE, run_process
 
+from nemotron_npu.cli.command_line import parse_options
+from nemotron_npu.cli.options import Options
+from nemotron_npu.formats import FORMATS
+
 
 @pytest.mark.parametrize("option, value", [("--threads", 100_000), ("--threads", 10**11), ("--block_ms", 10**11)])
 def test_numbers_above_the_maximum_are_rejected(cli, option, value):
@@ -60,3 +64,36 @@ def test_argcomplete_completes_options(tmp_path, typed, offered):
     asked = {"_ARGCOMPLETE": "1", "COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_ARGCOMPLETE_IFS": "\n"}
     run_process(INFERENCE, env={**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)})
     assert {word.strip() for word in answer.read_text().splitlines()} == offered
+
+
+def test_options_default_to_the_bundled_model_and_text():
+    """Without arguments all options have the defaults of their dataclasses."""
+    assert parse_options([]) == Options()
+
+
+def test_options_reach_the_dataclass_of_their_part():
+    """Each part gets its own options, and the values that follow from others."""
+    options = parse_options(["a.wav", "--chunk_ms", "all", "--graph", "on", "--engine", "native", "--threads", "2"])
+    assert options.input.audio == ("a.wav",)
+    assert options.measure.all_chunks and options.model.chunk_ms is None
+    assert options.model.graph and options.device.threads == 2
+    assert options.measure.engines == ("native",)
+    assert parse_options(["a.wav", "--output_dir", "out"]).output.formats == tuple(FORMATS)
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["--doctor", "--chunk_ms", "80"], "--doctor: checks the environment (omit --chunk_ms)"),
+        (["--doctor", "a.wav"], "--doctor: checks the environment (omit AUDIO)"),
+        (["--doctor", "--output_format", "srt"], "--doctor: prints txt or json"),
+        (["a.wav", "--boost_alpha", "2"], "--boost_alpha: needs --boost_words"),
+        (["a.wav", "--bounds", "mel=1"], "--bounds: needs --precision_compare"),
+    ],
+)
+def test_options_that_do_not_go_together_are_rejected(arguments, problem, capsys):
+    """Wrong usage ends with exit code 2; the last line has the form ``subject: problem (hint)``."""
+    with pytest.raises(SystemExit) as stop:
+        parse_options(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {problem}")

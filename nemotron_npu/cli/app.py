@@ -8,9 +8,10 @@ import sys
 
 from ..errors import InputError, SetupError, first_line
 from ..host import program, signals
+from .command_line import parse_options
 from .console import Console
 from .exit_codes import OK, SOME_FAILED, UNUSABLE
-from .options import Options, parse_options
+from .options import Options
 
 
 def main(arguments: list[str] | None = None, name: str = program.COMMAND) -> int:

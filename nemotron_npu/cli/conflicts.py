@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..formats import FORMATS
-
-if TYPE_CHECKING:
-    from .options import MeasureOptions, Options
+from .options import MeasureOptions, Options
 
 DOCTOR_OPTIONS = {"doctor", "device", "model_path", "engine", "output_format", "quiet", "debug"}
 
