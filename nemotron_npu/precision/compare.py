@@ -15,6 +15,7 @@ every stage after it.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from .metrics import verdict
 from .probes import NemoProbe, make_probe
 from .stages import Failure, LockstepRun
 from .tolerances import TOLERANCES, Tolerances
+
+if TYPE_CHECKING:
+    from ..nemo_engine import NemoRecognizer
 
 SCHEMA = "nemotron-npu/precision"
 SCHEMA_VERSION = 1  # of ``precision.json``, see report.schema.json in this folder
@@ -87,7 +91,7 @@ class Precision:
     ) -> None:
         config = candidate.config
         self.candidate, self.reference = candidate, reference
-        self.probes = Probes(make_probe(candidate), NemoProbe(reference))
+        self.probes = Probes(make_probe(candidate), NemoProbe(cast("NemoRecognizer", reference)))
         self.tolerances = tolerances or TOLERANCES[getattr(candidate, "dtype", "float32")]
         greedy = (config.get("decoding") or {}).get("greedy") or {}
         self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step")

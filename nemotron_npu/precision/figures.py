@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,7 +31,7 @@ COLORS = {  # placeholders, which become the page's CSS variables
     "--line": "#060606",
     "--bad": "#070707",
 }
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": FONT_SIZE,
     "text.color": COLORS["--soft"],
@@ -210,7 +211,8 @@ def draw_difference(stage: str, blocks: Sequence[np.ndarray], seconds: float) ->
         )
         bar = figure.colorbar(image, ax=axes, pad=0.02, format=lambda value, _: _power(value))
         bar.outline.set_visible(False)
-        bar.solids.set_rasterized(True)
+        if bar.solids is not None:
+            bar.solids.set_rasterized(True)
         bar.minorticks_off()
         axes.set_xlabel("time in s")
         return Drawing(title, note, _svg(figure, f"{title}: at most {largest:.2g}"))
