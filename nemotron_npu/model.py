@@ -17,12 +17,13 @@ import torch.nn.functional as F
 
 from .audio import SAMPLE_RATE
 from .boosting import ALPHA, BoostingTree, Phrase, spell
+from .cache import EncoderState
 from .checkpoint.load import Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .checkpoint.weights import Weights
 from .decoder import Decoder, DecoderState, Emission, NotFinite
 from .device import choose_device, traits_of
 from .dtypes import check_dtype
-from .encoder import Encoder, EncoderState
+from .encoder import Encoder, EncoderOptions
 from .engine import ModelOptions
 from .errors import ModelError, SetupError, Unsupported
 from .features import FeatureStream, Frontend
@@ -124,7 +125,8 @@ class Model:
             frames = round(options.block_ms / 1000 / self.frame_seconds)
         self.frontend = Frontend(config, on_host.inside("preprocessor.featurizer."))
         self.decoder = Decoder(config, for_decoder, self.dtype if traits.is_host else "float32")
-        self.encoder = Encoder(config["encoder"], for_encoder, context, frames, self.dtype, options.graph)
+        encoder_options = EncoderOptions(context, frames, self.dtype, options.graph)
+        self.encoder = Encoder(config["encoder"], for_encoder, encoder_options)
         on_host.check_all_taken()
 
     @property
@@ -251,7 +253,7 @@ def check_fit(path: Path, checkpoint: Checkpoint) -> None:
     try:
         Frontend(config, weights.inside("preprocessor.featurizer."))
         Decoder(config, weights, "plain")
-        Encoder(config["encoder"], weights.inside("encoder."), None, 1, "plain")
+        Encoder(config["encoder"], weights.inside("encoder."), EncoderOptions(dtype="plain"))
         weights.check_all_taken()
     except SetupError as error:
         raise SetupError(str(path), str(error)) from error

@@ -266,9 +266,6 @@ class NemoRecognizer:
         ]
         return self.speller.transcript(emissions, samples / SAMPLE_RATE)
 
-    def _transcript(self, hypothesis: Hypothesis, waveform: np.ndarray) -> Transcript:
-        return self.transcript(hypothesis, len(waveform))
-
 
 def _is_finite(values: torch.Tensor) -> bool:
     return bool(values.isfinite().all())

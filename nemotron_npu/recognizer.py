@@ -44,8 +44,6 @@ class Recognizer(Model):
         """Return the encoder frames of each recording in one step, for a batch of ``slots`` recordings."""
         return block_frames(self, slots)
 
-    block = block_frames  # until its callers have moved on
-
     @overload
     def transcribe(self, sources: Source, slots: int = 1) -> Transcript: ...  # type: ignore[overload-overlap]
 

@@ -123,8 +123,6 @@ class Stream:
         """Return the transcript so far."""
         return self.model.transcript(self.emissions, self.features.samples)
 
-    heard = transcript  # until its callers have moved on
-
     @property
     def text(self) -> str:
         """The text so far."""

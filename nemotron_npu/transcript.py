@@ -91,7 +91,7 @@ class Transcript:
         return tuple(split_segments(self.words, self.duration))
 
 
-class Emission(Protocol):
+class EmittedToken(Protocol):
     """A token as a decoder emits it, see ``decoder.Emission``."""
 
     @property
@@ -140,7 +140,7 @@ class Speller:
         marks = "".join(sorted(_punctuation(pieces)))
         self.space_before_mark = re.compile(rf"\s([{re.escape(marks)}])") if marks else None
 
-    def transcript(self, emissions: Iterable[Emission], duration: float) -> Transcript:
+    def transcript(self, emissions: Iterable[EmittedToken], duration: float) -> Transcript:
         """Return the result for a recording of ``duration`` seconds."""
         tokens = tuple(self._token(emission) for emission in emissions)
         text = self.text([token.id for token in tokens])
@@ -157,7 +157,7 @@ class Speller:
         """Remove the space before each punctuation mark that occurs in the vocabulary."""
         return self.space_before_mark.sub(r"\1", text) if self.space_before_mark else text
 
-    def _token(self, emission: Emission) -> Token:
+    def _token(self, emission: EmittedToken) -> Token:
         return Token(
             emission.id,
             self.pieces[emission.id],

@@ -102,9 +102,9 @@ def survey(triton: Path) -> dict[str, tuple[Path, tuple[str, str] | None]]:
         target, hunks = read_patch(patch)
         variants.setdefault(target, []).append(hunks)
     found = {}
-    for target, hunks in variants.items():
+    for target, candidates in variants.items():
         path = triton.parent / target
-        states = both_states(path.read_bytes().decode(), hunks) if path.is_file() else None
+        states = both_states(path.read_bytes().decode(), candidates) if path.is_file() else None
         found[target] = path, states
     return found
 

@@ -13,8 +13,9 @@ from checkpoints import TINY_SIZE, make_random_checkpoint
 from support import CLIP, CLIP_WORDS, ROOT, run_process
 
 from nemotron_npu.audio import read_audio
-from nemotron_npu.benchmark.measure import count_operators, steady_step
-from nemotron_npu.engine import ModelOptions
+from nemotron_npu.benchmark.steps import steady_step
+from nemotron_npu.benchmark.timing import count_operators
+from nemotron_npu.engine import LocalEngine, ModelOptions
 from nemotron_npu.errors import SetupError, Unsupported
 from nemotron_npu.recognizer import Recognizer, load_recognizer
 
@@ -186,4 +187,11 @@ def test_nemo_stays_available_by_name(cli):
     code, out, _ = cli(CLIP, "--engine", "nemo", "--device", "cpu", "--output_format", "json")
     document = json.loads(out)
     assert (code, document["engine"], document["text"]) == (0, "nemo", CLIP_WORDS)
-    assert load_recognizer(DEMO, CPU, options=ModelOptions("nemo")).engine == "nemo" and "nemo" in sys.modules
+    nemo = load_recognizer(DEMO, CPU, options=ModelOptions("nemo"))
+    assert nemo.engine == "nemo" and "nemo" in sys.modules
+    assert isinstance(nemo, LocalEngine)
+
+
+def test_native_engine_satisfies_the_protocol(demo):
+    """mypy checks the signatures, at the returns of ``load_recognizer``."""
+    assert isinstance(demo, LocalEngine)

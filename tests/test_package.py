@@ -18,12 +18,12 @@ from support import CLIP, CLIP_WORDS, GUARD, ROOT, make_once, run_process
 
 import nemotron_npu
 from nemotron_npu.audio import read_audio
-from nemotron_npu.benchmark import measure
+from nemotron_npu.benchmark import startup
 from nemotron_npu.doctor.environment import PYTHONS
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.formats import COLLECTED, FILES
-from nemotron_npu.host import packages
+from nemotron_npu.host import packages, program
 from nemotron_npu.nemo_engine import NemoRecognizer
 
 DEMO = ROOT / "demo" / "demo.nemo"
@@ -114,13 +114,21 @@ def test_wheel_requires_what_the_files_list(installed):
     assert commands == "pip install nemotron-npu pip install 'nemotron-npu[nemo]'"
 
 
+def test_wheel_has_every_package_and_data_file(installed):
+    """What is not listed in pyproject.toml is missing from the wheel."""
+    ours = ROOT / "nemotron_npu"
+    (theirs,) = (installed.parent / "lib").glob("python*/site-packages/nemotron_npu")
+    files = {path.relative_to(ours) for path in ours.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert files <= {path.relative_to(theirs) for path in theirs.rglob("*")}
+
+
 def test_benchmark_starts_the_installed_program(monkeypatch):
     for words in (["/venv/bin/nemotron-npu"], ["-X", "utf8", "-m", "nemotron_npu"]):
         monkeypatch.setattr(sys, "orig_argv", ["python", *words, "--benchmark", "--engine", "native"])
-        assert measure.command() == [sys.executable, *words]
+        assert startup.command() == [sys.executable, *words]
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest"])
-    monkeypatch.setattr(packages, "CLONE", None)
-    assert measure.command() == [sys.executable, "-m", "nemotron_npu"]
+    monkeypatch.setattr(program, "CLONE", None)
+    assert startup.command() == [sys.executable, "-m", "nemotron_npu"]
 
 
 def test_changelog_begins_with_this_version():
@@ -239,13 +247,14 @@ def test_missing_packages_are_one_line_and_exit_code_2(tmp_path):
     other = tmp_path / "other.nemo"
     make_random_checkpoint(other, TINY_SIZE, encoder={"self_attention_model": "abs_pos"})
     ends = {
-        ("--precision_compare",): "--precision_compare needs NeMo, which is not installed: source setup_env.sh",
-        ("--engine", "nemo"): "--engine nemo needs NeMo, which is not installed: source setup_env.sh",
-        ("--benchmark",): "--benchmark without --engine native needs NeMo, which is not installed: source setup_env.sh",
+        ("--precision_compare",): "--precision_compare: needs NeMo, which is not installed (source setup_env.sh)",
+        ("--engine", "nemo"): "--engine nemo: needs NeMo, which is not installed (source setup_env.sh)",
+        ("--benchmark",): "--benchmark without --engine native: needs NeMo, which is not installed "
+        "(source setup_env.sh)",
         (CLIP, "--device", "cpu", "--quiet", "--model_path", other): "other.nemo: not supported by the native engine: "
         "encoder.self_attention_model: abs_pos; NeMo is not installed (source setup_env.sh)",
-        ("--benchmark", "--engine", "native", "--report", tmp_path): "--report draws with matplotlib, which is not "
-        "installed: pip install matplotlib",
+        ("--benchmark", "--engine", "native", "--report", tmp_path): "--report: needs matplotlib, which is not "
+        "installed (pip install matplotlib)",
         ("--model_path", "acme/voice", "--quiet"): "acme/voice: a Hugging Face id needs huggingface_hub: "
         "pip install huggingface_hub",
         (CLIP, "--num_workers", 2): "Ray: not installed; more than one worker needs it "
@@ -293,7 +302,7 @@ def test_result_for_a_closed_stdout_is_an_error():
     assert result.returncode == 2
     assert result.stderr == "inference.py: stdout: cannot be written: Bad file descriptor\n"
     result = in_shell("<&-", INFERENCE, "-")
-    assert (result.returncode, result.stderr) == (2, "inference.py: -: stdin is closed: pipe sound into it\n")
+    assert (result.returncode, result.stderr) == (2, "inference.py: -: stdin is closed (pipe audio into it)\n")
 
 
 def test_sigint_that_the_parent_ignores_stays_ignored():

@@ -212,10 +212,10 @@ def broken(tiny):
 @pytest.mark.parametrize(
     "part, says",
     [
-        (lambda r: r.encoder.subsampling_out.bias, "encoder output: not finite (NaN or infinity), first in the sub"),
+        (lambda r: r.encoder.subsampling.out.bias, "encoder output: not finite (NaN or infinity), first in the sub"),
         (lambda r: r.encoder.layers[0].norm_out[0], "first in layer 0, at 0.00 s"),
-        (lambda r: r.encoder.layers[1].bias_uv, "first in layer 1, at 0.00 s"),
-        (lambda r: r.encoder.layers[1].norm_ff2[1], "first in layer 1, at 0.00 s"),
+        (lambda r: r.encoder.layers[1].attention.bias_uv, "first in layer 1, at 0.00 s"),
+        (lambda r: r.encoder.layers[1].feed_forward2.norm.bias, "first in layer 1, at 0.00 s"),
         (lambda r: r.decoder.output[1], "token scores: not finite (NaN or infinity), at 0.00 s"),
     ],
 )
@@ -228,19 +228,25 @@ def test_what_is_not_finite_names_the_first_part_and_is_never_an_empty_text(brok
 
 
 def test_neighbours_of_what_is_not_finite_are_recognised_and_the_time_is_told(cli, tmp_path, monkeypatch, clip):
+    from nemotron_npu.conformer import ConformerLayer
     from nemotron_npu.encoder import Encoder
 
     bad = tmp_path / "bad.wav"
     soundfile.write(bad, np.tile(clip, 3), 16000)
-    features, layer_step = 3 * len(clip) // 160, Encoder._layer_step
+    features, encode, forward, running = 3 * len(clip) // 160, Encoder._encode, ConformerLayer.__call__, {}
 
-    def overflowing(self, index, layer, x, mask, count, slots, state, ends):
-        x = layer_step(self, index, layer, x, mask, count, slots, state, ends)
-        if index == 2 and features in ends:
-            x.view(count, slots, -1)[1, ends.index(features), 7] = torch.inf
+    def noting(self, x, state, ends):
+        running.update(layer=self.layers[2], ends=ends)
+        return encode(self, x, state, ends)
+
+    def overflowing(self, *args):
+        x, ends = forward(self, *args), running["ends"]
+        if self is running["layer"] and features in ends:
+            x.view(-1, len(ends), x.shape[1])[1, ends.index(features), 7] = torch.inf
         return x
 
-    monkeypatch.setattr(Encoder, "_layer_step", overflowing)
+    monkeypatch.setattr(Encoder, "_encode", noting)
+    monkeypatch.setattr(ConformerLayer, "__call__", overflowing)
     code, out, err = cli(CLIP, bad, CLIP, "--batch_size", 3, "--device", "cpu", "--quiet")
     assert code == 1 and out.splitlines() == [f"{CLIP}: {CLIP_WORDS}"] * 2
     assert err.startswith(f"inference.py: {bad}: cannot be transcribed: encoder output: not finite"), err
@@ -332,7 +338,7 @@ def test_a_disk_that_fills_loses_nothing_that_was_done_and_resume_goes_on(cli, c
     options = [calls, "--output_dir", folder, "--device", "cpu", "--batch_size", 2]
     code, _, err = cli(*options)
     done = assert_whole(folder)
-    assert code == 2 and 0 < done < 12 and f"12 recordings: {done} done, 0 failed, {12 - done} left: --resume" in err
+    assert code == 2 and 0 < done < 12 and f"12 recordings: {done} done, 0 failed, {12 - done} left (--resume" in err
     last = err.splitlines()[-1]
     assert last.startswith(f"inference.py: {folder}/call") and last.endswith(
         "cannot be written: No space left on device"
@@ -472,7 +478,7 @@ def run_slow(*args, name="SIGINT", times=1, apart=0.3, seconds=0.7) -> subproces
 def test_the_running_block_is_finished_and_a_signal_that_is_sent_twice_as_by_timeout_is_one(calls, tmp_path):
     result = run_slow(calls, "--output_dir", tmp_path, name="SIGTERM", times=2, apart=0.05)
     assert result.returncode == 143 and assert_whole(tmp_path) == 3, result.stderr
-    assert "12 recordings: 3 done, 0 failed, 9 left: --resume goes on with them" in result.stderr
+    assert "12 recordings: 3 done, 0 failed, 9 left (--resume continues)" in result.stderr
     assert result.stderr.splitlines()[-1] == "inference.py: interrupted: 9 of 12 not done"
 
 
@@ -503,10 +509,10 @@ def test_a_run_that_waits_for_sound_can_be_interrupted(demo, clip):
 
 
 def test_an_interrupted_benchmark_leaves_no_process_behind():
-    from nemotron_npu.benchmark.measure import _process
+    from nemotron_npu.benchmark.startup import child_process
 
     code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.stdin.read()"
-    with pytest.raises(KeyboardInterrupt), _process([sys.executable, "-c", code]) as child:
+    with pytest.raises(KeyboardInterrupt), child_process([sys.executable, "-c", code]) as child:
         grandchild = int(child.stdout.readline())
         raise KeyboardInterrupt
     assert child.poll() is not None

@@ -11,13 +11,14 @@ import torch
 from support import CLIP
 
 from nemotron_npu.audio import read_audio, sine
-from nemotron_npu.benchmark import measure
+from nemotron_npu.benchmark import effort, run, startup
+from nemotron_npu.benchmark.results import Start
 from nemotron_npu.boosting import Phrase
 from nemotron_npu.device import TRAITS, choose_device
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
-from nemotron_npu.precision.compare import compare
+from nemotron_npu.precision.guide import compare_signal
 from nemotron_npu.recognizer import load_recognizer
 
 fake_npu.install()
@@ -170,12 +171,12 @@ def test_features_and_encoder_output_stay_on_the_device_and_equal_those_of_the_c
     features, lengths = both[0].preprocess([sine()])
     encoded, frames = both[0].encode(features, lengths)
     assert all(tensor.device == NPU for tensor in (features, lengths, encoded, frames))
-    comparison = compare(*both, sine())
+    comparison = compare_signal(*both, sine())
     assert comparison.passed and comparison.encoder.max_error < 1e-5
 
 
 def test_the_native_engine_on_the_device_passes_against_nemo_on_the_cpu(native, nemo):
-    comparison = compare(native[0], nemo[1], sine())
+    comparison = compare_signal(native[0], nemo[1], sine())
     assert comparison.passed and comparison.encoder.max_error < 1e-4
 
 
@@ -229,12 +230,13 @@ def test_an_operator_that_the_device_lacks_is_one_line_for_each_file(cli, tiny, 
     assert "not implemented" in first and "not implemented" in second
 
 
-def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli, tiny, tmp_path, monkeypatch):
+def test_benchmark_synchronizes_around_every_run(cli, tiny, tmp_path, monkeypatch):
+    """All dtypes of the device are measured, and each timing waits for the device."""
     small = {"STARTS": 1, "ROUNDS": 3, "ROUND_SECONDS": 0, "OFFLINE_SECONDS": (2,), "BATCH_SECONDS": 2}
     for name, value in small.items():
-        monkeypatch.setattr(measure, name, value)
-    python, script = measure.command()
-    monkeypatch.setattr(measure, "command", lambda: [python, fake_npu.__file__, script])
+        monkeypatch.setattr(effort, name, value)
+    python, script = startup.command()
+    monkeypatch.setattr(startup, "command", lambda: [python, fake_npu.__file__, script])
     npu = replace(TRAITS["npu"], dtypes=("float32", "float16"))
     monkeypatch.setitem(TRAITS, "npu", npu)  # a process is started for each
     gc.collect()  # what earlier tests have left on the device is not to be freed meanwhile
@@ -252,12 +254,17 @@ def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli
     assert sum(call.startswith("synchronize") for call in fake_npu.CALLS) >= 2 * runs
 
 
-def test_the_benchmark_measures_with_the_options_of_the_native_engine_beside_nemo(cli, tiny, tmp_path, monkeypatch):
+def test_benchmark_gives_nemo_no_native_options(cli, tiny, tmp_path, monkeypatch):
+    """--decoder_device and --graph apply to the native engine only, --chunk_ms to both."""
     for name, value in dict(ROUNDS=2, ROUND_SECONDS=0, OFFLINE_SECONDS=(2,), BATCH_SECONDS=2).items():
-        monkeypatch.setattr(measure, name, value)
-    start = dict.fromkeys(("total_s", "import_s", "load_s", "first_s", "peak_bytes"), 1)
+        monkeypatch.setattr(effort, name, value)
     asked = {}
-    monkeypatch.setattr(measure, "start_times", lambda *args: asked.update({args[2].engine: args[4]}) or start)
+
+    def measure_start(name, waveform, options):
+        asked[name] = list(map(str, options))
+        return Start(1, 1, 1, 1, 1, 1)
+
+    monkeypatch.setattr(run, "measure_start", measure_start)
     options = [
         "--device",
         "npu:0",
@@ -273,8 +280,9 @@ def test_the_benchmark_measures_with_the_options_of_the_native_engine_beside_nem
     code, out, err = cli("--model_path", tiny, CLIP, "--benchmark", *options)
     assert code == 0, err
     assert "encoder step of 560 ms" in out and "step of 1120 ms" not in out
-    assert list(map(str, asked["native"])) == ["--chunk_ms", "560", "--decoder_device", "npu:0", "--graph", "on"]
-    assert asked["nemo"] == ["--chunk_ms", 560]
+    shared = ["--dtype", "float32", "--threads", str(torch.get_num_threads()), "--chunk_ms", "560"]
+    assert asked["native float32"][-10:] == [*shared, "--decoder_device", "npu:0", "--graph", "on"]
+    assert asked["nemo float32"][-6:] == shared
 
 
 def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
@@ -297,7 +305,7 @@ def test_the_search_on_the_device_gives_the_same_tokens(tiny, native, slots):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype):
     recognizer = load_recognizer(tiny, NPU, options=ModelOptions(dtype=dtype))
-    assert {layer.ff1_in.weight.dtype for layer in recognizer.encoder.layers} == {getattr(torch, dtype)}
+    assert {layer.feed_forward1.linear1.weight.dtype for layer in recognizer.encoder.layers} == {getattr(torch, dtype)}
     encoded, _ = recognizer.encode(*recognizer.preprocess([sine()]))
     expected, _ = native[1].encode(*native[1].preprocess([sine()]))
     assert encoded.dtype == torch.float32
