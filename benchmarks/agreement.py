@@ -23,6 +23,7 @@ import train  # noqa: E402
 from nemotron_npu.audio import sine  # noqa: E402
 from nemotron_npu.checkpoint.load import read_config  # noqa: E402
 from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
+from nemotron_npu.engine import ModelOptions  # noqa: E402
 from nemotron_npu.host.provenance import environment  # noqa: E402
 from nemotron_npu.precision.compare import Precision, stage_table  # noqa: E402
 from nemotron_npu.precision.report import write_report  # noqa: E402
@@ -42,9 +43,9 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
     strings = train.test_strings(train.read_digits(args.data, "test"), args.strings)
-    reference = load_recognizer(DEMO, CPU, engine="nemo")
+    reference = load_recognizer(DEMO, CPU, options=ModelOptions("nemo"))
     for dtype in args.dtypes.split(","):
-        candidate = load_recognizer(DEMO, CPU, dtype=dtype)
+        candidate = load_recognizer(DEMO, CPU, options=ModelOptions(dtype=dtype))
         precision = Precision(candidate, reference, read_config(DEMO), chunk_ms=args.chunk_ms)
         precision.add_signal(sine())
         for index, (samples, text) in enumerate(strings):

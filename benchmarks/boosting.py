@@ -20,6 +20,7 @@ import torch  # noqa: E402
 import train  # noqa: E402
 
 from nemotron_npu.boosting import Phrase  # noqa: E402
+from nemotron_npu.engine import ModelOptions  # noqa: E402
 from nemotron_npu.evaluation.report import percent  # noqa: E402
 from nemotron_npu.evaluation.wer import evaluate  # noqa: E402
 from nemotron_npu.host.table import format_table  # noqa: E402
@@ -34,7 +35,7 @@ def main() -> None:
     strings = train.test_strings(digits, 240)
     said = {text for _, text in strings}
     others = [text for _, text in train.test_strings(digits, 400, seed=1) if text not in said][:240]
-    recognizer = Recognizer(ROOT / "demo" / "demo.nemo", torch.device("cpu"), 80)
+    recognizer = Recognizer(ROOT / "demo" / "demo.nemo", torch.device("cpu"), options=ModelOptions(chunk_ms=80))
 
     def rate(phrases, alpha: float) -> str:
         recognizer.boost([Phrase(text) for text in phrases], alpha)

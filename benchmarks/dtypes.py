@@ -21,6 +21,7 @@ import torch  # noqa: E402
 import train  # noqa: E402
 
 from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
+from nemotron_npu.engine import ModelOptions  # noqa: E402
 from nemotron_npu.precision.compare import difference  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 
@@ -39,7 +40,9 @@ def main() -> None:
     for chunk_ms in (80, 160, 560, 1120):
         reference, said = [], []
         for dtype in offered_dtypes(CPU):
-            recognizer = Recognizer(ROOT / "demo" / "demo.nemo", CPU, chunk_ms, dtype)
+            recognizer = Recognizer(
+                ROOT / "demo" / "demo.nemo", CPU, options=ModelOptions(chunk_ms=chunk_ms, dtype=dtype)
+            )
             transcripts = recognizer.transcribe([samples for samples, _ in strings])
             encoded = [recognizer.encode(*recognizer.preprocess([samples]))[0] for samples, _ in strings[:40]]
             if dtype == "float32":

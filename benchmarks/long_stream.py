@@ -130,9 +130,10 @@ def main() -> int:
 
     import torch
 
+    from nemotron_npu.engine import ModelOptions
     from nemotron_npu.recognizer import Recognizer
 
-    recognizer = Recognizer(args.model_path, torch.device("cpu"), args.chunk_ms)
+    recognizer = Recognizer(args.model_path, torch.device("cpu"), options=ModelOptions(chunk_ms=args.chunk_ms))
     offline = recognizer.transcribe([sound])[0].text.split()
     verdict = "equal to" if live == offline else "NOT"
     print(f"{args.hours} h in {seconds:.0f} s; {len(live)} words, {verdict} those of the recording")

@@ -32,9 +32,10 @@ def main() -> int:
 
     import torch
 
+    from nemotron_npu.engine import ModelOptions
     from nemotron_npu.recognizer import Recognizer
 
-    recognizer = Recognizer(args.model_path, torch.device("cpu"), args.chunk_ms)
+    recognizer = Recognizer(args.model_path, torch.device("cpu"), options=ModelOptions(chunk_ms=args.chunk_ms))
     chance = np.random.default_rng(0)
     clip = np.tile(read_audio(ROOT / "demo" / "digits.wav"), 6)
     sounds = [np.roll(clip, chance.integers(len(clip))) for _ in range(args.streams)]
@@ -54,7 +55,7 @@ def main() -> int:
     seconds = time.perf_counter() - began
 
     alone = [tokens(listen(recognizer, sound)) for sound in sounds]
-    recordings = [tokens(transcript) for transcript in recognizer.transcribe(sounds, recognizer.slots)]
+    recordings = [tokens(transcript) for transcript in recognizer.transcribe(sounds, recognizer.batch_slots)]
     wrong = sum(len({*same}) > 1 for same in zip(together, alone, recordings, strict=True))
     spoken, count = sum(map(len, sounds)) / SAMPLE_RATE, sum(map(len, alone))
     print(

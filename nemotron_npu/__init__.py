@@ -4,11 +4,12 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .engine import ModelOptions
     from .recognizer import Recognizer, Stream, load_recognizer
     from .transcript import Transcript
 
 __version__ = "0.9.0"
-__all__ = ["Recognizer", "Stream", "Transcript", "__version__", "load_recognizer"]
+__all__ = ["ModelOptions", "Recognizer", "Stream", "Transcript", "__version__", "load_recognizer"]
 
 # torch_npu registers itself to be imported by `import torch`, which then dies on a host without CANN, even for the CPU.
 # It must be set before the first `import torch`; for an npu device, device.py imports torch_npu by name.
@@ -28,7 +29,7 @@ def __getattr__(name: str):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    module = "transcript" if name == "Transcript" else "recognizer"
+    module = {"ModelOptions": "engine", "Transcript": "transcript"}.get(name, "recognizer")
     value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
     return value
 

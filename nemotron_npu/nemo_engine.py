@@ -6,7 +6,7 @@ import copy
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +27,31 @@ from .checkpoint.weights import Tensors, Weights
 from .confidence import ALPHA as CONFIDENCE_ALPHA
 from .decoder import MOST_SYMBOLS, Emission
 from .device import is_out_of_memory, release_memory, too_little_memory
+from .engine import ModelOptions, nothing
 from .errors import InputError, ModelError, SetupError, first_line, shown
 from .transcript import Speller, Transcript
+
+DEFAULTS = ModelOptions("nemo")
 
 
 class NemoRecognizer:
     """A NeMo model on one device; see ``recognizer.Recognizer`` for the calls."""
 
     engine = "nemo"
-    slots = 1  # unless more are asked for: a batch is padded to its longest
+    batch_slots = 1  # unless more are asked for: a batch is padded to its longest
 
     def __init__(
         self,
         path: Path,
         device: torch.device,
-        chunk_ms: int | None = None,
+        *,
+        options: ModelOptions = DEFAULTS,
         announce: Callable[[str], None] = warnings.warn,
         checkpoint: Checkpoint | None = None,
     ):
         checkpoint = checkpoint or read_checkpoint(path)
         config = checkpoint.config
-        chunk_ms, context = choose_context(config, chunk_ms)
+        chunk_ms, context = choose_context(config, options.chunk_ms)
         model = _restore(path, checkpoint)
         self.config = config
         self.device = device
@@ -127,7 +131,7 @@ class NemoRecognizer:
             return self.model.encoder(audio_signal=features, length=lengths)
 
     def results(
-        self, sources: list, slots: int = 1, between: Callable[[], None] = lambda: None
+        self, sources: Sequence, slots: int = 1, between: Callable[[], None] = nothing
     ) -> Iterator[tuple[int, Transcript | Exception]]:
         """Yield (index, transcript or what went wrong), ``slots`` recordings at a time, in order.
 
@@ -151,7 +155,7 @@ class NemoRecognizer:
     def _batch(self, batch: dict[int, np.ndarray]) -> Iterator[tuple[int, Transcript | Exception]]:
         results, error = [], None
         try:
-            results = self.transcribe(list(batch.values()))
+            results = self._transcribe_batch(list(batch.values()))
         except Exception as failure:
             error = failure
         if error is None:
@@ -200,11 +204,19 @@ class NemoRecognizer:
         """NeMo's own streaming differs from its offline pass and is not offered here."""
         raise SetupError("live streams need the native engine (--engine native)")
 
-    def transcribe(self, sources) -> Transcript | list[Transcript]:
-        """Transcribe one recording, or a list of them as one batch; see ``Recognizer.transcribe``."""
+    def transcribe(self, sources, slots: int = 1) -> Transcript | list[Transcript]:
+        """Transcribe one recording, or a list of them, ``slots`` in a batch; see ``Recognizer.transcribe``."""
         if is_source(sources):
             return self.transcribe([sources])[0]
-        waveforms = [source if isinstance(source, np.ndarray) else read_audio(source) for source in sources]
+        results: list = [None] * len(sources)
+        for index, result in self.results(sources, slots):
+            if isinstance(result, Exception):
+                raise result
+            results[index] = result
+        return results
+
+    def _transcribe_batch(self, waveforms: list[np.ndarray]) -> list[Transcript]:
+        """The transcripts of recordings float32 [samples], mono, 16 kHz, as one batch."""
         # shorter than one mel frame: nothing to recognise, and NeMo fails on a batch without any frame
         audible = [i for i, waveform in enumerate(waveforms) if len(waveform) >= self.stride]
         transcripts = [Transcript("", (), len(waveform) / SAMPLE_RATE) for waveform in waveforms]

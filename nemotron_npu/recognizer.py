@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from .decoder import Decoder, Emission, NotFinite
 from .device import choose_device, is_out_of_memory, release_memory, too_little_memory
 from .dtypes import check_dtype
 from .encoder import Encoder, EncoderState
+from .engine import LocalEngine, ModelOptions, nothing
 from .errors import ModelError, SetupError, Unsupported, first_line
 from .features import FeatureStream, Frontend
 from .host import signals
@@ -40,6 +41,7 @@ LIVE_FRAMES = 16  # the same of a live stream, which only needs more than a chun
 READERS = 4  # threads that decode sound
 WAIT_SECONDS = 0.1  # between two looks while sound is waited for
 SETTLE_TOKENS = 256  # of a live stream, spelled again at each look
+DEFAULTS = ModelOptions()
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: stored, but no parameters
 
 
@@ -51,12 +53,7 @@ class Recognizer:
     path : a ``.nemo`` file.
     device : where the encoder runs, a torch.device or ``"npu:0"``, ``"cuda:0"``, ``"cpu"``.  Log-mel is computed on the
         CPU.
-    chunk_ms : chunk length; None takes the checkpoint's first.
-    dtype : ``"float32"``, ``"bfloat16"``, on a CPU also ``"int8"``, elsewhere ``"float16"``.  On a CPU it is that of
-        the matrix products alone, of encoder and prediction network; elsewhere that of the whole encoder.
-    decoder_device : where the search runs; None is the CPU, since it is many small operators, each waited for.
-    record : record the encoder's steady step and replay it (``graph.py``); needs an NPU or GPU.
-    block_ms : sound of each recording that is encoded at once, at least a chunk; None takes what suits the device.
+    options : chunk length, dtype, device of the decoder, graph capture, block length; ``engine`` is not looked at.
     announce : is told in one line when memory ran out, and with how much less it goes on.
 
     Several threads may use one recognizer: recordings in each, or streams, a stream in one of them at a time.
@@ -71,21 +68,20 @@ class Recognizer:
         self,
         path: Path | str,
         device: torch.device | str,
-        chunk_ms: int | None = None,
-        dtype: str = "float32",
-        decoder_device: torch.device | None = None,
-        record: bool = False,
-        block_ms: int | None = None,
+        *,
+        options: ModelOptions = DEFAULTS,
         announce: Callable[[str], None] = warnings.warn,
     ):
         path, device = Path(path), _device(device)
+        dtype, block_ms, record = options.dtype, options.block_ms, options.graph
+        decoder_device = _device(options.decoder_device or "cpu")
         if record and device.type == "cpu":
             raise SetupError("--graph on: a CPU has nothing to record: it needs an npu or cuda device")
         check_dtype(dtype, device)
         config, tensors, tokenizers = read_checkpoint(path)
         self.config = config
         self.device = device
-        self.chunk_ms, context = choose_context(config, chunk_ms)
+        self.chunk_ms, context = choose_context(config, options.chunk_ms)
         """Chunk length in use; None for a checkpoint that does not attend in chunks."""
         self.frame_seconds = frame_seconds(config)
         """Seconds of sound in one encoder frame."""
@@ -97,7 +93,7 @@ class Recognizer:
         self.dtype = dtype
         taken: set[str] = set()
         host = Weights(tensors, torch.device("cpu"), torch.float32, taken=taken)
-        search = Weights(tensors, decoder_device or torch.device("cpu"), torch.float32, taken=taken)
+        search = Weights(tensors, decoder_device, torch.float32, taken=taken)
         kind = torch.float32 if device.type == "cpu" else getattr(torch, dtype)
         encoder = Weights(tensors, device, kind, "encoder.", taken)
         try:
@@ -147,7 +143,7 @@ class Recognizer:
     # ------------------------------------------------------------------ recordings
 
     @property
-    def slots(self) -> int:
+    def batch_slots(self) -> int:
         """Recordings side by side where nothing else is asked for: on a CPU as many as keep the products' inputs in its
         cache, elsewhere as many as fit into a quarter of the free memory, with as much again for the step itself."""
         if self.device.type == "cpu":
@@ -184,7 +180,7 @@ class Recognizer:
         return results
 
     def results(
-        self, sources: list[Source], slots: int = 1, between: Callable[[], None] = lambda: None
+        self, sources: Sequence[Source], slots: int = 1, between: Callable[[], None] = nothing
     ) -> Iterator[tuple[int, Transcript | Exception]]:
         """Yield (index, transcript or what went wrong) of each recording as soon as it is done.
 
@@ -577,24 +573,20 @@ class Stream:
 def load_recognizer(
     path: Path | str,
     device: torch.device | str,
-    chunk_ms: int | None = None,
-    engine: str = "native",
-    dtype: str = "float32",
-    decoder_device: torch.device | None = None,
+    *,
+    options: ModelOptions = DEFAULTS,
     announce: Callable[[str], None] = warnings.warn,
-    record: bool = False,
-    block_ms: int | None = None,
-) -> Recognizer:
-    """Load the checkpoint ``path`` onto ``device``, ``"npu:0"`` say, in ``engine``: ``"native"`` or ``"nemo"``.
+) -> LocalEngine:
+    """Load the checkpoint ``path`` onto ``device``, ``"npu:0"`` say, in the engine that ``options`` names.
 
     A checkpoint that the native engine does not support runs on stock NeMo, which ``announce`` is told in one line.
     Raises SetupError when the checkpoint cannot be used, does not offer that chunk size, or needs NeMo where that is
     not installed, and when the device is not usable.
     """
     path, device, why = Path(path), _device(device), "--engine nemo"
-    if engine == "native":
+    if options.engine == "native":
         try:
-            return Recognizer(path, device, chunk_ms, dtype, decoder_device, record, block_ms, announce)
+            return Recognizer(path, device, options=options, announce=announce)
         except Unsupported as reason:
             why = f"{path.name}: not supported by the native engine: {reason}"
         except Exception as error:
@@ -603,12 +595,17 @@ def load_recognizer(
             raise SetupError(f"{device} has not enough memory for {path.name}: {first_line(error)}") from error
     if not can_import("nemo"):
         raise SetupError(f"{why}: NeMo is not installed: {install_command('nemo')}")
-    if engine == "native":
+    if options.engine == "native":
         announce(f"{why}: running on NeMo")
-    if dtype != "float32":
-        raise SetupError(f"--dtype {dtype} needs the native engine: NeMo runs in float32 here")
-    for option, given in (("--graph on", record), ("--block_ms", block_ms), ("--decoder_device", decoder_device)):
-        if given:
+    if options.dtype != "float32":
+        raise SetupError(f"--dtype {options.dtype} needs the native engine: NeMo runs in float32 here")
+    given = {
+        "--graph on": options.graph,
+        "--block_ms": options.block_ms,
+        "--decoder_device": options.decoder_device,
+    }
+    for option, value in given.items():
+        if value:
             raise SetupError(f"{option} needs the native engine")
     checkpoint = read_checkpoint(path)
     _check_fit(path, checkpoint)
@@ -616,7 +613,7 @@ def load_recognizer(
         offer_mock()
         from .nemo_engine import NemoRecognizer
     signals.check()
-    return NemoRecognizer(path, device, chunk_ms, announce, checkpoint)
+    return NemoRecognizer(path, device, options=options, announce=announce, checkpoint=checkpoint)
 
 
 def _device(device: torch.device | str) -> torch.device:

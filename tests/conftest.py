@@ -56,11 +56,17 @@ def engines():
     """(native, NeMo) of a checkpoint at 160 ms on the CPU, made once: ``engines(path)``."""
     import torch
 
+    from nemotron_npu.engine import ModelOptions
     from nemotron_npu.nemo_engine import NemoRecognizer
     from nemotron_npu.recognizer import Recognizer
 
     cpu = torch.device("cpu")
-    return functools.cache(lambda path: (Recognizer(path, cpu, 160), NemoRecognizer(path, cpu, 160)))
+    return functools.cache(
+        lambda path: (
+            Recognizer(path, cpu, options=ModelOptions(chunk_ms=160)),
+            NemoRecognizer(path, cpu, options=ModelOptions(chunk_ms=160)),
+        )
+    )
 
 
 @pytest.fixture

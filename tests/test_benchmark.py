@@ -14,6 +14,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 from nemotron_npu.benchmark import measure
 from nemotron_npu.benchmark.measure import Work, count_operators, in_turn, steady_step, step_work
 from nemotron_npu.dtypes import left_out, offered_dtypes
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")
@@ -111,12 +112,15 @@ def test_every_round_times_each_call_once_and_more_rounds_are_taken_while_there_
 
 
 def test_the_work_of_a_step_is_that_of_its_products():
-    recognizer = Recognizer(DEMO, CPU, 560)
+    recognizer = Recognizer(DEMO, CPU, options=ModelOptions(chunk_ms=560))
     work, twice = step_work(recognizer.encoder, 7), step_work(recognizer.encoder, 14)
     assert 0.7 * 4 * recognizer.parameters < work.bytes < 1.5 * 4 * recognizer.parameters
     assert twice.bytes < 1.1 * work.bytes and 1.9 * work.flop < twice.flop < 2.3 * work.flop
     if "int8" in offered_dtypes(CPU):
-        assert step_work(Recognizer(DEMO, CPU, 560, "int8").encoder, 7).bytes < 0.5 * work.bytes
+        assert (
+            step_work(Recognizer(DEMO, CPU, options=ModelOptions(chunk_ms=560, dtype="int8")).encoder, 7).bytes
+            < 0.5 * work.bytes
+        )
     rates = {"read_gb_s": 10, "gflop_s": {"float32": 100}}
     assert Work(20_000_000, 1000).bound(rates, "float32") == 2 and Work(1, 300_000_000).bound(rates, "float32") == 3
 
@@ -125,7 +129,7 @@ def test_operators_are_counted_by_what_reaches_the_kernels_and_views_are_not():
     x = torch.ones(4, 4)
     assert count_operators(lambda: x.t()[1:]) == 0
     assert count_operators(lambda: torch.nn.functional.linear(x, x) + 1) == 2
-    counts = {count_operators(steady_step(Recognizer(DEMO, CPU, 80))) for _ in range(2)}
+    counts = {count_operators(steady_step(Recognizer(DEMO, CPU, options=ModelOptions(chunk_ms=80)))) for _ in range(2)}
     assert len(counts) == 1
 
 

@@ -205,7 +205,7 @@ def poison_the_decoder(monkeypatch):
 def poison_nemo(monkeypatch):
     from nemotron_npu.nemo_engine import NemoRecognizer
 
-    fail_where(monkeypatch, NemoRecognizer, "transcribe", lambda waves: any(len(w) == POISON for w in waves))
+    fail_where(monkeypatch, NemoRecognizer, "_transcribe_batch", lambda waves: any(len(w) == POISON for w in waves))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])

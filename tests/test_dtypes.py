@@ -12,6 +12,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu import dtypes, linear
 from nemotron_npu.audio import read_audio
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.linear import FbgemmLinear, Linear, OnednnLinear, make_linear
 from nemotron_npu.precision.compare import difference
 from nemotron_npu.recognizer import Recognizer
@@ -103,7 +104,10 @@ def test_without_torch_s_quantized_tensors_int8_is_onednn_s(monkeypatch):
 @pytest.mark.parametrize("chunk_ms", [80, 1120])
 @pytest.mark.parametrize("dtype", [dtype for dtype in BOUNDS if dtype in OFFERED])
 def test_a_cheaper_dtype_hears_the_same_words(dtype, chunk_ms):
-    recognizer, reference = Recognizer(DEMO, CPU, chunk_ms, dtype), Recognizer(DEMO, CPU, chunk_ms)
+    recognizer, reference = (
+        Recognizer(DEMO, CPU, options=ModelOptions(chunk_ms=chunk_ms, dtype=dtype)),
+        Recognizer(DEMO, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
+    )
     assert recognizer.transcribe([str(CLIP)])[0].text == CLIP_WORDS
     noise = np.random.default_rng(0).normal(0, 0.1, 40000).astype(np.float32)
     for waveform in (read_audio(CLIP), noise):

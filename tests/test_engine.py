@@ -14,6 +14,7 @@ from support import CLIP, CLIP_WORDS, ROOT, run_process
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.benchmark.measure import count_operators, steady_step
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError, Unsupported
 from nemotron_npu.recognizer import Recognizer, load_recognizer
 
@@ -84,7 +85,13 @@ def test_a_model_of_the_whole_recording_transcribes_but_does_not_stream(tmp_path
 def test_a_steady_step_of_24_layers_takes_at_most_650_operators(tmp_path):
     make_random_checkpoint(tmp_path / "deep.nemo", TINY_SIZE, speak=False, encoder={"n_layers": 24})
     for chunk_ms in (80, 160, 560, 1120):
-        assert 500 < count_operators(steady_step(Recognizer(tmp_path / "deep.nemo", CPU, chunk_ms))) <= 650
+        assert (
+            500
+            < count_operators(
+                steady_step(Recognizer(tmp_path / "deep.nemo", CPU, options=ModelOptions(chunk_ms=chunk_ms)))
+            )
+            <= 650
+        )
 
 
 def test_a_long_recording_needs_no_more_memory_than_a_short_one(tmp_path):
@@ -179,4 +186,4 @@ def test_nemo_stays_available_by_name(cli):
     code, out, _ = cli(CLIP, "--engine", "nemo", "--device", "cpu", "--output_format", "json")
     document = json.loads(out)
     assert (code, document["engine"], document["text"]) == (0, "nemo", CLIP_WORDS)
-    assert load_recognizer(DEMO, CPU, engine="nemo").engine == "nemo" and "nemo" in sys.modules
+    assert load_recognizer(DEMO, CPU, options=ModelOptions("nemo")).engine == "nemo" and "nemo" in sys.modules

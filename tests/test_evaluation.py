@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import CLIP, CLIP_WORDS, ROOT
 
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.evaluation.report import alignment_report, chunk_table, summary_table, use_color
 from nemotron_npu.evaluation.wer import Errors, Evaluation, character_errors, evaluate, normalize, word_errors
@@ -164,7 +165,7 @@ def test_recognizer_at_another_chunk_size_shares_weights(demo, tiny):
     for first in (demo, Recognizer(tiny, CPU)):
         for chunk_ms in (80, 160, 560):
             other = first.at_chunk(chunk_ms)
-            loaded = Recognizer(DEMO if first is demo else tiny, CPU, chunk_ms)
+            loaded = Recognizer(DEMO if first is demo else tiny, CPU, options=ModelOptions(chunk_ms=chunk_ms))
             assert other.encoder.layers is first.encoder.layers and other.encoder.positions is first.encoder.positions
             assert (other.chunk_ms, other.chunk_samples) == (loaded.chunk_ms, loaded.chunk_samples)
             assert other.transcribe([CLIP])[0] == loaded.transcribe([CLIP])[0]

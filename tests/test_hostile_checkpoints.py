@@ -15,6 +15,7 @@ from hostile_checkpoints import CASES, CONFIG, packed
 from robustness import documented, row, run_case
 
 from nemotron_npu.checkpoint.load import read_checkpoint
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.recognizer import load_recognizer
 
@@ -85,7 +86,7 @@ def test_nemo_opens_nothing_itself_and_leaves_nothing_behind(tiny, scratch, monk
     monkeypatch.setattr(torch, "load", refuse)
     monkeypatch.setattr(nemo_engine.SaveRestoreConnector, "_unpack_nemo_file", refuse)
     monkeypatch.setattr(nemo_engine.SaveRestoreConnector, "_filtered_tar_info", refuse)
-    recognizer = load_recognizer(tiny, CPU, engine="nemo")
+    recognizer = load_recognizer(tiny, CPU, options=ModelOptions("nemo"))
     for name, weight in read_checkpoint(tiny).tensors.items():
         assert torch.equal(recognizer.model.state_dict()[name], weight), name
     assert os.listdir(scratch) == []

@@ -18,6 +18,7 @@ from support import CLIP, CLIP_WORDS, GUARD, ROOT, run_process
 
 import nemotron_npu
 from nemotron_npu.benchmark import measure
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.formats import COLLECTED, FILES
 from nemotron_npu.host import packages
@@ -128,7 +129,7 @@ def test_the_pythons_are_the_same_everywhere():
 def test_importing_the_package_is_cheap_and_its_names_are_there():
     code = (
         "import sys, nemotron_npu; assert not {'torch', 'numpy'} & set(sys.modules)\n"
-        "from nemotron_npu import Recognizer, Stream, Transcript, load_recognizer\n"
+        "from nemotron_npu import ModelOptions, Recognizer, Stream, Transcript, load_recognizer\n"
         "assert set(nemotron_npu.__all__) <= set(dir(nemotron_npu))\n"
         "print(Recognizer.__module__, Transcript.__module__)"
     )
@@ -143,10 +144,10 @@ def test_strings_name_checkpoint_and_device_and_one_recording_gives_one_transcri
     for one in (str(CLIP), CLIP, nemotron_npu.recognizer.audio.read_audio(CLIP)):
         assert recognizer.transcribe(one).text == CLIP_WORDS
     assert [transcript.text for transcript in recognizer.transcribe([CLIP, str(CLIP)], 2)] == [CLIP_WORDS] * 2
-    assert nemotron_npu.Recognizer(str(DEMO), "cpu", 80).chunk_ms == 80
+    assert nemotron_npu.Recognizer(str(DEMO), "cpu", options=ModelOptions(chunk_ms=80)).chunk_ms == 80
     with pytest.raises(SetupError, match="tpu: no such device"):
         nemotron_npu.load_recognizer(str(DEMO), "tpu")
-    nemo = nemotron_npu.load_recognizer(str(DEMO), "cpu", engine="nemo")
+    nemo = nemotron_npu.load_recognizer(str(DEMO), "cpu", options=ModelOptions("nemo"))
     assert isinstance(nemo, NemoRecognizer) and nemo.transcribe(str(CLIP)).text == CLIP_WORDS
     assert [transcript.text for transcript in nemo.transcribe([CLIP])] == [CLIP_WORDS]
 

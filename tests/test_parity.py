@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from support import CLIP, CLIP_WORDS, PARITY, ROOT
 
 from nemotron_npu.audio import read_audio
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.features import FeatureStream
 from nemotron_npu.nemo_engine import NemoRecognizer
 from nemotron_npu.recognizer import Recognizer
@@ -58,7 +59,10 @@ def pair(tiny):
 
     def get(chunk_ms: int, path: Path = tiny):
         if (path, chunk_ms) not in made:
-            made[path, chunk_ms] = Recognizer(path, CPU, chunk_ms), NemoRecognizer(path, CPU, chunk_ms)
+            made[path, chunk_ms] = (
+                Recognizer(path, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
+                NemoRecognizer(path, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
+            )
         return made[path, chunk_ms]
 
     return get
@@ -230,7 +234,10 @@ def test_any_split_of_a_waveform_into_feeds_gives_the_same_tokens_parity(pair, s
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_parity_of_the_full_size_checkpoint(speech, largest, chunk_ms):
     path = Path(os.environ["FULL_NEMO"])
-    native, nemo = Recognizer(path, CPU, chunk_ms), NemoRecognizer(path, CPU, chunk_ms)
+    native, nemo = (
+        Recognizer(path, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
+        NemoRecognizer(path, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
+    )
     assert native.parameters == nemo.parameters == 618_084_865
     assert_same(native, nemo, [speech[: 16000 * 8], speech[: 16000 * 3 + 7], speech[:320]], largest, "full size")
     expected, _ = nemo.encode(*nemo.preprocess([speech[: 16000 * 8]]))

@@ -17,6 +17,7 @@ from nemotron_npu.checkpoint.load import attention_contexts, read_config
 from nemotron_npu.decoder import Decoder
 from nemotron_npu.dtypes import offered_dtypes
 from nemotron_npu.encoder import Encoder
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.features import FeatureStream
 from nemotron_npu.formats import dump
@@ -56,7 +57,7 @@ def recognizer(tiny):
 
 @pytest.fixture(scope="module")
 def nemo(tiny):
-    return load_recognizer(tiny, CPU, engine="nemo")
+    return load_recognizer(tiny, CPU, options=ModelOptions("nemo"))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def demo():
 
 @pytest.fixture(scope="module")
 def demo_nemo():
-    return load_recognizer(DEMO, CPU, engine="nemo")
+    return load_recognizer(DEMO, CPU, options=ModelOptions("nemo"))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,11 @@ def test_bounds_can_be_changed_by_name():
 
 @pytest.mark.parametrize("engine", ["native", "nemo"])
 def test_independent_instances_on_the_cpu_agree_to_the_last_bit(tiny, engine):
-    comparison = compare(load_recognizer(tiny, CPU, engine=engine), load_recognizer(tiny, CPU, engine=engine), sine())
+    comparison = compare(
+        load_recognizer(tiny, CPU, options=ModelOptions(engine)),
+        load_recognizer(tiny, CPU, options=ModelOptions(engine)),
+        sine(),
+    )
     assert comparison.passed
     assert comparison.encoder.max_error == comparison.preprocessor.max_error == 0
     assert comparison.features_shape == [1, 128, 101]
@@ -176,14 +181,14 @@ def test_independent_instances_on_the_cpu_agree_to_the_last_bit(tiny, engine):
 
 @pytest.mark.parametrize("engine", ["native", "nemo"])
 def test_they_still_agree_after_one_has_transcribed(tiny, recognizer, nemo, engine):
-    used = load_recognizer(tiny, CPU, engine=engine)
+    used = load_recognizer(tiny, CPU, options=ModelOptions(engine))
     used.transcribe([sine()])  # NeMo's transcribe() leaves its modules in training mode
     assert compare(used, {"native": recognizer, "nemo": nemo}[engine], sine()).encoder.max_error == 0
 
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_the_native_engine_passes_against_nemo(tiny, chunk_ms, clip):
-    native, nemo = (load_recognizer(tiny, CPU, chunk_ms, engine) for engine in ("native", "nemo"))
+    native, nemo = (load_recognizer(tiny, CPU, options=ModelOptions(engine, chunk_ms)) for engine in ("native", "nemo"))
     for waveform in (sine(), clip):
         comparison = compare(native, nemo, waveform)
         assert comparison.passed and comparison.encoder.max_error < 1e-4 and comparison.preprocessor.max_error < 1e-3
@@ -248,7 +253,7 @@ def seen_by(probe, mel, block):
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_nemo_in_steps_is_nemo_offline_also_where_a_stream_begins(tiny, chunk_ms, clip):
-    nemo = load_recognizer(tiny, CPU, chunk_ms, "nemo")
+    nemo = load_recognizer(tiny, CPU, options=ModelOptions("nemo", chunk_ms))
     expected, _ = nemo.encode(*nemo.preprocess([clip]))
     probe = NemoProbe(nemo)
     for block in (probe.chunk, probe.block_for(10**6)):
@@ -258,8 +263,8 @@ def test_nemo_in_steps_is_nemo_offline_also_where_a_stream_begins(tiny, chunk_ms
 
 @pytest.mark.parametrize("chunk_ms", [80, 1120])
 def test_stages_of_both_engines_are_laid_out_alike_and_shown_without_a_trace(tiny, nemo, chunk_ms, clip):
-    native = load_recognizer(tiny, CPU, chunk_ms)
-    probes = NativeProbe(native), NemoProbe(load_recognizer(tiny, CPU, chunk_ms, "nemo"))
+    native = load_recognizer(tiny, CPU, options=ModelOptions(chunk_ms=chunk_ms))
+    probes = NativeProbe(native), NemoProbe(load_recognizer(tiny, CPU, options=ModelOptions("nemo", chunk_ms)))
     mel = probes[0].mel(clip)
     ours, theirs = (seen_by(probe, mel, 14) for probe in probes)
     assert len(ours[0]) == 3  # subsampling, layer 0, layer 1
@@ -274,7 +279,7 @@ def test_stages_of_both_engines_are_laid_out_alike_and_shown_without_a_trace(tin
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_another_context_of_a_loaded_encoder_is_that_of_one_loaded_with_it(tiny, recognizer, chunk_ms, clip):
-    loaded, moved = load_recognizer(tiny, CPU, chunk_ms), copy.copy(recognizer)
+    loaded, moved = load_recognizer(tiny, CPU, options=ModelOptions(chunk_ms=chunk_ms)), copy.copy(recognizer)
     moved.encoder = recognizer.encoder.at_context(attention_contexts(read_config(tiny))[chunk_ms])
     for a, b in zip(loaded.encode(*loaded.preprocess([clip])), moved.encode(*moved.preprocess([clip])), strict=True):
         assert torch.equal(a, b)
@@ -323,7 +328,9 @@ def test_words_are_compared_with_what_was_said(proof):
 
 
 def test_nemo_against_nemo_is_equal_to_the_last_bit(tiny, nemo):
-    precision = Precision(load_recognizer(tiny, CPU, engine="nemo"), nemo, read_config(tiny), chunk_ms=560)
+    precision = Precision(
+        load_recognizer(tiny, CPU, options=ModelOptions("nemo")), nemo, read_config(tiny), chunk_ms=560
+    )
     precision.add("clip", read_audio(str(CLIP)))
     assert precision.passed
     for total in precision.totals.values():
@@ -344,7 +351,9 @@ def test_a_checkpoint_that_cannot_stream_is_compared_as_a_whole(tmp_path, clip):
 
     path = tmp_path / "whole.nemo"
     make_random_checkpoint(path, TINY_SIZE, encoder={"att_context_style": "regular", "att_context_size": [-1, -1]})
-    precision = Precision(load_recognizer(path, CPU), load_recognizer(path, CPU, engine="nemo"), read_config(path))
+    precision = Precision(
+        load_recognizer(path, CPU), load_recognizer(path, CPU, options=ModelOptions("nemo")), read_config(path)
+    )
     assert precision.add("clip", clip).passed and list(precision.totals) == ["recording"]
 
 
@@ -534,7 +543,9 @@ def test_a_frame_that_is_full_of_tokens_has_no_blank():
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in offered_dtypes(CPU) if dtype != "float32"])
 def test_a_smaller_dtype_is_held_to_its_own_bounds(demo_nemo, clip, dtype):
-    precision = Precision(load_recognizer(DEMO, CPU, dtype=dtype), demo_nemo, read_config(DEMO), chunk_ms=1120)
+    precision = Precision(
+        load_recognizer(DEMO, CPU, options=ModelOptions(dtype=dtype)), demo_nemo, read_config(DEMO), chunk_ms=1120
+    )
     precision.add("digits.wav", clip)
     assert precision.passed, precision.failures
     assert precision.totals["recording"].accumulated["encoder output"].percent > 0.05

@@ -23,6 +23,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 from nemotron_npu import nemo_engine
 from nemotron_npu.audio import LiveInput, read_audio
 from nemotron_npu.device import is_out_of_memory
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import ModelError
 from nemotron_npu.recognizer import Recognizer
 
@@ -38,7 +39,7 @@ def clip() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def loaded() -> Recognizer:
-    return Recognizer(ROOT / "demo" / "demo.nemo", CPU, 560)
+    return Recognizer(ROOT / "demo" / "demo.nemo", CPU, options=ModelOptions(chunk_ms=560))
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_the_command_line_says_it_on_stderr_and_results_are_the_same(cli, calls,
 def test_nemos_batches_are_halved(tiny, clip):
     said = []
     nemo = nemo_engine.NemoRecognizer(tiny, CPU, announce=said.append)
-    transcribe, sizes = nemo.transcribe, []
+    transcribe, sizes = nemo._transcribe_batch, []
 
     def limited(waveforms):
         sizes.append(len(waveforms))
@@ -172,7 +173,7 @@ def test_nemos_batches_are_halved(tiny, clip):
             raise RuntimeError("NPU out of memory")
         return transcribe(waveforms)
 
-    nemo.transcribe = limited
+    nemo._transcribe_batch = limited
     waveforms = [clip[:20000], clip[20000:40000], clip[:30000], clip[:9000], clip[5000:25000], clip[7000:27000]]
     results = dict(nemo.results(waveforms, 4))
     assert sizes == [4, 2, 2, 2] and said == ["cpu is out of memory: going on with 2 recordings at a time"]
@@ -200,7 +201,7 @@ def broken(tiny):
     """A tiny model of which a part is broken: ``broken(lambda recognizer: its tensor)``."""
 
     def load(part, value=float("nan")) -> Recognizer:
-        recognizer = Recognizer(tiny, CPU, 560)
+        recognizer = Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=560))
         plant(part(recognizer), value)
         return recognizer
 

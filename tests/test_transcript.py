@@ -11,6 +11,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.decoder import Emission
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.recognizer import Recognizer
 from nemotron_npu.transcript import LINE_CHARACTERS, Speller, Transcript, Word, split_segments
 
@@ -121,8 +122,8 @@ def test_real_speech_has_the_words_and_times_of_nemos_own_timestamps():
     from nemotron_npu.nemo_engine import NemoRecognizer
 
     samples = read_audio(str(CLIP))
-    native = Recognizer(ROOT / "demo" / "demo.nemo", CPU, 160).transcribe([samples])[0]
-    nemo = NemoRecognizer(ROOT / "demo" / "demo.nemo", CPU, 160)
+    native = Recognizer(ROOT / "demo" / "demo.nemo", CPU, options=ModelOptions(chunk_ms=160)).transcribe([samples])[0]
+    nemo = NemoRecognizer(ROOT / "demo" / "demo.nemo", CPU, options=ModelOptions(chunk_ms=160))
     stock = nemo.transcribe([samples])[0]
     assert [word.text for word in native.words] == CLIP_WORDS.split()
     assert [(w.text, w.start, w.end) for w in stock.words] == [(w.text, w.start, w.end) for w in native.words]

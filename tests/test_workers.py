@@ -24,6 +24,7 @@ from nemotron_npu.checkpoint.load import find_checkpoint
 from nemotron_npu.cluster.sharing import adopt, share
 from nemotron_npu.cluster.workers import BATCHES, Workers, cut
 from nemotron_npu.dtypes import offered_dtypes
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.formats import COLLECTED, FILES
 from nemotron_npu.host import signals
@@ -70,7 +71,7 @@ def recognise(cluster, setup, recordings, count=2) -> tuple[dict, list[str]]:
         while not all(hand.loaded for hand in workers.hands if hand.actor):  # else one may have done all before
             for _ in workers._events():
                 pass
-        found += workers.results(recordings, workers.slots)
+        found += workers.results(recordings, workers.batch_slots)
     assert sorted(index for index, _ in found) == list(range(len(recordings)))
     return {Path(recordings[index].path).name: getattr(result, "text", result) for index, result in found}, said
 
@@ -104,7 +105,7 @@ def test_a_recording_of_hours_is_a_piece_of_its_own_and_comes_first():
 
 @pytest.mark.parametrize("dtype", offered_dtypes(torch.device("cpu")))
 def test_a_recognizer_from_shared_memory_is_the_same_to_the_last_bit(dtype):
-    own = Recognizer(DEMO, torch.device("cpu"), dtype=dtype)
+    own = Recognizer(DEMO, torch.device("cpu"), options=ModelOptions(dtype=dtype))
     memory = share(own)
     shared = adopt(f"/proc/self/fd/{memory}")
     os.close(memory)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from subprocess import PIPE
 
@@ -31,6 +31,7 @@ from ..audio import SAMPLE_RATE, sine
 from ..checkpoint.load import attention_contexts, read_config
 from ..device import allocated_memory, peak_memory, reset_peak_memory, synchronize
 from ..encoder import Encoder
+from ..engine import ModelOptions
 from ..errors import SetupError
 from ..host import packages, program
 from ..host.files import write_file
@@ -165,22 +166,22 @@ def benchmark(
     """
     rows = [Candidate(engine, dtype) for engine, dtype in candidates]
     chunks = [chunk_ms] if chunk_ms else sorted(attention_contexts(read_config(path)), reverse=True) or [None]
-    options = ["--chunk_ms", chunk_ms] if chunk_ms else []
+    arguments = ["--chunk_ms", chunk_ms] if chunk_ms else []
     own_options = (["--decoder_device", decoder_device] if decoder_device else []) + ["--graph", "on"] * record
     say("measuring the machine ...")
     rates = machine_rates(device, {row.dtype for row in rows})
     for row in rows:
         say(f"{row.name}: from the shell to the first words ...")
-        more = [*options, *own_options] if row.engine == "native" else options
+        more = [*arguments, *own_options] if row.engine == "native" else arguments
         row.start = start_times(path, device, row, waveform, more)
     engines, weights = [], []
     for row in rows:
         say(f"{row.name}: loading ...")
         before = allocated_memory(device)
-        own = (
-            {"decoder_device": decoder_device, "record": record, "block_ms": block_ms} if row.engine == "native" else {}
-        )
-        engine = load_recognizer(path, device, chunks[0], row.engine, row.dtype, **own)
+        options = ModelOptions(row.engine, chunks[0], row.dtype)
+        if row.engine == "native":
+            options = replace(options, decoder_device=decoder_device, graph=record, block_ms=block_ms)
+        engine = load_recognizer(path, device, options=options)
         if engine.engine != row.engine:
             raise SetupError(
                 f"{path}: the {row.engine} engine does not know it: --engine {engine.engine} measures that"
@@ -380,7 +381,7 @@ def _measure_recordings(row: Candidate, engine, waveform: np.ndarray, slots: int
     finally:
         delattr(search, name)
     together = [np.roll(np.resize(waveform, BATCH_SECONDS * SAMPLE_RATE), place * 1000) for place in range(BATCH)]
-    slots = slots or (engine.slots if row.engine == "native" else BATCH)
+    slots = slots or (engine.batch_slots if row.engine == "native" else BATCH)
     row.batch_rtfx = BATCH * BATCH_SECONDS * 1000 / timed(lambda: list(engine.results(together, slots)), engine.device)
     row.device_peak_bytes = peak_memory(engine.device).get("device", 0) - before
 

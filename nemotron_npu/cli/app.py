@@ -11,6 +11,7 @@ from contextlib import closing, nullcontext
 from functools import cache
 from pathlib import Path
 
+from ..engine import ModelOptions
 from ..errors import InputError, ModelError, SetupError, first_line
 from ..host import program, signals
 from ..host.packages import bundled, can_import, install_command
@@ -153,7 +154,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
     with signals.held():  # libraries in C++ do not survive an exception while they are imported
         import torch
 
-        from ..device import choose_device, device_name, named_device
+        from ..device import choose_device, device_name
         from ..dtypes import check_dtype
         from ..recognizer import load_recognizer
 
@@ -163,21 +164,10 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
     signals.check()
     check_dtype(args.dtype, device)
     console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
-    chunk_ms = settings["chunk_ms"]
-    reference = load_reference(args, path, chunk_ms, console) if args.precision_compare else None
+    reference = load_reference(args, path, settings["chunk_ms"], console) if args.precision_compare else None
     console.say(f"loading {path.name} ...")
     began = time.perf_counter()
-    recognizer = load_recognizer(
-        path,
-        device,
-        chunk_ms,
-        args.engine,
-        args.dtype,
-        named_device(args.decoder_device),
-        record=args.graph == "on",
-        block_ms=args.block_ms,
-        announce=console.say,
-    )
+    recognizer = load_recognizer(path, device, options=_model_options(args, settings), announce=console.say)
     _set_search(args, console, recognizer, phrases)
     signals.check()
     if args.chunk_ms == "all":
@@ -223,12 +213,7 @@ def _recognise_by_workers(args, console, path: Path, settings: dict, phrases: li
         path.absolute(),
         args.device or "",
         args.threads or 0,
-        settings["chunk_ms"],
-        args.engine,
-        args.dtype,
-        args.decoder_device,
-        args.graph == "on",
-        args.block_ms,
+        _model_options(args, settings),
         args.confidence,
         tuple(phrases),
         args.boost_alpha,
@@ -241,6 +226,12 @@ def _recognise_by_workers(args, console, path: Path, settings: dict, phrases: li
             _recognise_files(args, console, workers, None, facts, results, progress)
     evaluate_results(args, console, path, facts, results)
     return OK
+
+
+def _model_options(args, settings: dict) -> ModelOptions:
+    return ModelOptions(
+        args.engine, settings["chunk_ms"], args.dtype, args.decoder_device, args.graph == "on", args.block_ms
+    )
 
 
 def _facts(path: Path, recognizer, device_name: str, settings: dict, seconds: float) -> dict:
@@ -262,7 +253,7 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
     from .measuring import compare
     from .results import timings
 
-    slots = args.batch_size or recognizer.slots
+    slots = args.batch_size or recognizer.batch_slots
     # a block is waited for; NeMo's batches, comparisons and pieces of workers would take too long
     whole = signals.held if recognizer.engine == "native" and not precision and not _many(args) else nullcontext
     if _many(args):

@@ -69,7 +69,7 @@ def compare_chunks(args, console: Console, recognizer, results: Results) -> None
 def _scored(args, console: Console, recognizer, results: Results, places: list[int]) -> tuple[list, float]:
     """What ``evaluation.evaluate`` takes of the recordings at ``places``, and the seconds that they took."""
     scored, recordings = [], [results.recordings[place] for place in places]
-    slots = args.batch_size or recognizer.slots
+    slots = args.batch_size or recognizer.batch_slots
     whole = signals.held if recognizer.engine == "native" else nullcontext  # NeMo's batches take too long
     with show_progress(args, console, recordings) as progress, whole():
         for index, transcript in recognizer.results(progress.watched(), slots, signals.check):
@@ -87,10 +87,11 @@ def load_reference(args, path: Path, chunk_ms, console: Console):
     import torch
 
     from ..device import trim_memory
+    from ..engine import ModelOptions
     from ..recognizer import load_recognizer
 
     console.say("loading the CPU reference: NeMo ...")
-    reference = load_recognizer(path, torch.device("cpu"), chunk_ms, "nemo")
+    reference = load_recognizer(path, torch.device("cpu"), options=ModelOptions("nemo", chunk_ms))
     trim_memory()
     return reference
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ExceptionWithTraceback
 from pathlib import Path
 
+from ..engine import ModelOptions
 from ..errors import InputError, SetupError, first_line
 from ..host import signals
 from ..host.packages import can_import, install_command
@@ -81,12 +82,7 @@ class Setup:
     device: str
     threads: int = 0
     """CPU threads; 0 is one where the device is the CPU, elsewhere this device's part of the host's."""
-    chunk_ms: int | None = None
-    engine: str = "native"
-    dtype: str = "float32"
-    decoder_device: str | None = None
-    record: bool = False
-    block_ms: int | None = None
+    options: ModelOptions = ModelOptions()
     confidence: str | None = None
     phrases: tuple = ()
     boost_alpha: float = 1.0
@@ -95,30 +91,26 @@ class Setup:
         """The recognizer and what is to be said of it."""
         import torch
 
-        from ..device import choose_device, device_name, named_device
+        from ..device import choose_device, device_name
         from ..recognizer import load_recognizer
 
         torch.set_num_threads(self.threads)
         device, _ = choose_device(self.device)
         said: list[str] = []
-        recognizer = load_recognizer(
-            self.path,
-            device,
-            self.chunk_ms,
-            self.engine,
-            self.dtype,
-            named_device(self.decoder_device),
-            said.append,
-            self.record,
-            self.block_ms,
-        )
+        recognizer = load_recognizer(self.path, device, options=self.options, announce=said.append)
         if device.type == "cpu" and self.threads == 1:
             recognizer.readers = 0  # other threads would only take the cores from each other
         if self.confidence:
             recognizer.measure_confidence(self.confidence)
         unknown = recognizer.boost(list(self.phrases), self.boost_alpha) if self.phrases else []
         facts = Facts(
-            recognizer.parameters, recognizer.engine, str(device), device_name(device), recognizer.slots, said, unknown
+            recognizer.parameters,
+            recognizer.engine,
+            str(device),
+            device_name(device),
+            recognizer.batch_slots,
+            said,
+            unknown,
         )
         return recognizer, facts
 
@@ -347,7 +339,7 @@ class Workers:
                 pass
         for line in self.facts.said:
             self.say(line)
-        self.engine, self.parameters, self.slots = self.facts.engine, self.facts.parameters, self.facts.slots
+        self.engine, self.parameters, self.batch_slots = self.facts.engine, self.facts.parameters, self.facts.slots
         self.device, self.device_name = self.facts.device, self.facts.device_name
 
     def _connect(self, cores: int):

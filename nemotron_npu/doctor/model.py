@@ -220,9 +220,12 @@ def _on_the_cpu(host: Host, recognizer, speech) -> tuple[bool, str]:
 
 
 def _against_the_cpu(host: Host, reference, speech) -> tuple[bool, str]:
+    from ..engine import ModelOptions
     from ..recognizer import load_recognizer
 
-    candidate = load_recognizer(host.checkpoint, host.device, engine=host.engine, announce=lambda _: None)
+    candidate = load_recognizer(
+        host.checkpoint, host.device, options=ModelOptions(host.engine), announce=lambda _: None
+    )
     ours = candidate.encode(*candidate.preprocess([speech]))[0].float().cpu()
     theirs = reference.encode(*reference.preprocess([speech]))[0]
     difference = (ours - theirs).abs()

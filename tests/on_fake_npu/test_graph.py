@@ -10,6 +10,7 @@ from support import CLIP
 from test_inference import CPU, NPU, stream_through, tokens
 
 from nemotron_npu.audio import read_audio
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.graph import Recorded
 from nemotron_npu.recognizer import Recognizer
 
@@ -33,7 +34,10 @@ def long() -> np.ndarray:
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_a_live_stream_replays_its_steady_steps_and_hears_the_same(tiny, long, chunk_ms):
-    recognizer, on_cpu = Recognizer(tiny, NPU, chunk_ms, record=True), Recognizer(tiny, CPU, chunk_ms)
+    recognizer, on_cpu = (
+        Recognizer(tiny, NPU, options=ModelOptions(chunk_ms=chunk_ms, graph=True)),
+        Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
+    )
     live = []
     played = replays(lambda: live.append(stream_through(recognizer, long, recognizer.chunk_samples)))
     assert tokens(live) == tokens(on_cpu.transcribe([long]))
@@ -47,7 +51,7 @@ def test_the_encoder_output_of_replayed_steps_is_that_of_plain_ones(tiny, chunk_
     features = torch.randn(12, 3, 28 * 8, 128, generator=torch.Generator().manual_seed(0))
     outputs = []
     for record in (False, True):
-        encoder = Recognizer(tiny, NPU, chunk_ms, record=record).encoder
+        encoder = Recognizer(tiny, NPU, options=ModelOptions(chunk_ms=chunk_ms, graph=record)).encoder
         state = encoder.new_state(3, 28)
         steps = [encoder.step(block.to(NPU), state, [None] * 3).cpu() for block in features[:8]]
         state.restart(1)  # another recording begins in a slot: no steady step until its context is full
@@ -57,7 +61,10 @@ def test_the_encoder_output_of_replayed_steps_is_that_of_plain_ones(tiny, chunk_
 
 
 def test_recordings_side_by_side_give_the_tokens_of_the_cpu(tiny, long):
-    recognizer, on_cpu = Recognizer(tiny, NPU, 560, record=True, block_ms=560), Recognizer(tiny, CPU, 560)
+    recognizer, on_cpu = (
+        Recognizer(tiny, NPU, options=ModelOptions(chunk_ms=560, graph=True, block_ms=560)),
+        Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=560)),
+    )
     waveforms = [long, long[:50000], long[30000:], long[:1000], long[7:]]
     heard = []
     assert replays(lambda: heard.extend(recognizer.transcribe(waveforms, 3))) > 20
@@ -65,7 +72,7 @@ def test_recordings_side_by_side_give_the_tokens_of_the_cpu(tiny, long):
 
 
 def test_a_replayed_step_is_three_launches_and_no_wait(tiny):
-    recognizer = Recognizer(tiny, NPU, 80, record=True)
+    recognizer = Recognizer(tiny, NPU, options=ModelOptions(chunk_ms=80, graph=True))
     encoder, state = recognizer.encoder, recognizer.encoder.new_state(1, 1)
     features = torch.randn(1, 8, 128).to(NPU)
     for _ in range(75):

@@ -15,6 +15,7 @@ from nemotron_npu.benchmark import measure
 from nemotron_npu.boosting import Phrase
 from nemotron_npu.device import choose_device
 from nemotron_npu.encoder import Encoder
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.precision.compare import compare
 from nemotron_npu.recognizer import load_recognizer
@@ -26,7 +27,7 @@ NPU, CPU = torch.device("npu:0"), torch.device("cpu")
 
 def load(path, device, engine="native", chunk_ms=None):
     device, _ = choose_device(str(device))
-    return load_recognizer(path, device, chunk_ms, engine)
+    return load_recognizer(path, device, options=ModelOptions(engine, chunk_ms))
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +286,7 @@ def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_the_search_on_the_device_gives_the_same_tokens(tiny, native, slots):
-    on_npu = load_recognizer(tiny, NPU, decoder_device=NPU)
+    on_npu = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU))
     waveforms = [read_audio(str(CLIP)), sine(), read_audio(str(CLIP))[:30000]]
     expected = [[(t.id, t.frame) for t in transcript.tokens] for transcript in native[1].transcribe(waveforms)]
     ours = [[(t.id, t.frame) for t in transcript.tokens] for transcript in on_npu.transcribe(waveforms, slots)]
@@ -294,7 +295,7 @@ def test_the_search_on_the_device_gives_the_same_tokens(tiny, native, slots):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype):
-    recognizer = load_recognizer(tiny, NPU, dtype=dtype)
+    recognizer = load_recognizer(tiny, NPU, options=ModelOptions(dtype=dtype))
     assert {layer.ff1_in.weight.dtype for layer in recognizer.encoder.layers} == {getattr(torch, dtype)}
     encoded, _ = recognizer.encode(*recognizer.preprocess([sine()]))
     expected, _ = native[1].encode(*native[1].preprocess([sine()]))
@@ -305,7 +306,7 @@ def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype)
 
 @pytest.mark.parametrize("method", ["max_prob", "tsallis", "gibbs", "renyi"])
 def test_the_search_on_the_device_boosts_and_measures_as_on_the_cpu(tiny, native, waveforms, method):
-    on_npu, on_cpu = load_recognizer(tiny, NPU, decoder_device=NPU), native[1]
+    on_npu, on_cpu = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU)), native[1]
     words = [word.text for word in on_cpu.transcribe(waveforms[:1])[0].words]
     phrases = [Phrase(f"{a} {b}", 2.0) for a, b in zip(words[3:], words, strict=False)]
     for recognizer in (on_npu, on_cpu):

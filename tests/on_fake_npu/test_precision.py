@@ -11,6 +11,7 @@ from support import CLIP
 from nemotron_npu.audio import read_audio
 from nemotron_npu.checkpoint.load import read_config
 from nemotron_npu.device import choose_device
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.precision.compare import Precision
 from nemotron_npu.recognizer import load_recognizer
 
@@ -37,12 +38,14 @@ def deep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(deep):
-    return load_recognizer(deep, CPU, engine="nemo")
+    return load_recognizer(deep, CPU, options=ModelOptions("nemo"))
 
 
 def compared(deep, reference, dtype="float32"):
     device, _ = choose_device("npu:0")
-    precision = Precision(load_recognizer(deep, device, dtype=dtype), reference, read_config(deep), chunk_ms=560)
+    precision = Precision(
+        load_recognizer(deep, device, options=ModelOptions(dtype=dtype)), reference, read_config(deep), chunk_ms=560
+    )
     precision.add("digits.wav", read_audio(str(CLIP))[:48000])
     return precision
 

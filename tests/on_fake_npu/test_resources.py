@@ -7,6 +7,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 from test_inference import NPU, tokens
 
 from nemotron_npu.audio import read_audio
+from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import ModelError
 from nemotron_npu.recognizer import Recognizer, load_recognizer
 
@@ -68,7 +69,7 @@ def test_weights_for_which_there_is_no_room_are_one_line(cli, memory):
 
 
 def test_float16_that_overflows_names_the_layer_and_what_does_not(tiny, waveforms):
-    recognizer = load_recognizer(tiny, NPU, dtype="float16")
+    recognizer = load_recognizer(tiny, NPU, options=ModelOptions(dtype="float16"))
     with torch.inference_mode():
         recognizer.encoder.layers[1].ff2_out.weight.mul_(6e4)
         recognizer.encoder.layers[1].norm_ff2[0].mul_(6e4)
@@ -84,7 +85,7 @@ def test_float16_that_overflows_names_the_layer_and_what_does_not(tiny, waveform
 
 
 def test_a_search_on_the_device_sees_it_without_another_look(tiny, waveforms):
-    recognizer = load_recognizer(tiny, NPU, decoder_device=NPU)
+    recognizer = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU))
     looks = []
     for bad in (False, True):
         if bad:

@@ -1,0 +1,107 @@
+"""The interface of the engines, and the options that choose and configure one.
+
+This module needs no torch at run time: the command line builds ``ModelOptions`` before torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from .boosting import Phrase
+    from .transcript import Transcript
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a checkpoint is loaded."""
+
+    engine: str = "native"
+    """``"native"``, or ``"nemo"`` for stock NeMo."""
+    chunk_ms: int | None = None
+    """Length of an attention chunk in milliseconds; None takes the checkpoint's first."""
+    dtype: str = "float32"
+    """``"float32"`` or ``"bfloat16"``; on a CPU also ``"int8"``, on other devices also ``"float16"``.
+
+    On a CPU it applies to the matrix products of encoder and prediction network, elsewhere to the whole encoder.
+    """
+    decoder_device: torch.device | str | None = None
+    """Device of the decoder; None is the CPU, since decoding is many small operators with a synchronization each."""
+    graph: bool = False
+    """Whether the encoder's steady step is captured as a graph and replayed; needs an NPU or GPU."""
+    block_ms: int | None = None
+    """Audio of each recording in one encoder step, in milliseconds; None takes the size that suits the device."""
+
+
+def nothing() -> None:
+    """Do nothing: the default of ``Engine.results(between=...)``."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What transcribes recordings: the native engine, stock NeMo, and the workers of a cluster."""
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine: ``"native"`` or ``"nemo"``."""
+
+    @property
+    def device(self) -> torch.device | str:
+        """Device of the encoder; of workers, the kind of their devices."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights of the checkpoint."""
+
+    @property
+    def batch_slots(self) -> int:
+        """Default number of recordings in a batch."""
+
+    def results(
+        self, sources: Sequence[Any], slots: int = 1, between: Callable[[], None] = nothing
+    ) -> Iterator[tuple[int, Transcript | Exception]]:
+        """Yield (index, transcript or error) of each recording of ``sources`` once, as soon as it is done.
+
+        At most ``slots`` recordings are in a batch.  ``between`` is called between blocks or batches; a
+        KeyboardInterrupt that it raises ends the run.
+        """
+
+
+@runtime_checkable
+class LocalEngine(Engine, Protocol):
+    """An engine whose model is in this process: the native engine and stock NeMo."""
+
+    config: dict
+    chunk_ms: int | None
+    """Length of the attention chunk in use, in milliseconds; None for a checkpoint that does not attend in chunks."""
+    frame_seconds: float
+    """Seconds of audio of one encoder frame."""
+
+    def transcribe(self, sources: Any, slots: int = 1) -> Any:
+        """Transcribe one recording, or a list of them, ``slots`` at a time; a list gives a list in the same order.
+
+        Raises the first error of ``results``.
+        """
+
+    def stream(self) -> Any:
+        """Start a live stream.  Raises SetupError where the engine or the checkpoint cannot stream."""
+
+    def at_chunk(self, chunk_ms: int) -> LocalEngine:
+        """Return the engine with another attention chunk.  Raises SetupError if the checkpoint does not offer it."""
+
+    def measure_confidence(self, method: str) -> None:
+        """Measure the confidence of each token by one of ``confidence.METHODS``."""
+
+    def boost(self, phrases: list[Phrase], alpha: float = 1.0) -> list[Phrase]:
+        """Boost ``phrases`` from now on; return those that the vocabulary cannot spell."""
+
+    def preprocess(self, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute log-mel features, float32 [batch, mels, features], and their lengths, int64 [batch]."""
+
+    def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode features; return the output, [batch, width, frames], and its lengths, int64 [batch]."""
