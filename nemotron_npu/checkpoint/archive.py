@@ -62,7 +62,7 @@ BROKEN = (
 
 
 class Member(NamedTuple):
-    """A file in the archive; ``offset`` is where its bytes begin in the unpacked archive, ``size`` how many they are."""
+    """A file in the archive: ``size`` bytes from ``offset`` of the unpacked archive."""
 
     name: str
     offset: int

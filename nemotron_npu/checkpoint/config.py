@@ -1,8 +1,8 @@
 """``model_config.yaml`` as dataclasses with ranges, and the chunk sizes that it offers.
 
-NeMo would call whatever class a config names and allocate whatever it asks for.  Therefore the form, the classes and the
-numbers that the engines compute with are checked here, before either engine sees them.  Which kinds of parts the native
-engine supports is checked by its encoder, decoder and features.  Defaults are NeMo 2.7.3's.
+NeMo would call whatever class a config names and allocate whatever it asks for.  Therefore ``config_reader`` checks the
+form, the classes and the numbers that the engines compute with before either engine sees them.  Encoder, decoder and
+features check which kinds of parts the native engine supports.  Defaults are NeMo 2.7.3's.
 """
 
 from __future__ import annotations
