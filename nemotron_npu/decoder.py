@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from .boosting import BoostingTree
 from .checkpoint.weights import Weights
 from .confidence import confidence, statistic
+from .device import traits_of
 from .errors import SetupError, Unsupported
 from .linear import Linear, make_linear
 
@@ -174,7 +175,7 @@ class Decoder:
         host anyway, and so does the encoder's output, unless an activation hides an infinity.
         """
         slots, most, _ = frames.shape
-        if frames.device.type == "cpu" and not math.isfinite(frames.sum()):
+        if traits_of(frames.device).is_host and not math.isfinite(frames.sum()):
             self._check(frames, state, counts)
         projected = self.encoder_projection(frames.reshape(slots * most, -1)).view(slots, most, -1)
         projected = F.pad(projected, (0, 0, 0, LOOKAHEAD))

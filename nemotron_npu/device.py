@@ -1,4 +1,8 @@
-"""``"npu:0"``, ``"cuda:0"``, ``"cpu"`` -> a torch.device that works, or a SetupError that says what is missing."""
+"""Kinds of devices (CPU, NVIDIA GPU, Ascend NPU): how to open one, and what each kind can do.
+
+``TRAITS`` has one entry per kind: a new kind of device is added there, and nothing else branches on the kind.
+This module imports torch at the first use, so that ``--help`` and ``--doctor`` can read the traits without it.
+"""
 
 from __future__ import annotations
 
@@ -6,151 +10,250 @@ import ctypes
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError, SetupError, first_line
 
-DEVICE = re.compile(r"cpu|(npu|cuda)(:\d+)?")
-
-
-def choose_device(name: str | None):
-    """The torch.device called ``name``; without a name ``npu:0`` if one is usable, else ``cpu``.
-
-    Returns (device, reason): ``reason`` is why the default is not the NPU, or None.
-    Raises SetupError when a device that was asked for is not usable.
-    """
+if TYPE_CHECKING:
     import torch
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")  # in messages of torch, torch_npu and C++
+SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
+
+
+@dataclass(frozen=True)
+class DeviceTraits:
+    """What one kind of device can do."""
+
+    kind: str
+    """``torch.device.type``."""
+    open: Callable[[int], torch.device]
+    """Return the device with this index.  Raises SetupError when it is not usable."""
+    dtypes: tuple[str, ...]
+    """Dtypes that the kind may offer; ``dtypes.offered_dtypes`` tells which of them the device at hand offers."""
+    is_host: bool = False
+    """Whether tensors lie in the host's memory: the host reads them without waiting, and log-mel runs there."""
+    stores_dtype: bool = True
+    """Whether the whole encoder is stored in the dtype; if not, the matrix products alone use it."""
+    graph: str = ""
+    """Class in the kind's torch module that holds a captured graph; empty where there is nothing to capture."""
+    max_slots: int = 16
+    """Default limit of batch slots."""
+    cached_values: int | None = None
+    """Values of one activation, all slots together, that stay in the cache of the device; None sets no limit."""
+    subsampled_frames: int | None = None
+    """Encoder frames that are subsampled together; None takes the whole block."""
+    tool: str | None = None
+    """Command that shows the processes and the memory of the device."""
+    ray_resource: str = "CPU"
+    """Name of the resource in Ray's own terms."""
+    ray_options: dict = field(default_factory=dict)
+    """Options of a Ray actor that reserve one such device."""
+
+    @property
+    def module(self) -> Any:
+        """The torch module that manages the kind's memory and queues, such as ``torch.npu``; None for the CPU."""
+        return None if self.is_host else getattr(import_torch(), self.kind)
+
+    def storage_dtype(self, dtype: str) -> torch.dtype:
+        """Return the dtype of the encoder's tensors when ``dtype`` is asked for: float32 where products convert."""
+        return getattr(import_torch(), dtype if self.stores_dtype else "float32")
+
+
+def import_torch() -> ModuleType:
+    """Return torch.  Importing it takes about a second, which ``--help`` does not have."""
+    import torch  # start-up time: see above
+
+    return torch
+
+
+def traits_of(device: torch.device) -> DeviceTraits:
+    """Return the traits of the kind of ``device``."""
+    return TRAITS[device.type]
+
+
+def choose_device(name: str | None) -> tuple[torch.device, str | None]:
+    """Return the device called ``name``; without a name ``npu:0`` if it is usable, else ``cpu``.
+
+    Returns (device, reason): ``reason`` tells why the default is not the NPU, or is None.
+    Raises SetupError when a device that was asked for is not usable.
+    """
     if name is None:
         try:
-            return _npu(0), None
+            return TRAITS[PREFERRED].open(0), None
         except SetupError as error:
-            return torch.device("cpu"), str(error)
+            return TRAITS["cpu"].open(0), str(error)
     if not DEVICE.fullmatch(name):
-        raise SetupError(f"{name}: no such device: use npu:N, cuda:N or cpu")
+        raise SetupError(name, "no such device", f"use {DEVICE_NAMES}")
     kind, _, index = name.partition(":")
-    if kind == "npu":
-        return _npu(int(index or 0)), None
-    if kind == "cuda":
-        return _cuda(int(index or 0)), None
-    return torch.device("cpu"), None
+    return TRAITS[kind].open(int(index or 0)), None
 
 
-def named_device(name: str | None):
-    """The torch.device called ``name``, None for None.  Raises SetupError when it is not usable."""
+def named_device(name: str | None) -> torch.device | None:
+    """Return the device called ``name``, None for None.  Raises SetupError when it is not usable."""
     return choose_device(name)[0] if name else None
 
 
-def _npu(index: int):
-    import torch
+def _open_cpu(_: int) -> torch.device:
+    return import_torch().device("cpu")
 
+
+def _open_npu(index: int) -> torch.device:
+    torch = import_torch()
+    name = f"npu:{index}"
     if "torch_npu" not in sys.modules and importlib.util.find_spec("torch_npu") is None:
-        raise SetupError(
-            f"npu:{index} is not usable: torch_npu is not installed: on an Ascend host, source setup_env.sh"
-        )
+        raise SetupError(name, "torch_npu is not installed", "on an Ascend host, source setup_env.sh")
     try:
-        import torch_npu  # noqa: F401  registers torch.npu
-    except Exception as error:  # a missing CANN library is an ImportError, a mismatched one may be anything
-        raise SetupError(
-            f"npu:{index} is not usable: torch_npu cannot load CANN ({first_line(error)}): "
-            "source /usr/local/Ascend/ascend-toolkit/set_env.sh first"
-        ) from error
+        import torch_npu  # noqa: F401  optional; its import registers torch.npu
+    except Exception as error:  # a missing CANN library raises ImportError, a mismatched one may raise anything
+        problem = f"torch_npu cannot load CANN: {first_line(error)}"
+        raise SetupError(name, problem, f"source {SET_ENV} first") from error
     try:
         count = torch.npu.device_count() if torch.npu.is_available() else 0
     except Exception as error:
-        raise SetupError(f"npu:{index} is not usable: {first_line(error)}: look at npu-smi info") from error
+        raise SetupError(name, first_line(error), "look at npu-smi info") from error
     if count == 0:
-        raise SetupError(
-            f"npu:{index} is not usable: torch_npu finds no NPU: look at npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
-        )
-    if index >= count:
-        raise SetupError(f"npu:{index} does not exist: {_offered('npu', count)}")
+        hint = "look at npu-smi info and ASCEND_RT_VISIBLE_DEVICES"
+        raise SetupError(name, "torch_npu finds no NPU", hint)
+    _check_index("npu", index, count)
     try:
         torch.npu.set_device(index)
     except Exception as error:
-        raise SetupError(f"npu:{index} is not usable: {first_line(error)}: look at npu-smi info") from error
+        raise SetupError(name, first_line(error), "look at npu-smi info") from error
     return torch.device("npu", index)
 
 
-def _cuda(index: int):
-    import torch
-
+def _open_cuda(index: int) -> torch.device:
+    torch = import_torch()
+    name = f"cuda:{index}"
+    if torch.version.cuda is None:
+        raise SetupError(name, f"torch {torch.__version__} is a build without CUDA", "install a CUDA build of torch")
     if not torch.cuda.is_available():
-        built = "finds no GPU" if torch.version.cuda else "is a build without CUDA"
-        raise SetupError(f"cuda:{index} is not usable: torch {torch.__version__} {built}")
-    if index >= torch.cuda.device_count():
-        raise SetupError(f"cuda:{index} does not exist: {_offered('cuda', torch.cuda.device_count())}")
+        raise SetupError(name, f"torch {torch.__version__} finds no GPU", "look at nvidia-smi")
+    _check_index("cuda", index, torch.cuda.device_count())
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
-def _offered(kind: str, count: int) -> str:
-    return f"this host offers {kind}:0" + (f" to {kind}:{count - 1}" if count > 1 else "")
+def _check_index(kind: str, index: int, count: int) -> None:
+    """Raise SetupError unless the host has a device with this index."""
+    if index < count:
+        return
+    offered = f"this host offers {kind}:0"
+    if count > 1:
+        offered += f" to {kind}:{count - 1}"
+    raise SetupError(f"{kind}:{index}", "does not exist", offered)
 
 
-def device_name(device) -> str:
-    """What the hardware calls itself, for reports; the device string for the CPU."""
-    module = _module(device)
+TRAITS = {
+    traits.kind: traits
+    for traits in (
+        DeviceTraits(
+            kind="npu",
+            open=_open_npu,
+            dtypes=("float32", "bfloat16", "float16"),
+            graph="NPUGraph",
+            tool="npu-smi info",
+            ray_resource="NPU",
+            ray_options={"resources": {"NPU": 1}},
+        ),
+        DeviceTraits(
+            kind="cuda",
+            open=_open_cuda,
+            dtypes=("float32", "bfloat16", "float16"),
+            graph="CUDAGraph",
+            tool="nvidia-smi",
+            ray_resource="GPU",
+            ray_options={"num_gpus": 1},
+        ),
+        DeviceTraits(
+            kind="cpu",
+            open=_open_cpu,
+            dtypes=("float32", "bfloat16", "int8"),
+            is_host=True,
+            stores_dtype=False,
+            max_slots=8,
+            cached_values=128 * 1024,
+            subsampled_frames=16,  # with 256 channels of features they stay in the cache
+        ),
+    )
+}
+"""Traits by kind of device."""
+
+PREFERRED = "npu"  # the default where one is usable; else the CPU
+NUMBERED = [traits.kind for traits in TRAITS.values() if not traits.is_host]
+DEVICE = re.compile(rf"cpu|({'|'.join(NUMBERED)})(:\d+)?")
+DEVICE_NAMES = ", ".join(f"{kind}:N" for kind in NUMBERED) + " or cpu"
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the hardware for reports, such as ``Ascend910B3``; ``cpu`` for the CPU."""
+    module = traits_of(device).module
     return module.get_device_name(device) if module else "cpu"
 
 
-def synchronize(device) -> None:
-    """Wait until the device has done all that it was given; nothing to wait for on the CPU."""
-    module = _module(device)
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work; return at once for the CPU."""
+    module = traits_of(device).module
     if module:
         module.synchronize(device)
 
 
-def reset_peak_memory(device) -> None:
-    """Start ``peak_memory`` anew where the device can (the host's own peak cannot be reset)."""
-    module = _module(device)
+def device_memory(device: torch.device) -> tuple[int, int] | None:
+    """Return (free, total) bytes of the device's own memory; None for the CPU, which has none."""
+    module = traits_of(device).module
+    return module.mem_get_info(device) if module else None
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Reset the device's part of ``peak_memory`` where the device can; the host's peak cannot be reset."""
+    module = traits_of(device).module
     if module:
         with suppress(AttributeError):
             module.reset_peak_memory_stats(device)
 
 
-def peak_memory(device) -> dict[str, int]:
-    """Peak bytes: ``host`` is this process's resident memory since its start, ``device`` what torch held there."""
-    with open("/proc/self/status") as status:  # getrusage() counts what was there before exec() too
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return peak bytes: ``host`` is this process's resident memory, ``device`` is what torch allocated there."""
+    with open("/proc/self/status") as status:  # getrusage() also counts the memory from before exec()
         peaks = {"host": next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))}
-    module = _module(device)
+    module = traits_of(device).module
     if module:
         peaks["device"] = int(module.max_memory_allocated(device))
     return peaks
 
 
-def allocated_memory(device) -> int:
-    """Bytes that torch holds on the device now; 0 on a CPU, where nobody counts them."""
-    module = _module(device)
+def allocated_memory(device: torch.device) -> int:
+    """Return the bytes that torch has allocated on the device; 0 for the CPU, where torch does not count them."""
+    module = traits_of(device).module
     return int(module.memory_allocated(device)) if module else 0
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host had not enough memory.  torch_npu and older torch tell it by the text alone."""
-    text = str(error).lower()
-    told = "out of memory" in text or "can't allocate memory" in text or "bad_alloc" in text
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and told
-
-
-def too_little_memory(device, error: Exception) -> ModelError:
-    """What to say where even one recording by itself is too much."""
-    return ModelError(f"{device} has not enough memory for it alone: {first_line(error)}")
-
-
-def release_memory(device) -> None:
-    """Give what torch keeps of freed device memory back, so that pieces of another size find room."""
-    module = _module(device)
+def release_memory(device: torch.device) -> None:
+    """Return torch's cache of freed device memory, so that blocks of another size find room."""
+    module = traits_of(device).module
     if module:
         module.empty_cache()
 
 
 def trim_memory() -> None:
-    """Give freed host memory back to the system: glibc keeps what lies between blocks that are still in use."""
+    """Return freed host memory to the system: glibc keeps free blocks that lie between used ones."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _module(device):
-    import torch
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether the device or the host ran out of memory.  torch_npu and older torch only tell it in the text."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in OUT_OF_MEMORY)
 
-    return None if device.type == "cpu" else getattr(torch, device.type)
+
+def too_little_memory(device: torch.device, error: Exception) -> ModelError:
+    """Return the error for a recording that does not fit into memory even alone."""
+    return ModelError(str(device), f"not enough memory for this recording alone: {first_line(error)}")

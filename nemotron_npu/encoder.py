@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from .checkpoint.config import context_sizes
 from .checkpoint.weights import Weights
-from .device import trim_memory
+from .device import traits_of, trim_memory
 from .errors import Unsupported
 from .graph import Recorded
 from .linear import Linear, make_linear
@@ -31,8 +31,6 @@ from .linear import Linear, make_linear
 SILU_FLOOR = -0.2785  # silu's least value is -0.27846, at -1.2785
 
 MASKED = -10000.0  # added to the score of a key that is not to be seen: NeMo's INF_VAL; exp() of it is 0
-
-CPU_PIECE = 16  # encoder frames that are subsampled at once on a CPU: its 256 channels of features stay in the cache
 
 LOADERS = 4  # layers that are prepared at once: each holds copies of its weights for a moment
 
@@ -220,7 +218,7 @@ class Encoder:
         self.most = block
         self._set_context(context or context_sizes(config["att_context_size"])[0])
         self.device = weights.device
-        self.piece = CPU_PIECE if self.device.type == "cpu" else block
+        self.piece = traits_of(self.device).subsampled_frames or block
         self.kind = {"dtype": weights.dtype, "device": weights.device}  # of everything but the products
         self.dtype = dtype
         self.record = record

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from .device import traits_of
+
 
 class Recorded:
     """``call`` recorded with a tensor like ``example``; its other tensors must stay where they are.
@@ -19,8 +21,9 @@ class Recorded:
     """
 
     def __init__(self, call: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor):
-        module = getattr(torch, example.device.type)
-        self.graph = module.CUDAGraph() if example.device.type == "cuda" else module.NPUGraph()
+        traits = traits_of(example.device)
+        module = traits.module
+        self.graph = getattr(module, traits.graph)()
         self.input = example.clone()
         with module.graph(self.graph):
             self.output = call(self.input)

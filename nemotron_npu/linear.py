@@ -23,6 +23,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
+from .device import traits_of
 from .dtypes import check_dtype, has_fbgemm, has_tiles, has_vnni, packs_weights
 
 # FBGEMM takes its weights in such a tensor, whose end torch has announced: see dtypes.has_fbgemm
@@ -202,7 +203,7 @@ def make_linear(
     ``floor`` is the least value that an input can have, where there is one: int8 uses its whole range then.
     Raises SetupError for a dtype that this CPU cannot compute in.
     """
-    if weight.device.type != "cpu" or dtype == "plain":
+    if not traits_of(weight.device).is_host or dtype == "plain":
         return Linear(weight, bias, scale)
     check_dtype(dtype, weight.device)
     if dtype == "int8":

@@ -19,7 +19,7 @@ from .boosting import ALPHA, BoostingTree, Phrase, spell
 from .checkpoint.load import Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .checkpoint.weights import Weights
 from .decoder import Decoder, Emission, NotFinite
-from .device import choose_device, is_out_of_memory, release_memory, too_little_memory
+from .device import choose_device, device_memory, is_out_of_memory, release_memory, too_little_memory, traits_of
 from .dtypes import check_dtype
 from .encoder import Encoder, EncoderState
 from .engine import LocalEngine, ModelOptions, nothing
@@ -35,8 +35,6 @@ Source = np.ndarray | str | Path | Recording
 anything whose ``blocks()`` gives such pieces."""
 
 BLOCK_FRAMES = 128  # encoder frames of a block of a recording, at most: large products, bounded memory
-CPU_VALUES = 128 * 1024  # frames of a block, of all slots, times the model's width: more leaves a CPU's cache
-CPU_SLOTS, DEVICE_SLOTS = 8, 16  # recordings side by side, at most, unless more are asked for
 LIVE_FRAMES = 16  # the same of a live stream, which only needs more than a chunk to catch up
 READERS = 4  # threads that decode sound
 WAIT_SECONDS = 0.1  # between two looks while sound is waited for
@@ -73,10 +71,11 @@ class Recognizer:
         announce: Callable[[str], None] = warnings.warn,
     ):
         path, device = Path(path), _device(device)
+        traits = traits_of(device)
         dtype, block_ms, record = options.dtype, options.block_ms, options.graph
         decoder_device = _device(options.decoder_device or "cpu")
-        if record and device.type == "cpu":
-            raise SetupError("--graph on: a CPU has nothing to record: it needs an npu or cuda device")
+        if record and not traits.graph:
+            raise SetupError("--graph on", f"{traits.kind} has no graphs to capture", "use npu:N or cuda:N")
         check_dtype(dtype, device)
         config, tensors, tokenizers = read_checkpoint(path)
         self.config = config
@@ -94,11 +93,10 @@ class Recognizer:
         taken: set[str] = set()
         host = Weights(tensors, torch.device("cpu"), torch.float32, taken=taken)
         search = Weights(tensors, decoder_device, torch.float32, taken=taken)
-        kind = torch.float32 if device.type == "cpu" else getattr(torch, dtype)
-        encoder = Weights(tensors, device, kind, "encoder.", taken)
+        encoder = Weights(tensors, device, traits.storage_dtype(dtype), "encoder.", taken)
         try:
             self.frontend = Frontend(config, host.inside("preprocessor.featurizer."))
-            self.decoder = Decoder(config, search, dtype if device.type == "cpu" else "float32")
+            self.decoder = Decoder(config, search, dtype if traits.is_host else "float32")
             frames = round(block_ms / 1000 / self.frame_seconds) if block_ms else BLOCK_FRAMES
             self.encoder = Encoder(config["encoder"], encoder, context, frames, dtype, record)
             host.check_all_taken()
@@ -146,23 +144,25 @@ class Recognizer:
     def batch_slots(self) -> int:
         """Recordings side by side where nothing else is asked for: on a CPU as many as keep the products' inputs in its
         cache, elsewhere as many as fit into a quarter of the free memory, with as much again for the step itself."""
-        if self.device.type == "cpu":
-            return min(max(CPU_VALUES // self.encoder.width // BLOCK_FRAMES, 1), CPU_SLOTS)
+        traits = traits_of(self.device)
+        if traits.cached_values:
+            return min(max(traits.cached_values // self.encoder.width // BLOCK_FRAMES, 1), traits.max_slots)
         try:
-            free, _ = getattr(torch, self.device.type).mem_get_info(self.device)
+            free, _ = device_memory(self.device)
             state = self.encoder.new_state(1, self.encoder.largest_block or BLOCK_FRAMES)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             return 1
-        return min(max(free // 4 // (2 * state.bytes), 1), DEVICE_SLOTS)
+        return min(max(free // 4 // (2 * state.bytes), 1), traits.max_slots)
 
     def block(self, slots: int) -> int:
         """Frames of each recording that are encoded at once when so many are side by side."""
-        if self.device.type != "cpu" or self.block_frames:
-            frames = self.encoder.largest_block
+        cached = traits_of(self.device).cached_values
+        if cached and not self.block_frames:
+            frames = self.encoder.block_for(max(cached // self.encoder.width // slots, 1))
         else:
-            frames = self.encoder.block_for(max(CPU_VALUES // self.encoder.width // slots, 1))
+            frames = self.encoder.largest_block
         return frames if frames <= self.most_frames else self.encoder.block_for(self.most_frames)
 
     def transcribe(self, sources: Source | list[Source], slots: int = 1) -> Transcript | list[Transcript]:
@@ -368,7 +368,7 @@ class Recognizer:
             what = f"the encoder's output is not finite (NaN or infinity), first that of {part}"
         else:
             what, frame = "the scores of the tokens are not finite (NaN or infinity)", bad.frame
-        remedy = "the checkpoint may be damaged" + ("" if self.device.type == "cpu" else ": --device cpu tells")
+        remedy = "the checkpoint may be damaged" + ("" if traits_of(self.device).is_host else ": --device cpu tells")
         if self.dtype == "float16":
             remedy = "float16 ends at 65504: take --dtype bfloat16 or float32"
         return ModelError(f"{what}, at {frame * self.frame_seconds:.2f} s: {remedy}")

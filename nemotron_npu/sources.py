@@ -1,4 +1,4 @@
-"""What the user names -> recordings: files, folders, globs, NeMo manifests, lists of paths.  Nothing is decoded."""
+"""Find the recordings that a user names: files, folders, patterns, NeMo manifests, lists.  Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -12,69 +12,73 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import audio
+from .containers import open_regular
 from .errors import InputError, printable
 
 MANIFESTS = {".json", ".jsonl"}
 LISTS = {".txt", ".lst", ".list"}
-MANIFEST_IS = "a NeMo manifest has a JSON object with audio_filepath on each line"
-LIST_IS = "a list has the path of a sound file or folder on each line"
-LINE_CHARACTERS = 1 << 24  # of manifests and lists, at most
-LEVELS = 100  # of lists and objects in each other in a manifest's line, at most
-LONGEST = 1e9  # seconds, of any recording
-SOUND = {  # what is taken from a folder
+MANIFEST_HINT = "a NeMo manifest has a JSON object with audio_filepath on each line"
+LIST_HINT = "a list has the path of an audio file or folder on each line"
+MAX_LINE_CHARACTERS = 1 << 24  # of manifests and lists
+MAX_DEPTH = 100  # of nested lists and objects in a manifest
+MAX_SECONDS = 1e9  # of any recording
+EXTENSIONS = {  # of the files that are taken from a folder
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64",
     ".rf64", ".sph", ".nist", ".voc",
-    ".m4a", ".aac", ".wma", ".amr",  # not read by libsndfile, but no sound is left out without a word
+    ".m4a", ".aac", ".wma", ".amr",  # libsndfile does not read them; they are reported, not skipped silently
 }  # fmt: skip
 
 
 @dataclass(eq=False)
 class Recording:
-    """One thing to recognise: a sound file, a part of one, or samples."""
+    """One recording to transcribe: an audio file, a part of one, or samples."""
 
     path: str
-    """As it was named, or found; of samples, what they are called."""
+    """As the user named it, or as it was found; for samples a title."""
     output: str
-    """Where its results go: a path below the output folder, without extension."""
+    """The path of its results below the output folder, without extension."""
     offset: float = 0.0
-    """Seconds in front of the part that is recognised."""
+    """Seconds before the part to transcribe."""
     length: float | None = None
-    """Seconds of that part; None is all that follow."""
+    """Seconds of that part; None for all that follow."""
     fields: dict | None = None
     """The manifest's own line."""
     samples: np.ndarray | None = field(default=None, repr=False)
-    """float32 [samples] at 16 kHz, where there is no file."""
+    """float32 [samples] at 16 kHz, if there is no file."""
     info: audio.AudioInfo | None = field(default=None, repr=False)
     """What the file's header states; None until the file has been opened."""
 
     @property
     def name(self) -> str:
-        """For messages and lines of text."""
-        return printable(self.path) + (f" [from {self.offset:g} s]" if self.offset else "")
+        """The name in messages and lines of text."""
+        name = printable(self.path)
+        return f"{name} [from {self.offset:g} s]" if self.offset else name
 
     @property
     def key(self) -> tuple:
-        """What makes it the same recording in another run."""
+        """What identifies the same recording in another run."""
         return os.path.abspath(self.path), self.offset, self.length
 
     @property
     def reference(self) -> str | None:
-        """What was said, where the manifest tells."""
+        """The reference text, if the manifest has one."""
         text = (self.fields or {}).get("text")
         return text if isinstance(text, str) else None
 
     @property
     def seconds(self) -> float | None:
-        """How long it will be, as far as manifest or header tell."""
-        if self.length or self.samples is not None:
-            return self.length or len(self.samples) / audio.SAMPLE_RATE
+        """The expected duration, if the manifest or the header states it."""
+        if self.length:
+            return self.length
+        if self.samples is not None:
+            return len(self.samples) / audio.SAMPLE_RATE
         if self.info is None or self.info.seconds is None:
             return None
         return max(0.0, self.info.seconds - self.offset)
 
     def document_fields(self) -> dict:
         """Return the fields of the JSON document that describe the input."""
-        fields = {"audio": self.path}
+        fields: dict = {"audio": self.path}
         if self.offset:
             fields["offset"] = self.offset
         if self.fields:
@@ -86,15 +90,15 @@ class Recording:
         return fields
 
     def check(self) -> None:
-        """Look at the header.  Raises InputError."""
+        """Read the header.  Raises InputError."""
         if self.samples is None:
             self.info = audio.check_audio(self.path)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Its sound piece by piece, float32 [samples] at 16 kHz.  Raises InputError."""
+        """Yield the audio in blocks, float32 [samples] at 16 kHz.  Raises InputError."""
         if self.samples is not None:
-            return audio.pieces(self.samples)
-        return audio.read_blocks(self.path, self.offset, self.length, self._opened)
+            return audio.split_blocks(self.samples)
+        return audio.read_blocks(self.path, self.offset, self.length, on_open=self._opened)
 
     def _opened(self, info: audio.AudioInfo) -> None:
         self.info = info
@@ -114,131 +118,171 @@ class CountedRecording:
 
 
 def find_recordings(arguments: list[str]) -> Iterator[Recording | InputError]:
-    """The recordings that the command line's AUDIO stands for, in order; an InputError for what stands for none.
+    """Yield the recordings that the command line's AUDIO arguments name, in order, and an InputError for each failure.
 
-    A folder gives the sound files below it, sorted, hidden ones left out.  A name with ``*``, ``?`` or ``[`` that is
-    no file is a pattern, ``**`` being any folders.  ``.json`` and ``.jsonl`` are manifests, ``.txt``, ``.lst`` and
-    ``.list`` hold a file or folder a line.
+    A folder gives the audio files below it, sorted, without hidden ones.  A name with ``*``, ``?`` or ``[`` that is no
+    file is a pattern; ``**`` matches any folders.  ``.json`` and ``.jsonl`` are manifests; ``.txt``, ``.lst`` and
+    ``.list`` have one file or folder per line.
     """
     for argument in arguments:
         try:
-            if os.path.lexists(argument) or not glob.has_magic(argument):
-                yield from _expand(argument)
-                continue
-            found = sorted(glob.glob(argument, recursive=True))
-            if not found:
-                yield InputError(f"{argument}: no file matches this pattern")
-            for path in found:
-                yield from _expand(path)
+            yield from _find(argument)
         except InputError as error:
             yield error
 
 
-def _expand(path: str) -> Iterator[Recording | InputError]:
-    kind = os.path.splitext(path)[1].lower()
-    if kind in MANIFESTS and not os.path.isdir(path):
-        yield from _manifest(path)
-    elif kind in LISTS and not os.path.isdir(path):
-        lines = [line for _, line in _lines(path, LIST_IS)]
-        if not lines:
-            raise InputError(f"{path}: empty: {LIST_IS}")
-        for line in lines:
-            yield from _files(_resolve(line, path))
-    else:
-        yield from _files(path)
-
-
-def _files(path: str) -> Iterator[Recording | InputError]:
-    """A sound file, or those of a folder and all below it; a folder that is linked into itself is walked once."""
-    if not os.path.isdir(path):
-        yield Recording(path, os.path.splitext(os.path.basename(path))[0])
+def _find(argument: str) -> Iterator[Recording | InputError]:
+    if os.path.lexists(argument) or not glob.has_magic(argument):
+        yield from _expand(argument)
         return
+    found = sorted(glob.glob(argument, recursive=True))
+    if not found:
+        yield InputError(argument, "no file matches this pattern")
+    for path in found:
+        yield from _expand(path)
+
+
+def _expand(path: str) -> Iterator[Recording | InputError]:
+    """Yield what a manifest, a list, a folder or an audio file holds."""
+    extension = os.path.splitext(path)[1].lower()
+    if os.path.isdir(path):
+        yield from _walk(path)
+    elif extension in MANIFESTS:
+        yield from _read_manifest(path)
+    elif extension in LISTS:
+        yield from _read_list(path)
+    else:
+        yield _whole_file(path)
+
+
+def _read_list(path: str) -> Iterator[Recording | InputError]:
+    lines = [line for _, line in _lines(path, LIST_HINT)]
+    if not lines:
+        raise InputError(path, "empty list", LIST_HINT)
+    for line in lines:
+        found = _resolve(line, path)
+        if os.path.isdir(found):
+            yield from _walk(found)
+        else:
+            yield _whole_file(found)
+
+
+def _whole_file(path: str) -> Recording:
+    return Recording(path, _stem(path))
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _walk(root: str) -> Iterator[Recording | InputError]:
+    """Yield the audio files in a folder and all below it."""
     errors: list[OSError] = []
-    seen, count = set(), 0
-    for folder, folders, names in os.walk(path, onerror=errors.append, followlinks=True):
+    is_empty = True
+    for folder, names in _folders(root, errors):
+        for name in sorted(names):
+            stem, extension = os.path.splitext(name)
+            if extension.lower() in EXTENSIONS and not name.startswith("."):
+                is_empty = False
+                output = os.path.normpath(os.path.join(os.path.relpath(folder, root), stem))
+                yield Recording(os.path.join(folder, name), output)
+    yield from (InputError(error.filename, error.strerror or str(error)) for error in errors)
+    if is_empty and not errors:
+        yield InputError(root, "no audio files in this folder", f"extensions: {' '.join(sorted(EXTENSIONS))}")
+
+
+def _folders(root: str, errors: list[OSError]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder from ``root`` down with the names of its files; a folder that links to itself comes once."""
+    seen = set()
+    for folder, subfolders, names in os.walk(root, onerror=errors.append, followlinks=True):
         try:
             status = os.stat(folder)
-        except OSError as error:  # it is gone again
+        except OSError as error:  # it has been removed meanwhile
             errors.append(error)
             continue
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
+        identity = (status.st_dev, status.st_ino)
+        if identity in seen:
+            subfolders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            stem, kind = os.path.splitext(name)
-            if kind.lower() in SOUND and not name.startswith("."):
-                count += 1
-                yield Recording(
-                    os.path.join(folder, name), os.path.normpath(os.path.join(os.path.relpath(folder, path), stem))
-                )
-    yield from (InputError(f"{error.filename}: {error.strerror}") for error in errors)
-    if not count and not errors:
-        yield InputError(f"{path}: no sound files in this folder (looked for {', '.join(sorted(SOUND))})")
+        seen.add(identity)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield folder, names
 
 
-def _manifest(path: str) -> Iterator[Recording | InputError]:
-    """The entries of a NeMo manifest: a JSON object a line, with ``audio_filepath`` and what else there may be."""
-    errors, entries = [], 0
-    for number, line in _lines(path, MANIFEST_IS):
+def _read_manifest(path: str) -> Iterator[Recording | InputError]:
+    """Yield the entries of a NeMo manifest (a JSON object with ``audio_filepath`` per line), then its errors."""
+    errors = []
+    is_empty = True
+    for number, line in _lines(path, MANIFEST_HINT):
         try:
-            recording = _entry(line, path)
+            recording = _parse_entry(line, path)
         except ValueError as error:
-            errors.append(f"{path}:{number}: {error}")
+            errors.append((f"{path}:{number}", str(error)))
             continue
-        entries += 1
+        is_empty = False
         yield recording
-    if not entries:
-        reason = errors[0] if errors else f"{path}: empty"
-        raise InputError(f"{reason}: {MANIFEST_IS}")
-    yield from map(InputError, errors)
+    if is_empty:
+        subject, problem = errors[0] if errors else (path, "empty manifest")
+        raise InputError(subject, problem, MANIFEST_HINT)
+    yield from (InputError(subject, problem) for subject, problem in errors)
 
 
-def _entry(line: str, manifest: str) -> Recording:
-    """One line of a manifest.  Raises ValueError with what is wrong with it."""
+def _parse_entry(line: str, manifest: str) -> Recording:
+    """Parse one line of a manifest.  Raises ValueError whose message is the problem."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError("not JSON") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("audio_filepath"), str):
         raise ValueError("no audio_filepath")
-    if _deeper(fields, LEVELS):
-        raise ValueError(f"more than {LEVELS} lists and objects in each other")
+    if _is_deeper(fields, MAX_DEPTH):
+        raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
     for name in ("offset", "duration"):
-        value = fields.get(name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and 0 <= value <= LONGEST):  # NaN is not
-            raise ValueError(f"{name} is {reprlib.repr(value)}: not a number of seconds")
-    sound = _resolve(fields["audio_filepath"], manifest)
-    stem = os.path.splitext(os.path.basename(sound))[0]
-    return Recording(sound, stem, float(fields.get("offset") or 0), fields.get("duration") or None, fields)
+        if not _is_seconds(fields.get(name)):
+            raise ValueError(f"{name} {reprlib.repr(fields[name])} is not a number of seconds")
+    path = _resolve(fields["audio_filepath"], manifest)
+    offset = float(fields.get("offset") or 0)
+    return Recording(path, _stem(path), offset, fields.get("duration") or None, fields)
+
+
+def _is_seconds(value: object) -> bool:
+    if value is None:
+        return True
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 <= value <= MAX_SECONDS  # False for NaN
 
 
 def _resolve(path: str, listed_in: str) -> str:
-    """A path that a manifest or list holds, as NeMo's ``get_full_path`` resolves it: relative to that file's folder if
-    it is there, else to the working directory; ``~`` is the home."""
-    beside = os.path.join(os.path.dirname(listed_in), path)
-    return beside if not os.path.isabs(path) and os.path.exists(beside) else os.path.expanduser(path)
+    """Resolve a path in a manifest or list as NeMo's ``get_full_path`` does.
+
+    It is relative to that file's folder if it exists there, else to the working directory; ``~`` is the home folder.
+    """
+    neighbor = os.path.join(os.path.dirname(listed_in), path)
+    if not os.path.isabs(path) and os.path.exists(neighbor):
+        return neighbor
+    return os.path.expanduser(path)
 
 
-def _deeper(value, levels: int) -> bool:
-    """Whether lists and objects are in each other in more levels."""
+def _is_deeper(value: object, levels: int) -> bool:
+    """Return whether lists and objects are nested more than ``levels`` deep."""
     if not isinstance(value, (dict, list)):
         return False
-    return not levels or any(_deeper(item, levels - 1) for item in (value.values() if type(value) is dict else value))
+    if not levels:
+        return True
+    items = value.values() if isinstance(value, dict) else value
+    return any(_is_deeper(item, levels - 1) for item in items)
 
 
-def _lines(path: str, what: str) -> Iterator[tuple[int, str]]:
-    """The lines of a text file that are not empty, with their numbers.  Any file name can be written in it."""
+def _lines(path: str, hint: str) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line that is not blank.  Bytes that are no UTF-8 survive, as in file names."""
     number = 0
     try:
-        with open(audio.open_regular(path), encoding="utf-8-sig", errors="surrogateescape") as file:
-            while line := file.readline(LINE_CHARACTERS):
+        with open(open_regular(path), encoding="utf-8-sig", errors="surrogateescape") as file:
+            while line := file.readline(MAX_LINE_CHARACTERS):
                 number += 1
-                if "\0" in line or len(line) == LINE_CHARACTERS:
-                    raise InputError(f"{path}:{number}: not text, or the line has no end: {what}")
+                if "\0" in line or len(line) == MAX_LINE_CHARACTERS:
+                    raise InputError(f"{path}:{number}", "not text, or a line without end", hint)
                 if line := line.strip():
                     yield number, line
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        raise InputError(path, error.strerror or str(error)) from error

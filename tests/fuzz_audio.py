@@ -12,8 +12,9 @@ import numpy as np
 import soundfile
 from hostile_audio import ID3, chunk, encoded, sound, wav_of_unknown_length
 
-from nemotron_npu.audio import LiveInput, blocks, check_audio
+from nemotron_npu.audio import blocks, check_audio
 from nemotron_npu.errors import CONTROL, InputError
+from nemotron_npu.live_input import LiveInput
 from nemotron_npu.sources import Recording, find_recordings
 
 NUMBERS = [0, 1, 2, 7, 127, 128, 255, 1 << 15, (1 << 16) - 1, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 40]

@@ -1,6 +1,6 @@
 """Checkpoints that nobody should load: the bundled one, with one thing wrong.
 
-``CASES`` is the table "Checkpoints" of docs/robustness.md, see robustness.py.
+``CASES`` is the table "Checkpoints" of data/messages.md, see robustness.py.
 """
 
 from __future__ import annotations

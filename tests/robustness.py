@@ -1,4 +1,4 @@
-"""The tables of docs/robustness.md: what the command line makes of every hostile or broken input.
+"""The tables of tests/data/messages.md: what the command line prints for every broken or hostile input.
 
     python tests/robustness.py                 # makes each case, runs it, writes the tables
     python tests/robustness.py checkpoints     # one of them
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from support import ROOT
 
-DOCUMENT = ROOT / "docs" / "robustness.md"
+DOCUMENT = ROOT / "tests" / "data" / "messages.md"
 SECTIONS = {  # marker in the document -> module whose CASES its table has
     "checkpoints": "hostile_checkpoints",
     "audio": "hostile_audio",

@@ -123,7 +123,7 @@ def test_a_dtype_that_this_cpu_lacks_is_one_line(dtype, cli):
     for options in ([], ["--benchmark", "--engine", "native"], *compare):
         code, out, err = cli(CLIP, "--dtype", dtype, "--device", "cpu", "--quiet", *options)
         others = " or ".join(reversed(OFFERED))
-        assert (code, out, err) == (2, "", f"inference.py: --dtype {dtype}: {reason} (take {others})\n")
+        assert (code, out, err) == (2, "", f"inference.py: --dtype {dtype}: {reason} (use {others})\n")
 
 
 def test_a_cpu_without_avx512_has_float32_and_int8(monkeypatch, cli):
@@ -134,7 +134,7 @@ def test_a_cpu_without_avx512_has_float32_and_int8(monkeypatch, cli):
     assert (code, err) == (
         2,
         "inference.py: --dtype bfloat16: this CPU lacks AVX-512 (BW, DQ and VL) or AVX-NE-CONVERT "
-        "(take int8 or float32)\n",
+        "(use int8 or float32)\n",
     )
 
 
@@ -150,7 +150,7 @@ def test_the_command_line_takes_a_dtype_and_says_it(dtype, cli):
 def test_a_dtype_that_does_not_run_there_is_one_line(cli):
     code, _, err = cli(CLIP, "--dtype", "float16", "--device", "cpu", "--quiet")
     others = " or ".join(reversed(OFFERED))
-    assert (code, err) == (2, f"inference.py: --dtype float16: not for cpu (take {others})\n")
+    assert (code, err) == (2, f"inference.py: --dtype float16: not for cpu (use {others})\n")
     code, _, err = cli(CLIP, "--dtype", "bfloat16", "--engine", "nemo", "--device", "cpu", "--quiet")
     assert code == 2 and len(err.splitlines()) == 1
     if "bfloat16" in OFFERED and importlib.util.find_spec("nemo"):
@@ -162,4 +162,4 @@ def test_the_cheaper_dtypes_are_refused_off_x86(monkeypatch, cli):
     assert dtypes.offered_dtypes(CPU) == ("float32",)
     assert isinstance(make_linear(torch.zeros(4, 4), None, "float32"), Linear)
     code, _, err = cli(CLIP, "--dtype", "int8", "--device", "cpu", "--quiet")
-    assert (code, err) == (2, "inference.py: --dtype int8: this CPU is riscv64, not x86 (take float32)\n")
+    assert (code, err) == (2, "inference.py: --dtype int8: this CPU is riscv64, not x86 (use float32)\n")

@@ -1,4 +1,4 @@
-"""Sound is untrusted input: each row of the table in docs/robustness.md, and what a table cannot show."""
+"""Sound is untrusted input: each row of the table in data/messages.md, and what a table cannot show."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from hostile_audio import BESIDE, CASES, sound
 from robustness import documented, row, run_case
 from support import CLIP, CLIP_WORDS, ROOT
 
-from nemotron_npu import audio, recognizer
-from nemotron_npu.audio import LiveInput
+from nemotron_npu import audio, live_input, recognizer
 from nemotron_npu.checkpoint import load
 from nemotron_npu.errors import InputError
+from nemotron_npu.live_input import LiveInput
 
 DEMO = ROOT / "demo" / "demo.nemo"
 ROWS = documented("audio")
@@ -120,7 +120,7 @@ def test_a_folder_as_stdin_is_one_line(tmp_path):
 
 
 def test_sound_that_comes_faster_than_it_is_recognised_waits_outside(monkeypatch):
-    monkeypatch.setattr(audio, "BACKLOG_BYTES", 1 << 20)
+    monkeypatch.setattr(live_input, "BACKLOG_BYTES", 1 << 20)
     number = os.open("/dev/zero", os.O_RDONLY)
     source = LiveInput(number)
     pieces = iter(source)

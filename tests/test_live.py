@@ -196,7 +196,7 @@ def assert_same_document(live: dict, file: dict) -> None:
 
 @pytest.mark.parametrize(
     "data, words",
-    [(b"", "no samples"), (b"fLaC" + bytes(100), "flac"), (b"RIFF\0\0\0\0WAVEfmt ", "inside its header")],
+    [(b"", "no audio samples"), (b"fLaC" + bytes(100), "flac"), (b"RIFF\0\0\0\0WAVEfmt ", "inside the wav header")],
 )
 def test_a_pipe_without_sound_is_one_line_and_exit_code_1(listen, data, words):
     code, out, err = listen(data, "--quiet")

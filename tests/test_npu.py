@@ -61,7 +61,7 @@ def test_live_sound_is_recognised_on_the_npu(options):
 def test_an_npu_that_does_not_exist_is_named_with_those_that_do():
     result = run_process(ROOT / "tests" / "fake_npu.py", ROOT / "inference.py", "--device", "npu:7", CLIP)
     assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.splitlines() == ["inference.py: npu:7 does not exist: this host offers npu:0 to npu:1"]
+    assert result.stderr.splitlines() == ["inference.py: npu:7: does not exist (this host offers npu:0 to npu:1)"]
 
 
 def test_the_doctor_finds_the_npu_and_that_it_computes_what_the_cpu_does():

@@ -114,7 +114,7 @@ def test_the_changelog_begins_with_this_version():
 
 
 def test_the_pythons_are_the_same_everywhere():
-    from nemotron_npu.doctor.host import PYTHONS
+    from nemotron_npu.doctor.environment import PYTHONS
 
     first, last = (".".join(map(str, version)) for version in PYTHONS)
     above = f"3.{PYTHONS[1][1] + 1}"

@@ -21,10 +21,11 @@ import torch
 from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu import nemo_engine
-from nemotron_npu.audio import LiveInput, read_audio
+from nemotron_npu.audio import read_audio
 from nemotron_npu.device import is_out_of_memory
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import ModelError
+from nemotron_npu.live_input import LiveInput
 from nemotron_npu.recognizer import Recognizer
 
 INFERENCE = ROOT / "inference.py"
@@ -130,7 +131,7 @@ def test_where_even_a_chunk_is_too_much_each_recording_says_so(demo, clip, short
     results = dict(demo.results([clip, clip, clip], 2))
     assert sorted(results) == [0, 1, 2] and said == []
     for result in results.values():
-        assert isinstance(result, ModelError) and "not enough memory for it alone: NPU out of mem" in str(result)
+        assert isinstance(result, ModelError) and "for this recording alone: NPU out of mem" in str(result)
 
 
 def test_a_stream_that_catches_up_goes_on_in_smaller_steps(demo, clip, short_of_memory):
@@ -272,7 +273,7 @@ def test_a_live_stream_that_becomes_not_finite_keeps_what_it_heard(cli, monkeypa
         return step(self, *args) * (torch.inf if len(steps) == 4 else 1)
 
     monkeypatch.setattr(Encoder, "_encode", overflowing)
-    monkeypatch.setattr("nemotron_npu.audio.os.read", lambda file, size, read=os.read: read(file, 4000))
+    monkeypatch.setattr("nemotron_npu.live_input.os.read", lambda file, size, read=os.read: read(file, 4000))
     code, out, err = live(cli, monkeypatch, pcm(clip[:60000]), "--chunk_ms", 560)
     assert code == 1 and out == "three one\n"
     assert err.startswith("inference.py: stdin: cannot be transcribed: the scores of the tokens are not finite"), err
@@ -288,7 +289,7 @@ def test_a_stdin_that_breaks_off_is_said_and_what_was_heard_is_kept(cli, monkeyp
             raise OSError(5, "Input/output error")
         return pieces[-1]
 
-    monkeypatch.setattr("nemotron_npu.audio.os.read", failing)
+    monkeypatch.setattr("nemotron_npu.live_input.os.read", failing)
     code, out, err = live(cli, monkeypatch, pcm(clip[:heard]))
     assert (code, err) == (1, "inference.py: stdin: cannot be read: Input/output error\n")
     assert out == ("three one\n" if heard else "")
@@ -297,11 +298,11 @@ def test_a_stdin_that_breaks_off_is_said_and_what_was_heard_is_kept(cli, monkeyp
 @pytest.mark.parametrize("live", [False, True])
 def test_sound_that_comes_faster_than_it_is_said_does_not_fill_the_memory(monkeypatch, live):
     """As from a file; of a speaker nothing may be lost, however late the recogniser is."""
-    monkeypatch.setattr("nemotron_npu.audio.BACKLOG_BYTES", 200_000)
+    monkeypatch.setattr("nemotron_npu.live_input.BACKLOG_BYTES", 200_000)
     reading, writing = os.pipe()
     source = LiveInput(reading)
     if live:
-        source.began = time.monotonic() - 100
+        source.started = time.monotonic() - 100
     sound = threading.Thread(target=lambda: (os.write(writing, bytes(2_000_000)), os.close(writing)))
     sound.start()
     time.sleep(0.4)

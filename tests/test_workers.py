@@ -163,7 +163,7 @@ def test_a_folder_is_recognised_by_workers_as_by_one_process(cluster, cli, corpu
     code, _, lines = runs["two"]
     assert code == 1
     assert any("cut.flac: broken audio" in line for line in lines) and any(
-        "text.mp3: text, not sound" in line for line in lines
+        "text.mp3: is text, not audio" in line for line in lines
     )
     assert any("cannot spell 'NPU'" in line for line in lines) and any("12 done, 2 failed" in line for line in lines)
     order = [json.loads(line)["audio"] for line in Path("two", "results.jsonl").read_bytes().splitlines()]

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..audio import SAMPLE_RATE, sine
 from ..checkpoint.load import attention_contexts, read_config
-from ..device import allocated_memory, peak_memory, reset_peak_memory, synchronize
+from ..device import allocated_memory, peak_memory, reset_peak_memory, synchronize, traits_of
 from ..encoder import Encoder
 from ..engine import ModelOptions
 from ..errors import SetupError
@@ -211,7 +211,7 @@ def machine_rates(device: torch.device, dtypes: set[str]) -> dict:
     rates = {"read_gb_s": round(big.nbytes / 1e6 / read, 1), "gflop_s": {}}
     del big
     for dtype in sorted(dtypes):
-        kind = torch.float32 if device.type == "cpu" else getattr(torch, dtype)
+        kind = traits_of(device).storage_dtype(dtype)
         weight = torch.randn(4096, 1024, device=device, dtype=kind)
         linear, x = make_linear(weight, None, dtype), torch.randn(512, 1024, device=device, dtype=kind)
         linear(x)

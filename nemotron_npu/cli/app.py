@@ -135,7 +135,7 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
 
     live = args.audio == ["-"]
     if live:
-        from ..audio import LiveInput
+        from ..live_input import LiveInput
 
         if sys.stdin is None:
             raise SetupError("-: stdin is closed: pipe sound into it")
@@ -154,16 +154,16 @@ def _recognise(args, console, path: Path, settings: dict, phrases: list, bounds,
     with signals.held():  # libraries in C++ do not survive an exception while they are imported
         import torch
 
-        from ..device import choose_device, device_name
+        from ..device import choose_device, device_name, traits_of
         from ..dtypes import check_dtype
         from ..recognizer import load_recognizer
 
         device, reason = choose_device(args.device)
-        if args.threads or (args.num_workers and device.type == "cpu"):  # there a worker is a thread
+        if args.threads or (args.num_workers and traits_of(device).is_host):  # there a worker is a thread
             torch.set_num_threads(args.threads or 1)
     signals.check()
     check_dtype(args.dtype, device)
-    console.say(f"device: {device}" + (f" ({reason})" if reason else ""))
+    console.say(f"device: {device}; {reason}" if reason else f"device: {device}")
     reference = load_reference(args, path, settings["chunk_ms"], console) if args.precision_compare else None
     console.say(f"loading {path.name} ...")
     began = time.perf_counter()
@@ -407,9 +407,11 @@ def _main(argv: list[str] | None) -> int:
         args = parse_args(argv)
         console = Console(args.quiet, args.debug)
         if args.doctor:
+            from ..doctor.finding import Context
             from ..doctor.run import doctor
 
-            return doctor(args, console, DEMO_MODEL, DEMO_CLIP)
+            context = Context(args.device, args.model_path, args.engine or "native", DEMO_MODEL, DEMO_CLIP)
+            return doctor(context, console.result, as_json=args.output_format == ("json",), debug=args.debug)
         return run(args, console)
     except KeyboardInterrupt as stop:
         console.error(": ".join(["interrupted", *stop.args]))

@@ -6,6 +6,7 @@ import argparse
 import os
 
 from .. import __version__
+from ..device import DEVICE, DEVICE_NAMES
 from ..dtypes import ON_CPU, ON_DEVICES
 from ..formats import COLLECTED, FILES, FORMATS
 from ..host import program
@@ -368,8 +369,6 @@ def _sample_rate(text: str) -> int:
 
 
 def _device(text: str) -> str:
-    from ..device import DEVICE
-
     if not DEVICE.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device: use npu:N, cuda:N or cpu")
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: use {DEVICE_NAMES}")
     return text

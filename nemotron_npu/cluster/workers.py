@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ExceptionWithTraceback
 from pathlib import Path
 
+from ..device import TRAITS
 from ..engine import ModelOptions
 from ..errors import InputError, SetupError, first_line
 from ..host import signals
@@ -38,7 +39,6 @@ TRIES = 3  # of a recording on whose way workers are lost: twice with its piece,
 LOADS = 3  # failures of a worker in succession, to load or of its device, until it is given up
 POLL_SECONDS = 1.0  # between two questions how far the workers are
 WAIT_SECONDS = 30.0  # without any worker, until that is said
-RESOURCES = {"npu": "NPU", "cuda": "GPU", "cpu": "CPU"}
 """What Ray calls a device of each kind."""
 
 
@@ -91,14 +91,14 @@ class Setup:
         """The recognizer and what is to be said of it."""
         import torch
 
-        from ..device import choose_device, device_name
+        from ..device import choose_device, device_name, traits_of
         from ..recognizer import load_recognizer
 
         torch.set_num_threads(self.threads)
         device, _ = choose_device(self.device)
         said: list[str] = []
         recognizer = load_recognizer(self.path, device, options=self.options, announce=said.append)
-        if device.type == "cpu" and self.threads == 1:
+        if traits_of(device).is_host and self.threads == 1:
             recognizer.readers = 0  # other threads would only take the cores from each other
         if self.confidence:
             recognizer.measure_confidence(self.confidence)
@@ -311,25 +311,23 @@ class Workers:
         kind = setup.device or ("npu" if has.get("NPU") else "cpu")
         reason = "" if setup.device or kind == "npu" else " (Ray knows of no NPU)"
         self.kind = kind
-        room = int(has.get(RESOURCES[kind], 0) // (cores if kind == "cpu" else 1))
+        traits = TRAITS[kind]
+        room = int(has.get(traits.ray_resource, 0) // (cores if traits.is_host else 1))
         where = "the cluster" if self.address else "this host"
         if not room or (count or 0) > room and not self.address:
-            raise SetupError(f"--device {kind}: Ray knows of {room or 'no'} {RESOURCES[kind]}s on {where}")
+            raise SetupError(f"--device {kind}: Ray knows of {room or 'no'} {traits.ray_resource}s on {where}")
         count = count or room
         if count > room:
             self.say(f"{where} has room for {room} of {count} workers now: the others begin when it grows")
         # each sees its own device alone
         self.setup = (
-            replace(setup, device="cpu", threads=cores) if kind == "cpu" else replace(setup, device=f"{kind}:0")
+            replace(setup, device="cpu", threads=cores) if traits.is_host else replace(setup, device=f"{kind}:0")
         )
         self.options = {"num_cpus": cores, "max_restarts": 0, "concurrency_groups": {"ask": 1}}
-        if kind == "npu":
-            self.options["resources"] = {"NPU": 1}
-        elif kind == "cuda":
-            self.options["num_gpus"] = 1
+        self.options |= traits.ray_options
         self.say(f"device: {kind}{reason}, {count} worker{'s' * (count > 1)}")
         self.say(f"loading {setup.path.name} ...")
-        if kind == "cpu" and not self.address:
+        if traits.is_host and not self.address:
             self._keeper(self.ray.get_runtime_context().get_node_id())  # it loads while the workers start
         self.hands = [_Hand(number) for number in range(count)]
         for hand in self.hands:
@@ -458,7 +456,7 @@ class Workers:
         """A worker has been started: it is to load."""
         hand.node, hand.host, _ = value
         setup = self.setup
-        if self.kind == "cpu":
+        if TRAITS[self.kind].is_host:
             if hand.node not in self.keepers:
                 self._keeper(hand.node)
         elif not setup.threads:
@@ -525,7 +523,7 @@ class Workers:
     def _threads(self, node: str) -> int:
         """CPU threads for each device of a node: none of them is to wait for another's, whether it is used or not."""
         has = next(entry["Resources"] for entry in self.ray.nodes() if entry["NodeID"] == node)
-        return max(1, int(has.get("CPU", 1) // max(1, has.get(RESOURCES[self.kind], 1))))
+        return max(1, int(has.get("CPU", 1) // max(1, has.get(TRAITS[self.kind].ray_resource, 1))))
 
     def _lose(
         self, hand: _Hand, piece: _Piece | None, error: Exception, alive: bool

@@ -1,0 +1,1 @@
+"""``--doctor``: check the environment, the device and the model."""

@@ -1,4 +1,4 @@
-"""What an Ascend host tells about itself: CANN, driver, firmware and NPUs, from version files and ``npu-smi``.
+"""Read the state of an Ascend host from version files and ``npu-smi``: CANN, driver, firmware and NPUs.
 
 Standard library only: setup_env.sh runs this before anything is installed.
 """
@@ -21,42 +21,48 @@ FIRMWARE = Path("/usr/local/Ascend/firmware/version.info")
 DEVICES = Path("/dev")  # davinci0, davinci1 ... and davinci_manager
 SMI_SECONDS = 10
 
-# torch_npu -> the CANN that it was made for (gitcode.com/Ascend/pytorch, COMPATIBILITY.md and README.md), without its
-# patch release: the write-up ran 2.9.0 on CANN 8.5.1.
 CANN_OF = {
     **dict.fromkeys(("2.9.0", "2.10.0rc2", "2.11.0rc1", "2.12.0rc1"), "8.5"),
     **dict.fromkeys(("2.9.0.post2", "2.10.0"), "9.0"),
     **dict.fromkeys(("2.9.0.post6", "2.9.0.post8", "2.10.0.post4", "2.10.0.post6"), "9.1"),
     **dict.fromkeys(("2.11.0", "2.11.0.post2", "2.12.0", "2.12.0.post2"), "9.1"),
 }
+"""torch_npu -> the CANN release that it is made for, without the patch number.
+
+Source: COMPATIBILITY.md and README.md of gitcode.com/Ascend/pytorch.  The reference guide ran 2.9.0 on CANN 8.5.1.
+"""
 
 
 def field(path: Path, name: str) -> str | None:
-    """The value of ``name=value`` in one of Ascend's version files."""
-    with suppress(OSError):
-        match = re.search(rf"^{name}\s*=\s*(\S+)", path.read_text(errors="replace"), re.MULTILINE | re.IGNORECASE)
-        return match and match[1]
-    return None
+    """Return the value of ``name=value`` in one of Ascend's version files."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return None
+    match = re.search(rf"^{name}\s*=\s*(\S+)", text, re.MULTILINE | re.IGNORECASE)
+    return match[1] if match else None
 
 
 def find_cann() -> str | None:
-    """CANN's set_env.sh, where Huawei's installer or the environment says that it is."""
+    """Return the path of CANN's set_env.sh: below the folders in the environment, or in the installer's defaults."""
     roots = [os.environ.get("ASCEND_TOOLKIT_HOME"), os.environ.get("ASCEND_HOME_PATH"), "/usr/local/Ascend", "~/Ascend"]
-    places = ("set_env.sh", "ascend-toolkit/set_env.sh", "cann*/set_env.sh", "../../ascend-toolkit/set_env.sh")
+    patterns = ("set_env.sh", "ascend-toolkit/set_env.sh", "cann*/set_env.sh", "../../ascend-toolkit/set_env.sh")
     for root in filter(None, roots):
-        for place in places:
-            if found := sorted(glob(os.path.join(escape(os.path.expanduser(root)), place))):
+        folder = escape(os.path.expanduser(root))
+        for pattern in patterns:
+            found = sorted(glob(os.path.join(folder, pattern)))
+            if found:
                 return found[0]
     return None
 
 
 def cann_is_loaded() -> bool:
-    """Whether set_env.sh was sourced in the shell that started this."""
+    """Return whether set_env.sh was sourced in the shell that started this process."""
     return bool(os.environ.get("ASCEND_OPP_PATH"))
 
 
 def cann_version(script: str | None = None) -> str | None:
-    """Of the CANN that is loaded, else of the one whose set_env.sh is ``script``."""
+    """Return the version of the CANN that is loaded, else of the one whose set_env.sh is ``script``."""
     homes = [os.environ.get("ASCEND_TOOLKIT_HOME"), os.environ.get("ASCEND_HOME_PATH")]
     if script:
         homes += [os.path.dirname(script), os.path.join(os.path.dirname(script), "latest")]
@@ -67,14 +73,20 @@ def cann_version(script: str | None = None) -> str | None:
 
 
 def driver_version() -> str | None:
+    """Return the version of the NPU driver."""
     return field(DRIVER, "package_version") or field(DRIVER, "version")
 
 
 def firmware_fits(firmware: str) -> bool | None:
-    """Whether the driver says that it works with this firmware (``compatible_version_fw=[7.0.0,7.7.99]``), or None."""
+    """Return whether the driver lists this firmware as compatible; None if it lists nothing.
+
+    The driver's version file has a line like ``compatible_version_fw=[7.0.0,7.7.99]``.
+    """
     ranges = re.findall(r"\[([\d.]+),([\d.]+)\]", field(DRIVER, "compatible_version_fw") or "")
-    wanted = _numbers(firmware)
-    return any(_numbers(low) <= wanted <= _numbers(high) for low, high in ranges) if ranges and wanted else None
+    number = _numbers(firmware)
+    if not ranges or not number:
+        return None
+    return any(_numbers(low) <= number <= _numbers(high) for low, high in ranges)
 
 
 def _numbers(version: str) -> list[int]:
@@ -82,16 +94,16 @@ def _numbers(version: str) -> list[int]:
 
 
 def is_here() -> bool:
-    """Whether this host has, or once had, an NPU: a driver, a device or its tool."""
+    """Return whether this host has an NPU, or had one: a driver, a device or its tool."""
     return bool(shutil.which("npu-smi") or DRIVER.exists() or any(DEVICES.glob("davinci[0-9]*")))
 
 
 class SmiError(Exception):
-    """npu-smi cannot be run, does not end or fails; the message is one line."""
+    """npu-smi cannot be run, hangs or fails; the message is one line."""
 
 
 def npu_smi(*args: str) -> str:
-    """What ``npu-smi ARGS`` prints.  One that hangs, as on a dead card, is left behind after ``SMI_SECONDS``."""
+    """Run ``npu-smi ARGS`` and return its output; abandon it after ``SMI_SECONDS``: it hangs on a dead card."""
     try:
         process = subprocess.Popen(
             ["npu-smi", *args],
@@ -103,22 +115,23 @@ def npu_smi(*args: str) -> str:
             start_new_session=True,
         )
     except OSError as error:
-        raise SmiError(f"npu-smi cannot be run: {error.strerror}") from error
+        raise SmiError(f"npu-smi: cannot be run: {error.strerror}") from error
+    command = " ".join(["npu-smi", *args])
     try:
         output, _ = process.communicate(timeout=SMI_SECONDS)
     except subprocess.TimeoutExpired:
         with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)  # not waited for: what waits for a driver may not be killed
-        raise SmiError(f"npu-smi {' '.join(args)} does not answer within {SMI_SECONDS} s") from None
+            os.killpg(process.pid, signal.SIGKILL)  # without waiting: a driver call that hangs cannot be killed
+        raise SmiError(f"{command}: no answer within {SMI_SECONDS} s") from None
     if process.returncode:
-        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it says nothing"]
-        raise SmiError(f"npu-smi {' '.join(args)} failed ({process.returncode}): {lines[-1]}")
+        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+        raise SmiError(f"{command}: failed with exit code {process.returncode}: {lines[-1]}")
     return output
 
 
 @dataclass(frozen=True)
 class Npu:
-    """A chip as ``npu-smi info`` has it."""
+    """A chip as ``npu-smi info`` lists it."""
 
     card: int
     chip: int
@@ -126,26 +139,34 @@ class Npu:
     health: str
     """OK, Warning, Alarm, Critical, UNKNOWN."""
     used: int | None
-    """MB of its memory (HBM, or DDR where it has none), also those of other programs."""
+    """MB in use of its memory (HBM, or DDR on chips without HBM), by all programs."""
     total: int | None
+    """MB of its memory."""
 
 
 def npus(table: str) -> list[Npu]:
-    """The chips in the table that ``npu-smi info`` prints, two rows each; what cannot be read is left out.
+    """Parse the table that ``npu-smi info`` prints, two rows for each chip; unknown rows are skipped.
 
     ::
 
         | 0     910B2               | OK            | 94.2        49                0    / 0             |
         | 0                         | 0000:C1:00.0  | 0           0    / 0          3418 / 65536         |
     """
-    found, rows = [], iter(table.splitlines())
+    chips = []
+    rows = iter(table.splitlines())
     for row in rows:
-        match = re.match(r"\|\s*(\d+)\s*\|?\s+(\S+)\s*\|\s*([A-Za-z]+)\s*\|", row)
-        if not match:
-            continue
-        row = next(rows, "")
-        chip = re.match(r"\|\s*(\d+)", row)
-        memory = [(int(used), int(total)) for used, total in re.findall(r"(\d+)\s*/\s*(\d+)", row)]
-        used, total = next((pair for pair in reversed(memory) if pair[1]), (None, None))
-        found.append(Npu(int(match[1]), int(chip[1]) if chip else 0, match[2], match[3], used, total))
-    return found
+        first = re.match(r"\|\s*(\d+)\s*\|?\s+(\S+)\s*\|\s*([A-Za-z]+)\s*\|", row)
+        if first:
+            chips.append(_chip(first, next(rows, "")))
+    return chips
+
+
+def _chip(first: re.Match[str], second: str) -> Npu:
+    """Combine the two rows of one chip; the last ``used / total`` with a total is its memory."""
+    card, name, health = first.groups()
+    index = re.match(r"\|\s*(\d+)", second)
+    used, total = None, None
+    for pair in re.findall(r"(\d+)\s*/\s*(\d+)", second):
+        if int(pair[1]):
+            used, total = map(int, pair)
+    return Npu(int(card), int(index[1]) if index else 0, name, health, used, total)

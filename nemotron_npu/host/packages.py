@@ -1,6 +1,6 @@
-"""Which packages this Python has, whether they fit what is required, and how to install what is missing.
+"""Look up the installed packages, compare them with the requirements, and name the commands that install the rest.
 
-Nothing is imported but ``packaging``, or pip's own copy of it: setup_env.sh runs this before anything is installed.
+Nothing but ``packaging``, or pip's own copy of it, is imported: setup_env.sh runs this before anything is installed.
 """
 
 from __future__ import annotations
@@ -8,23 +8,28 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .program import CLONE, PACKAGE
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 NAME = "nemotron-npu"
 FILES = {"": "native", "nemo": "nemo", "npu": "npu", "ray": "ray"}
-"""Extra of the package -> the requirements file that it is made of; "" is the package without extras."""
+"""Extra of the package -> name of its requirements file; "" is the package without extras."""
 
 
 def bundled(name: str) -> Path:
-    """The folder ``demo``, ``patches`` or ``nv_one_logger_mock``: next to the package in a clone, in it in a wheel."""
+    """Return ``demo``, ``patches`` or ``nv_one_logger_mock``: next to the package in a clone, else inside it."""
     return (CLONE or PACKAGE) / name
 
 
 def installed(package: str) -> str | None:
-    """The version of a package, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -32,7 +37,7 @@ def installed(package: str) -> str | None:
 
 
 def can_import(module: str) -> bool:
-    """Whether a top-level module is there; it is not imported.  A folder of that name without code is none."""
+    """Return whether a top-level module can be found, without importing it; a folder without code does not count."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -41,32 +46,39 @@ def can_import(module: str) -> bool:
 
 
 def offer_mock() -> None:
-    """Let NeMo, which is about to be imported, find the telemetry mock where NVIDIA's package is not installed."""
+    """Add the telemetry mock to ``sys.path`` if NVIDIA's package is not installed; call it before importing NeMo."""
     folder = str(bundled("nv_one_logger_mock"))
     if not can_import("nv_one_logger") and folder not in sys.path:
         sys.path.append(folder)
 
 
 def install_command(extra: str = "") -> str:
-    """The command that installs what the package, or one of its extras, needs."""
-    if CLONE is None:
-        return f"pip install '{NAME}[{extra}]'" if extra else f"pip install {NAME}"
-    return "source setup_env.sh" if extra in ("", "nemo", "npu") else f"pip install -r requirements-{FILES[extra]}.txt"
+    """Return the command that installs the requirements of the package, or of one of its extras."""
+    if CLONE is not None and extra in ("", "nemo", "npu"):
+        return "source setup_env.sh"
+    if CLONE is not None:
+        return f"pip install -r requirements-{FILES[extra]}.txt"
+    if extra:
+        return f"pip install '{NAME}[{extra}]'"
+    return f"pip install {NAME}"
 
 
-def needed(extra: str = "") -> list:
-    """The ``packaging.requirements.Requirement`` objects of the package, or those that an extra adds."""
+def needed(extra: str = "") -> list[Requirement]:
+    """Return the requirements of the package, or those that an extra adds."""
     if CLONE is not None:
         return requirements(CLONE / f"requirements-{FILES[extra]}.txt")
     found = parse(requires(NAME) or [])
-    in_base = [r.marker is None or r.marker.evaluate({"extra": ""}) for r in found]
     if not extra:
-        return [r for r, base in zip(found, in_base, strict=True) if base]
-    return [r for r, base in zip(found, in_base, strict=True) if not base and r.marker.evaluate({"extra": extra})]
+        return [r for r in found if _applies(r, "")]
+    return [r for r in found if _applies(r, extra) and not _applies(r, "")]
 
 
-def requirements(path: Path | str) -> list:
-    """The ``packaging.requirements.Requirement`` objects of a requirements file and of those that it names (``-r``)."""
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def requirements(path: Path | str) -> list[Requirement]:
+    """Return the requirements in a requirements file and in those that it names (``-r``)."""
     found = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         line = re.sub(r"(^|\s)#.*", "", line).strip()
@@ -78,17 +90,16 @@ def requirements(path: Path | str) -> list:
     return found
 
 
-def parse(lines: list[str]) -> list:
-    """Requirements as objects."""
+def parse(lines: list[str]) -> list[Requirement]:
+    """Parse requirements."""
     try:
-        from packaging.requirements import Requirement
+        module = import_module("packaging.requirements")
     except ImportError:
-        from pip._vendor.packaging.requirements import Requirement
+        module = import_module("pip._vendor.packaging.requirements")
+    return [module.Requirement(line) for line in lines]
 
-    return [Requirement(line) for line in lines]
 
-
-def fits(requirement) -> bool:
-    """Whether a version that the requirement allows is installed."""
+def fits(requirement: Requirement) -> bool:
+    """Return whether a version that the requirement allows is installed."""
     found = installed(requirement.name)
     return found is not None and requirement.specifier.contains(found, prereleases=True)

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: memory and cores, also where a container has less of them."""
+"""Memory and cores that this process may use, also where a container limits them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,52 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-CGROUP, PROC = Path("/sys/fs/cgroup"), Path("/proc")
+CGROUP = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),  # version 2 of control groups
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+)
+"""Limit, usage, and the entry of ``memory.stat`` that counts the caches which the kernel frees on demand."""
 
 
-def free_memory() -> tuple[int, int, bool]:
-    """Bytes that this process may still take and may have in all, and whether a container's limit says so."""
+class Memory(NamedTuple):
+    """Host memory in bytes."""
+
+    free: int
+    """What this process can still allocate."""
+    total: int
+    limited: bool
+    """Whether a container's limit sets ``total``."""
+
+
+def free_memory() -> Memory:
+    """Return the memory that this process may use."""
     values = dict(line.split(":") for line in (PROC / "meminfo").read_text().splitlines())
     free, total = (int(values[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
     limited = False
-    for limit, used, stat in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
+    for files in MEMORY_FILES:
         for folder in _cgroups("memory"):
-            with suppress(OSError, ValueError):
-                most = int((folder / limit).read_text())
-                stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                left = most - int((folder / used).read_text()) + int(stats.get(stat, 0))  # caches make way
-                if most < total:
-                    free, total, limited = min(free, left), most, True
-    return free, total, limited
+            with suppress(OSError, ValueError):  # a missing file, "max"
+                limit, left = _limit(folder, *files)
+                if limit < total:
+                    free = min(free, left)
+                    total = limit
+                    limited = True
+    return Memory(free, total, limited)
+
+
+def _limit(folder: Path, limit: str, usage: str, cache: str) -> tuple[int, int]:
+    """Return the memory limit of a control group and what is left of it."""
+    total = int((folder / limit).read_text())
+    stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return total, total - int((folder / usage).read_text()) + int(stats.get(cache, 0))
 
 
 def cores() -> float:
-    """CPU cores that this process may use; a container's quota may be a part of one."""
+    """Return the number of CPU cores that this process may use; a container's quota may be a fraction."""
     count = float(len(os.sched_getaffinity(0)))
     for folder in _cgroups("cpu"):
         with suppress(OSError, ValueError):
@@ -38,18 +59,20 @@ def cores() -> float:
             count = min(count, quota / period)
         with suppress(OSError, ValueError):
             quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-            count = min(count, quota / period) if quota > 0 else count
+            if quota > 0:  # -1: no limit
+                count = min(count, quota / period)
     return count
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
-    """This process's control group and those around it, of version 2 and 1."""
+    """Yield the folders of this process's control group and of its parents, of versions 2 and 1."""
     lines = []
     with suppress(OSError):
         lines = (PROC / "self" / "cgroup").read_text().splitlines()
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if not controllers or controller in controllers.split(","):
-            base = CGROUP if not controllers else CGROUP / controller
-            inner = base / path.strip("/")
-            yield from (inner, *(folder for folder in inner.parents if folder.is_relative_to(base)))
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = CGROUP / controller if controllers else CGROUP
+        inner = base / path.strip("/")
+        yield from (inner, *(folder for folder in inner.parents if folder.is_relative_to(base)))

@@ -108,7 +108,7 @@ def test_the_command_line_records_where_it_is_told_to(cli, tiny):
 
 @pytest.mark.parametrize(
     "options, says",
-    [(["--device", "cpu"], "a CPU has nothing to record"), (["--engine", "nemo"], "needs the native engine")],
+    [(["--device", "cpu"], "cpu has no graphs to capture"), (["--engine", "nemo"], "needs the native engine")],
 )
 def test_what_cannot_be_recorded_is_one_line(cli, options, says):
     code, out, err = cli(CLIP, "--graph", "on", *options, "--quiet")

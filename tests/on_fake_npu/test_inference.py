@@ -2,6 +2,7 @@
 
 import gc
 import json
+from dataclasses import replace
 
 import fake_npu
 import numpy as np
@@ -9,11 +10,10 @@ import pytest
 import torch
 from support import CLIP
 
-from nemotron_npu import dtypes
 from nemotron_npu.audio import read_audio, sine
 from nemotron_npu.benchmark import measure
 from nemotron_npu.boosting import Phrase
-from nemotron_npu.device import choose_device
+from nemotron_npu.device import TRAITS, choose_device
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
@@ -235,7 +235,8 @@ def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli
         monkeypatch.setattr(measure, name, value)
     python, script = measure.command()
     monkeypatch.setattr(measure, "command", lambda: [python, fake_npu.__file__, script])
-    monkeypatch.setattr(dtypes, "ON_DEVICES", ("float32", "float16"))  # a process is started for each
+    npu = replace(TRAITS["npu"], dtypes=("float32", "float16"))
+    monkeypatch.setitem(TRAITS, "npu", npu)  # a process is started for each
     gc.collect()  # what earlier tests have left on the device is not to be freed meanwhile
     fake_npu.CALLS.clear()
     options = ["--device", "npu:0", "--engine", "native", "--chunk_ms", 560, "--benchmark", "--report", tmp_path]
@@ -278,7 +279,7 @@ def test_the_benchmark_measures_with_the_options_of_the_native_engine_beside_nem
 
 def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
     monkeypatch.setattr(fake_npu, "DEVICE_COUNT", 0)
-    with pytest.raises(SetupError, match="finds no NPU: look at npu-smi info"):
+    with pytest.raises(SetupError, match=r"finds no NPU \(look at npu-smi info"):
         choose_device("npu:0")
     device, reason = choose_device(None)
     assert device.type == "cpu" and "finds no NPU" in reason

@@ -48,7 +48,7 @@ def test_a_device_that_is_full_is_given_less_and_the_tokens_are_the_same(memory,
     results = dict(recognizer.results(waveforms, 3))
     assert sorted(results) == [0, 1, 2] and len(said) == 2
     for error in results.values():
-        assert isinstance(error, ModelError) and "npu:0 has not enough memory for it alone: NPU out of me" in str(error)
+        assert isinstance(error, ModelError) and "npu:0: not enough memory for this recording" in str(error)
 
 
 def test_the_command_line_goes_on_with_less(cli, memory, tmp_path):

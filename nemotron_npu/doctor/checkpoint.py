@@ -1,0 +1,59 @@
+"""Check of ``--doctor`` whether the checkpoint is there and its config can be read."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.load import NO_HUB, attention_contexts, find_checkpoint, is_hub_id, read_config
+from ..errors import SetupError, first_line
+from ..host.program import command
+from ..host.provenance import sha256
+from .finding import OK, PROBLEM, Context, Finding, try_import
+from .privacy import anonymous
+
+REPLACE = "download it again, or name another one: --model_path M.nemo"
+
+
+def checkpoint(context: Context) -> list[Finding]:
+    """Check the file and its config; report class, chunk lengths, size and hash."""
+    try:
+        path = find(context)
+        config = read_config(path)
+    except SetupError as error:
+        fix = REPLACE
+        if is_hub_id(context.path):
+            fix = f"{command()} --model_path {context.path}   (downloads it)"
+        return [Finding(PROBLEM, without_folders(context, error), fix)]
+    lengths = ", ".join(str(ms) for ms in sorted(attention_contexts(config)))
+    chunks = f"chunks of {lengths} ms" if lengths else "for whole recordings"
+    model_class = config["target"].rpartition(".")[2]
+    size = f"{path.stat().st_size:,} bytes"
+    return [Finding(OK, f"{path.name}: {model_class}, {chunks}, {size}"), Finding(OK, f"SHA-256 {sha256(path)}")]
+
+
+def find(context: Context) -> Path:
+    """Return the path of the checkpoint; a Hugging Face id is looked up among the downloaded files only.
+
+    Raises SetupError when there is no such file.
+    """
+    if not is_hub_id(context.path):
+        return find_checkpoint(context.path)
+    hub: Any = try_import("huggingface_hub")
+    if isinstance(hub, Exception):
+        raise SetupError(NO_HUB)
+    name = context.path.split("/")[1] + ".nemo"
+    found = hub.try_to_load_from_cache(context.path, name)
+    if not isinstance(found, str):
+        raise SetupError(f"{name} was not downloaded from Hugging Face yet")
+    return Path(found)
+
+
+def without_folders(context: Context, error: Exception) -> str:
+    """Return the first line of an error, in which only the file name of the checkpoint appears."""
+    text = first_line(error)
+    with suppress(SetupError):
+        path = str(find(context))
+        text = text.replace(path, Path(path).name)
+    return anonymous(text.replace(context.path, Path(context.path).name))

@@ -1,0 +1,190 @@
+"""Checks of ``--doctor`` around the model: Python, packages, torch, triton's patches, NeMo, audio codecs, disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..host.packages import CLONE, bundled, fits, install_command, installed, needed
+from ..host.program import command
+from .finding import GB, OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding, try_import
+from .privacy import error_text
+
+PYTHONS = ((3, 10), (3, 13))
+FORMATS = ("wav", "flac", "ogg", "opus", "mp3")
+MIN_DISK = 0.1 * GB
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
+
+
+def python(_: Context) -> list[Finding]:
+    """Check the version of Python."""
+    libc = " ".join(platform.libc_ver())
+    system = f"{platform.machine()}, {platform.system()} {platform.release()}, {libc}"
+    found = f"{platform.python_version()} on {system}"
+    if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        return [Finding(OK, found)]
+    return [Finding(PROBLEM, f"{found}: 3.10 to 3.13 are supported", f"deactivate; {SETUP}")]
+
+
+def packages(context: Context) -> list[Finding]:
+    """Check the packages of the native engine and, where NeMo is installed or requested, those of NeMo.
+
+    torch and NeMo have checks of their own.
+    """
+    with_nemo = context.engine == "nemo" or installed("nemo-toolkit") is not None
+    try:
+        native = [r for r in needed() if r.name != "torch"]
+        nemos = [r for r in needed("nemo") if r.name != "nemo-toolkit"] if with_nemo else []
+    except ModuleNotFoundError:
+        return [Finding(PROBLEM, "neither pip nor packaging is installed, so no other package can be", SETUP)]
+    unfit = [r for r in (*native, *nemos) if not fits(r)]
+    if not unfit:
+        count = len(native) + len(nemos)
+        engines = "NeMo and the native engine need" if with_nemo else "the native engine needs"
+        return [Finding(OK, f"all {count} packages that {engines} are installed in supported versions")]
+    findings = []
+    missing = {r.name for r in unfit if installed(r.name) is None}
+    nemo_fix = install_command("nemo")
+    if names := ", ".join(r.name for r in native if r.name in missing):
+        findings.append(Finding(PROBLEM, f"not installed: {names}", SETUP))
+    if names := ", ".join(r.name for r in nemos if r.name in missing):
+        findings.append(context.without_nemo_part(f"not installed: {names}; NeMo needs them", nemo_fix))
+    others = [f"{r.name} {installed(r.name)} (not {r.specifier})" for r in unfit if r.name not in missing]
+    if others:
+        fix = nemo_fix if with_nemo else SETUP
+        findings.append(context.without_nemo_part(f"unsupported versions: {', '.join(others)}", fix))
+    return findings
+
+
+def torch(_: Context) -> list[Finding]:
+    """Check that torch can be imported, and its version."""
+    version = installed("torch")
+    if version is None:
+        return [Finding(PROBLEM, "not installed", SETUP)]
+    module: Any = try_import("torch")
+    if isinstance(module, Exception):
+        release, build = version.partition("+")[::2]
+        fix = f"pip install --force-reinstall torch=={release}"
+        if build == "cpu":
+            fix += f"+cpu --index-url {CPU_BUILDS}"
+        return [Finding(PROBLEM, f"{version} cannot be imported: {error_text(module)}", fix)]
+    cuda = module.version.cuda
+    build = f"CUDA {cuda}" if cuda else "no CUDA"
+    found = f"{module.__version__}, {build}"
+    tested = next(r.specifier for r in needed() if r.name == "torch")
+    if tested.contains(module.__version__, prereleases=True):
+        return [Finding(OK, found)]
+    return [Finding(WARNING, f"{found}: tested versions are {tested}", SETUP)]
+
+
+def triton(context: Context) -> list[Finding]:
+    """Check that triton's patches are applied."""
+    patcher = _load_patcher()
+    folder = patcher.find_triton()
+    if folder is None:
+        return [Finding(OK, "not installed: nothing to patch")]
+    version = installed("triton") or installed("triton-ascend") or "of unknown version"
+    found = version
+    applied = True
+    for number, (path, texts) in enumerate(patcher.survey(folder).values(), 1):
+        state = "does not fit this version"
+        if texts:
+            state = "applied" if path.read_text() == texts[1] else "not applied"
+        found += f", patch {number} ({path.parent.name}) {state}"
+        applied &= state == "applied"
+    if applied:
+        return [Finding(OK, found)]
+    fix = "python patches/apply.py" if CLONE else "python -m nemotron_npu.patches.apply"
+    return [context.without_npu_part(found, fix)]
+
+
+def _load_patcher() -> Any:
+    """Return ``patches/apply.py``, which is not in a package in a clone."""
+    spec = importlib.util.spec_from_file_location("apply", bundled("patches") / "apply.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def nv_one_logger(_: Context) -> list[Finding]:
+    """Report whether NeMo will find NVIDIA's telemetry package or its mock."""
+    spec = importlib.util.find_spec("nv_one_logger")
+    locations = (spec and spec.submodule_search_locations) or []
+    folders = [Path(location).resolve().parent for location in locations]
+    if folders and bundled("nv_one_logger_mock") not in folders:
+        version = installed("nv-one-logger-core") or "of unknown version"
+        return [Finding(OK, f"NVIDIA's own, {version}")]
+    if installed("nemo-toolkit") is None:
+        return [Finding(OK, "only NeMo needs it")]
+    return [Finding(OK, "the mock, which records and sends nothing")]
+
+
+def nemo(context: Context) -> list[Finding]:
+    """Check that NeMo is installed if it was requested, and its version."""
+    version = installed("nemo-toolkit")
+    fix = install_command("nemo")
+    if version is None:
+        found = "not installed: only --engine nemo, --precision_compare and other model classes need it"
+        if context.engine == "nemo":
+            return [Finding(PROBLEM, found, fix)]
+        return [Finding(OK, f"{found} ({fix})")]
+    requirement = next(r for r in needed("nemo") if r.name == "nemo-toolkit")
+    if fits(requirement):
+        return [Finding(OK, version)]
+    return [context.without_nemo_part(f"{version}: tested versions are {requirement.specifier}", fix)]
+
+
+def audio(_: Context) -> list[Finding]:
+    """Check the audio libraries, which are compiled; soundfile may load the system's libsndfile."""
+    libraries: dict[str, Any] = {name: try_import(name) for name in ("soundfile", "soxr")}
+    for name, library in libraries.items():
+        if isinstance(library, ModuleNotFoundError):
+            return [Finding(SKIPPED, name)]
+        if isinstance(library, Exception):
+            return [Finding(PROBLEM, f"{name} cannot be imported: {error_text(library)}", _reinstall(name))]
+    soundfile, soxr = libraries.values()
+    readable = {name.lower() for name in (*soundfile.available_formats(), *soundfile.available_subtypes("OGG"))}
+    formats = ", ".join(name for name in FORMATS if name in readable)
+    lacking = ", ".join(name for name in FORMATS if name not in readable)
+    found = f"libsndfile {soundfile.__libsndfile_version__} reads {formats}"
+    if lacking:
+        return [Finding(WARNING, f"{found}, but not {lacking}", _reinstall("soundfile"))]
+    return [Finding(OK, f"{found}; soxr {soxr.__version__} resamples")]
+
+
+def _reinstall(package: str) -> str:
+    return f"pip install --force-reinstall --no-deps {package}"
+
+
+def disk(context: Context) -> list[Finding]:
+    """Check the free space of the folder for temporary files, where NeMo unpacks a checkpoint, and of this folder."""
+    free = shutil.disk_usage(".").free
+    here = Finding(OK, f"{free / GB:.1f} GB free in this folder")
+    if not os.access(".", os.W_OK):
+        here = Finding(WARNING, "this folder is not writable", f"{command()} --output_dir DIR ...")
+    elif free < MIN_DISK:
+        here = Finding(WARNING, here.found, "df -h .")
+    return [_temporary_files(context), here]
+
+
+def _temporary_files(context: Context) -> Finding:
+    fix = "export TMPDIR=/a/folder/with/space"
+    checkpoint = Path(context.path).expanduser()
+    unpacked = checkpoint.stat().st_size if context.engine == "nemo" and checkpoint.is_file() else 0
+    try:
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+    except FileNotFoundError:
+        return context.without_nemo_part("no folder for temporary files is writable", fix)
+    found = f"{free / GB:.1f} GB free for temporary files"
+    if free >= unpacked + MIN_DISK:
+        return Finding(OK, found)
+    if unpacked:
+        found += f", where NeMo unpacks {unpacked / GB:.1f} GB"
+    return context.without_nemo_part(found, fix)

@@ -1,0 +1,101 @@
+"""The data of ``--doctor``: findings, and the context that the checks share.
+
+Standard library and ``host/`` only: the process that imports this must survive an environment where nothing works.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from ..host import ascend
+from ..host.packages import install_command
+
+if TYPE_CHECKING:
+    from ..recognizer import Recognizer
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+SKIPPED = "not checked"
+GB = 1e9
+SETUP = install_command()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check has found."""
+
+    state: str
+    """``OK``, ``WARNING``, or ``PROBLEM``: the request cannot run; ``SKIPPED`` within ``run``."""
+    found: str
+    """Text for the report; of ``SKIPPED`` the check or package that is needed."""
+    fix: str = ""
+    """The command that fixes it, or where to download what does; empty for ``OK``."""
+    name: str = ""
+    """Name of the check; ``run`` sets it."""
+
+
+@dataclass
+class Context:
+    """The request, as on the command line, and what the checks have learned so far."""
+
+    device: str | None = None
+    model_path: str | None = None
+    """None: the bundled model."""
+    engine: str = "native"
+    demo: Path = Path("demo.nemo")
+    """The bundled model."""
+    clip: Path = Path("digits.wav")
+    """The bundled recording."""
+    usable: set[str] = field(default_factory=set)
+    """Names of the checks that have run and found no problem."""
+    reference: Recognizer | None = None
+    """The native engine on the CPU, once it is loaded."""
+
+    @property
+    def path(self) -> str:
+        """Path or Hugging Face id of the checkpoint."""
+        return self.model_path or str(self.demo)
+
+    @property
+    def asks_npu(self) -> bool:
+        """Whether the request names an NPU."""
+        return (self.device or "").startswith("npu")
+
+    @cached_property
+    def has_npu(self) -> bool:
+        """Whether this host has an NPU, or had one."""
+        return ascend.is_here()
+
+    @cached_property
+    def smi(self) -> list[ascend.Npu] | ascend.SmiError:
+        """The chips that ``npu-smi info`` lists, or why there is no list; run once, since it may time out."""
+        try:
+            return ascend.npus(ascend.npu_smi("info"))
+        except ascend.SmiError as error:
+            return error
+
+    def without_npu_part(self, found: str, fix: str) -> Finding:
+        """Return a finding about a missing part that only an NPU needs."""
+        if self.asks_npu:
+            return Finding(WARNING if "device" in self.usable else PROBLEM, found, fix)
+        if not self.has_npu:
+            return Finding(OK, f"{found} (no NPU on this host)")
+        if self.device:
+            return Finding(OK, f"{found} (no NPU was requested)")
+        return Finding(WARNING, found, fix)
+
+    def without_nemo_part(self, found: str, fix: str) -> Finding:
+        """Return a finding about a missing part that only NeMo needs."""
+        return Finding(PROBLEM if self.engine == "nemo" else WARNING, found, fix)
+
+
+def try_import(name: str) -> ModuleType | Exception:
+    """Return the module, or what its import raised: a missing C library, a half-removed package."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        return error

@@ -1,0 +1,258 @@
+"""Live audio from a pipe: a wav stream, or raw PCM."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import queue
+import select
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+
+from .audio import SAMPLE_RATE, AudioInfo, Resampler, check_samples
+from .containers import ARCHIVES, MAX_CHUNKS, MAX_RATE, MIN_RATE, SNIFF_BYTES, identify
+from .errors import InputError, SetupError
+
+READ_BYTES = 1 << 16  # what a pipe holds
+BACKLOG_BYTES = 1 << 23  # held of a stream that is faster than real time: four minutes of raw PCM
+MAX_HEADER_BYTES = 1 << 26  # of a wav
+MAX_CHANNELS = 1024  # as in libsndfile
+MAX_KNOWN_SIZE = 0x7FFFF000  # a wav that is written into a pipe states 0, or this and more, for "unknown"
+EXTENSIBLE = 0xFFFE  # format tag of a WAVEFORMATEXTENSIBLE
+SUBTYPES = {  # (format tag, bits) of a wav -> libsndfile's name
+    (1, 8): "PCM_U8",
+    (1, 16): "PCM_16",
+    (1, 24): "PCM_24",
+    (1, 32): "PCM_32",
+    (3, 32): "FLOAT",
+    (3, 64): "DOUBLE",
+    (6, 8): "ALAW",
+    (7, 8): "ULAW",
+}
+
+
+@dataclass(frozen=True)
+class StreamFormat:
+    """How the samples of a stream are encoded: little-endian, channels interleaved."""
+
+    sample_rate: int = SAMPLE_RATE
+    channels: int = 1
+    subtype: str = "PCM_16"
+    """The encoding of a sample, as libsndfile names it."""
+    frame_bytes: int = 2
+    """Bytes of one sample of all channels."""
+    container: str = "RAW"
+    """As libsndfile names it."""
+
+    @property
+    def info(self) -> AudioInfo:
+        """What ``check_audio`` returns for a file."""
+        return AudioInfo(self.sample_rate, self.channels, self.container)
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Decode whole samples to float32 [samples, channels]."""
+        samples, _ = soundfile.read(
+            io.BytesIO(data),
+            samplerate=self.sample_rate,
+            channels=self.channels,
+            dtype="float32",
+            always_2d=True,
+            format="RAW",
+            subtype=self.subtype,
+            endian="LITTLE",
+        )
+        return samples
+
+
+class LiveInput:
+    """Audio from a pipe: a wav stream, or raw 16-bit little-endian mono PCM.
+
+    Iterate over it for blocks, float32 [samples] at 16 kHz.  A thread reads the pipe all the time, so that the program
+    of a microphone never waits and no sample is lost, however late transcription is.  Of a stream that is faster than
+    real time, for instance from a file, it holds at most ``BACKLOG_BYTES``.
+
+    Raises SetupError for a terminal.  Iteration raises InputError for a stream that is neither wav nor PCM or has no
+    samples; for one that cannot be read (any more) it does so after the blocks that have arrived.
+    """
+
+    def __init__(self, descriptor: int, rate: int | None = None) -> None:
+        if os.isatty(descriptor):
+            raise SetupError("-", "stdin is a terminal", "pipe audio into it: arecord -f S16_LE -r 16000 | ...")
+        self.descriptor = descriptor
+        self.format = StreamFormat(rate or SAMPLE_RATE)
+        self.started: float | None = None
+        """time.monotonic() at the arrival of the first bytes."""
+        self.received = 0
+        """Bytes that have been read from the pipe."""
+        self.taken = 0
+        """Bytes of these that the consumer has taken."""
+        self.backlog = threading.Condition()
+        """Guards ``taken`` for the thread that waits until the backlog is smaller."""
+        self.failure: OSError | None = None
+        """The error that ended reading, if any."""
+        self.arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        """Data from the thread, in order; b"" at the end."""
+        self.data = bytearray()
+        """Data that the consumer has received and not yet used."""
+        self.ended = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def stop(self) -> None:
+        """Accept no more audio: iteration ends with what has arrived until now."""
+        self.arrived.put(b"")
+
+    def delay(self, taken: float) -> float:
+        """Return the seconds by which transcription is behind a live speaker once it has taken ``taken`` seconds.
+
+        Audio that arrives faster than real time, from a file, is no delay.
+        """
+        if self.started is None:
+            return 0.0
+        return min(time.monotonic() - self.started, self._received_seconds) - taken
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        size = self._read_header()
+        frame_bytes = self.format.frame_bytes
+        resampler = Resampler(self.format.sample_rate)
+        decoded = 0  # bytes
+        while True:
+            available = int(min(len(self.data), size - decoded))
+            available -= available % frame_bytes
+            if available:
+                samples = self.format.decode(self._take(available))
+                check_samples(samples, "stdin")
+                yield resampler(samples)
+                decoded += available
+            if not self._receive():
+                break
+            if decoded + frame_bytes > size:  # chunks after the samples
+                self._take(len(self.data))
+        if not decoded and not self.failure:
+            raise InputError("stdin", "no audio samples arrived", "check the program that writes into the pipe")
+        yield resampler.finish()
+        if self.failure:
+            raise InputError("stdin", f"cannot be read: {self.failure.strerror}")
+
+    # ------------------------------------------------------------------ the thread that reads
+
+    def _read(self) -> None:
+        try:
+            while data := self._next_data():
+                if self.started is None:
+                    self.started = time.monotonic()
+                self.received += len(data)
+                self.arrived.put(data)
+                with self.backlog:
+                    while self._must_wait():
+                        self.backlog.wait(1)
+        except OSError as error:
+            self.failure = error
+        finally:
+            self.stop()  # whatever ends this thread, the consumer must not wait for more
+
+    def _next_data(self) -> bytes:
+        """Return what arrives next; b"" at the end."""
+        while True:
+            try:
+                return os.read(self.descriptor, READ_BYTES)
+            except BlockingIOError:  # another program has set the pipe to non-blocking
+                select.select([self.descriptor], [], [])
+
+    def _must_wait(self) -> bool:
+        """Whether an endless file would fill the memory.  A live speaker cannot be made to wait."""
+        if self.received - self.taken < BACKLOG_BYTES or self.started is None:
+            return False
+        return self._received_seconds > time.monotonic() - self.started
+
+    @property
+    def _received_seconds(self) -> float:
+        return self.received / (self.format.frame_bytes * self.format.sample_rate)
+
+    # ------------------------------------------------------------------ the consumer
+
+    def _receive(self) -> bool:
+        """Wait for more data; return False at the end."""
+        if not self.ended:
+            data = self.arrived.get()
+            self.ended = not data
+            self.data += data
+        return not self.ended
+
+    def _take(self, count: int) -> bytes:
+        """Return the next ``count`` bytes and drop them.  Raises InputError if the stream ends before."""
+        while len(self.data) < count:
+            if not self._receive():
+                reason = "stream ends inside the wav header"
+                if self.failure:
+                    reason = f"cannot be read: {self.failure.strerror}"
+                raise InputError("stdin", reason)
+        taken = bytes(self.data[:count])
+        del self.data[:count]
+        with self.backlog:
+            self.taken += count
+            self.backlog.notify()
+        return taken
+
+    def _read_header(self) -> float:
+        """Set ``format`` from the header of a wav, which raw PCM lacks; return the bytes of the samples to come.
+
+        Raises InputError for streams that are clearly neither.
+        """
+        while len(self.data) < SNIFF_BYTES and self._receive():
+            pass
+        _check_raw_or_wav(bytes(self.data[:SNIFF_BYTES]))
+        if self.data[:4] not in (b"RIFF", b"RF64") or self.data[8:12] != b"WAVE":
+            return math.inf
+        self._take(12)
+        size = self._read_chunks()
+        return size if 0 < size < MAX_KNOWN_SIZE else math.inf
+
+    def _read_chunks(self) -> int:
+        """Read the chunks before a wav's samples, set ``format``; return the size of the data chunk."""
+        found = None
+        left = MAX_HEADER_BYTES
+        for _ in range(MAX_CHUNKS):
+            name = self._take(4)
+            size = int.from_bytes(self._take(4), "little")
+            if name == b"data":
+                if found is None:
+                    raise InputError("stdin", "wav stream without a fmt chunk")
+                self.format = found
+                return size
+            left -= size
+            if left < 0:
+                break
+            chunk = self._take(size + size % 2)
+            if name == b"fmt ":
+                found = _parse_format(chunk)
+        raise InputError("stdin", "wav header that does not end")
+
+
+def _check_raw_or_wav(start: bytes) -> None:
+    container = identify(start)
+    if container in ARCHIVES:
+        raise InputError("stdin", f"is {container} data", "unpack it first")
+    if container:
+        raise InputError("stdin", f"unsupported {container} stream", "convert it: ffmpeg -i - -f wav -")
+
+
+def _parse_format(chunk: bytes) -> StreamFormat:
+    """Parse the ``fmt `` chunk of a wav (Microsoft's WAVEFORMATEX and WAVEFORMATEXTENSIBLE)."""
+    if len(chunk) < 16:
+        raise InputError("stdin", "broken fmt chunk in the wav stream")
+    tag, channels, rate, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", chunk)
+    if tag == EXTENSIBLE and len(chunk) >= 26:
+        (tag,) = struct.unpack_from("<H", chunk, 24)
+    subtype = SUBTYPES.get((tag, bits))
+    is_valid = 0 < channels <= MAX_CHANNELS and MIN_RATE <= rate <= MAX_RATE and frame_bytes == channels * bits // 8
+    if subtype is None or not is_valid:
+        problem = f"unsupported wav stream: format {tag}, {bits} bits, {channels} channels, {rate} Hz"
+        raise InputError("stdin", problem, "pipe 16-bit PCM")
+    return StreamFormat(rate, channels, subtype, frame_bytes, "WAV")
