@@ -119,7 +119,7 @@ def cli(capsys):
     return call
 
 
-QUICK = "audio boosting checkpoint checkpoints confidence device dtypes engine live_input outputs sources transcript"
+QUICK = "audio boosting config checkpoints confidence device dtypes engine live_input outputs sources transcript"
 
 
 def pytest_collection_modifyitems(items):
