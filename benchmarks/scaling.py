@@ -35,10 +35,11 @@ import soundfile
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.cli.output_folder import OutputFolder
-from nemotron_npu.cluster.workers import Facts, Setup, Workers
+from nemotron_npu.cluster.driver import Workers
+from nemotron_npu.cluster.worker import Setup, WorkerInfo
 from nemotron_npu.formats import FORMATS, to_document
 from nemotron_npu.host.table import format_table
-from nemotron_npu.sources import find_recordings
+from nemotron_npu.sources import CountedRecording, find_recordings
 from nemotron_npu.transcript import Token, Transcript, Word
 
 HERE = Path(__file__).resolve().parent
@@ -172,7 +173,7 @@ class Nothing(Setup):
     """Workers that recognise nothing: every recording has said the same."""
 
     def load(self):
-        return _Nothing(), Facts(0, "none", "cpu", "none", 8, [], [])
+        return _Nothing(), WorkerInfo(0, "none", "cpu", "none", 8)
 
 
 class _Nothing:
@@ -221,7 +222,8 @@ def limits(args) -> None:
         recordings = some * (args.files // 20)
         with Workers(Nothing(Path("none"), "cpu"), 2, None, lambda line: None) as workers:
             began = time.perf_counter()
-            for _ in workers.results(recordings, 16):
+            sources = [CountedRecording(recording, lambda seconds: None) for recording in recordings]
+            for _ in workers.results(sources, 16):
                 pass
             rows.append(("work handed out", f"{len(recordings) / (time.perf_counter() - began):8.0f} files/s"))
         for name, kinds in {"json": ["json"], "every format": [*FORMATS]}.items():

@@ -58,9 +58,10 @@ class AudioFile:
         """
         yield self.sound
         start = 0
-        while start := self._next_part(start):
+        while (following := self._next_part(start)) is not None:
+            start = following
             try:
-                part = soundfile.SoundFile(_Window(self.descriptor, start))
+                part = soundfile.SoundFile(_FileView(self.descriptor, start))
             except soundfile.SoundFileError:  # tags
                 return
             with part:
@@ -149,7 +150,7 @@ def _open_sound(descriptor: int, path: str) -> soundfile.SoundFile:
             size_offset = _unknown_size_offset(descriptor)
         if size_offset:
             sound.close()
-            sound = soundfile.SoundFile(_Window(descriptor, patched=size_offset))
+            sound = soundfile.SoundFile(_FileView(descriptor, patched=size_offset))
         return sound
     except soundfile.SoundFileError as error:
         reason = library_reason(error)
@@ -224,7 +225,7 @@ def _unknown_size_offset(descriptor: int) -> int | None:
     return size_offset
 
 
-class _Window:
+class _FileView:
     """The part of an open file from byte ``first`` on, as a file for libsndfile.
 
     The four bytes at ``patched`` read as FF: in a wav, "size unknown".

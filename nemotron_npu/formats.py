@@ -101,7 +101,7 @@ def to_ctm(transcript: Transcript, name: str) -> str:
     return "".join(lines)
 
 
-def to_document(transcript: Transcript, **fields) -> dict:
+def to_document(transcript: Transcript, **fields: object) -> dict:
     """Return the JSON document: ``fields`` (audio, model, device, ...), then those of the transcript.
 
     These are ``text``, ``duration``, ``segments`` with their ``words``, ``tokens``.  As in whisper's, segment texts and

@@ -248,8 +248,9 @@ def _parse_entry(line: str, manifest: str) -> Recording:
 def _is_seconds(value: object) -> bool:
     if value is None:
         return True
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and 0 <= value <= MAX_SECONDS  # False for NaN
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return 0 <= value <= MAX_SECONDS  # False for NaN
 
 
 def _resolve(path: str, listed_in: str) -> str:

@@ -1,49 +1,53 @@
-"""Tokens -> the result types that every engine returns: words with times and confidence, and segments of them."""
+"""Turn tokens into words with times and confidence, and words into segments.  Every engine returns these types."""
 
 from __future__ import annotations
 
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import Protocol
 
-WORD_START = "▁"  # of sentencepiece: in front of a piece it is a space
-UNKNOWN = "<unk>"  # is spelled " ⁇ ", so that it is a word of its own
+WORD_START = "▁"  # sentencepiece: stands for the space before a token
+UNKNOWN = "<unk>"  # is spelled " ⁇ " and so is a word of its own
 
-LINE_CHARACTERS, LINES = 42, 2  # of a subtitle
-SEGMENT_SECONDS = 7.0  # that a subtitle is shown at most
-READING_SECONDS = 1.0  # and at least, where nothing follows sooner: a word of one token lasts one frame
-PAUSE_SECONDS = 1.0  # without a token: the speaker has paused, a word of one token is said in less
+LINE_CHARACTERS = 42  # longest line of a subtitle
+LINES = 2  # of a subtitle at most
+SEGMENT_SECONDS = 7.0  # longest time to show a subtitle
+READING_SECONDS = 1.0  # shortest time, unless another follows earlier: a word of one token lasts only one frame
+PAUSE_SECONDS = 1.0  # without a token: a pause of the speaker, since no word of one token takes that long
 SENTENCE_END = ".?!。？！"
 CLAUSE_END = ",;:—，；："
-ABBREVIATION = re.compile(r"(Mr|Mrs|Ms|Dr|Prof|St|vs|[A-HJ-Z])\.")  # its point ends no sentence
+ABBREVIATION = re.compile(r"(Mr|Mrs|Ms|Dr|Prof|St|vs|[A-HJ-Z])\.")  # the period of these ends no sentence
 CLOSING = "\"')]}”’»"  # may follow the mark that ends a sentence
+CLAUSE_BONUS = 0.25  # of ending a segment after a clause, where 0.5 is the middle and 0 an end of the segment
+PAUSE_BONUS = 0.25  # for each second of pause
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One emitted BPE piece."""
+    """One emitted BPE token."""
 
     id: int
     """Index in the vocabulary."""
     piece: str
-    """As in the vocabulary; ``▁`` marks the start of a word."""
+    """Its text in the vocabulary; ``▁`` marks the start of a word."""
     frame: int
     """Encoder frame at which it was emitted, counted from the start of the recording."""
     time: float
-    """Seconds from the start of the recording: ``frame`` times the length of an encoder frame."""
+    """Seconds from the start of the recording: ``frame`` times the duration of an encoder frame."""
     probability: float | None = None
-    """The model's own, among all tokens and blank; None from the NeMo engine, which does not tell."""
+    """The model's own, among all tokens and blank; the NeMo engine does not report it (None)."""
     confidence: float | None = None
-    """From 0 (any token would have done as well) to 1, see ``confidence.py``; None where it was not measured."""
+    """From 0 (any token would have done as well) to 1, see ``confidence.py``; None if it was not measured."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word as it is written, with the punctuation that is attached to it."""
+    """A written word with the punctuation that is attached to it."""
 
     text: str
     start: float
@@ -51,121 +55,164 @@ class Word:
     end: float
     """Seconds: one encoder frame after the time of its last token, or the end of the recording."""
     confidence: float | None = None
-    """The least of its tokens' (NeMo's default aggregation)."""
+    """The minimum of its tokens' confidence (NeMo's default aggregation)."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Words to be shown together: a sentence, or as much of it as a subtitle holds."""
+    """Words to show together: a sentence, or as much of it as a subtitle holds."""
 
     text: str
     start: float
-    """Seconds: that of its first word."""
+    """Seconds: the start of its first word."""
     end: float
-    """Seconds: that of its last word, or later where there is time to read it."""
+    """Seconds: the end of its last word, or later if there is time to read it."""
     words: tuple[Word, ...] = field(repr=False)
     confidence: float | None = None
-    """The mean of its words'."""
+    """The mean of its words' confidence."""
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was recognised in one recording."""
+    """The result for one recording."""
 
     text: str
     """Words as the tokenizer spells them."""
     tokens: tuple[Token, ...] = field(repr=False)
     """In the order of emission."""
     duration: float
-    """Seconds of sound."""
+    """Seconds of audio."""
     words: tuple[Word, ...] = field(default=(), repr=False)
     """``text.split()``, with times."""
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """``words`` in the portions of subtitles, see ``split_segments``."""
+        """``words`` in segments that fit in subtitles, see ``split_segments``."""
         return tuple(split_segments(self.words, self.duration))
+
+
+class EmittedToken(Protocol):
+    """A token as a decoder emits it, see ``decoder.Emission``."""
+
+    @property
+    def id(self) -> int:
+        """Index in the vocabulary."""
+
+    @property
+    def frame(self) -> int:
+        """Encoder frame, counted from the start of the recording."""
+
+    @property
+    def probability(self) -> float | None:
+        """The model's own, among all tokens and blank."""
+
+    @property
+    def confidence(self) -> float | None:
+        """From 0 to 1."""
 
 
 # ---------------------------------------------------------------- spelling
 
 
+@dataclass
+class _Group:
+    """The tokens of one written word."""
+
+    text: str
+    tokens: list[Token]
+
+
 class Speller:
-    """Token ids -> text and words, spelled as NeMo spells them.
+    """Spell token ids as text and words, exactly as NeMo does.
 
     Parameters
     ----------
     pieces : the vocabulary, of sentencepiece or of wordpieces (``##`` inside words).
     decode : token ids -> text, the tokenizer's own.
-    frame_seconds : seconds of sound in an encoder frame.
+    frame_seconds : seconds of audio in an encoder frame.
     """
 
-    def __init__(self, pieces: list[str], decode: Callable[[list[int]], str], frame_seconds: float):
-        self.pieces, self.decode, self.frame_seconds = pieces, decode, frame_seconds
-        self.wordpieces = not any(piece.startswith(WORD_START) for piece in pieces)
+    def __init__(self, pieces: list[str], decode: Callable[[list[int]], str], frame_seconds: float) -> None:
+        self.pieces = pieces
+        self.decode = decode
+        self.frame_seconds = frame_seconds
+        self.has_wordpieces = not any(piece.startswith(WORD_START) for piece in pieces)
         marks = "".join(sorted(_punctuation(pieces)))
         self.space_before_mark = re.compile(rf"\s([{re.escape(marks)}])") if marks else None
 
-    def transcript(self, emissions, duration: float) -> Transcript:
-        """The result type of a recording of ``duration`` seconds.
-
-        ``emissions`` have ``id``, ``frame``, ``probability`` and ``confidence``, as ``decoder.Emission`` does.
-        """
-        tokens = tuple(
-            Token(e.id, self.pieces[e.id], e.frame, round(e.frame * self.frame_seconds, 3), e.probability, e.confidence)
-            for e in emissions
-        )
-        return Transcript(self.text([e.id for e in emissions]), tokens, duration, tuple(self._words(tokens, duration)))
+    def transcript(self, emissions: Iterable[EmittedToken], duration: float) -> Transcript:
+        """Return the result for a recording of ``duration`` seconds."""
+        tokens = tuple(self._token(emission) for emission in emissions)
+        text = self.text([token.id for token in tokens])
+        return Transcript(text, tokens, duration, tuple(self._words(tokens, duration)))
 
     def text(self, ids: list[int]) -> str:
-        """As the tokenizer spells them, without the space before a punctuation mark (NeMo's
-        ``decode_tokens_to_str_with_strip_punctuation``)."""
+        """Return the tokenizer's text, without the space before a punctuation mark.
+
+        This is NeMo's ``decode_tokens_to_str_with_strip_punctuation``.
+        """
         return self.tidy(self.decode(ids))
 
     def tidy(self, text: str) -> str:
-        """``text`` without the space before each mark that the vocabulary has as a piece of its own."""
+        """Remove the space before each punctuation mark that occurs in the vocabulary."""
         return self.space_before_mark.sub(r"\1", text) if self.space_before_mark else text
 
+    def _token(self, emission: EmittedToken) -> Token:
+        return Token(
+            emission.id,
+            self.pieces[emission.id],
+            emission.frame,
+            round(emission.frame * self.frame_seconds, 3),
+            emission.probability,
+            emission.confidence,
+        )
+
     def _words(self, tokens: tuple[Token, ...], duration: float) -> Iterator[Word]:
-        """The words of ``text``, each from the tokens that begin with the one behind a space."""
-        spelled: list[tuple[str, list[Token]]] = []
-        for group in self._groups(tokens):
-            text = self.decode([token.id for token in group]).strip()
-            if spelled and self._attached(text, group[0], *spelled[-1]):
-                spelled[-1] = spelled[-1][0] + text, spelled[-1][1] + group
-            else:
-                spelled.append((text, group))
-        for text, group in spelled:
-            end = min((group[-1].frame + 1) * self.frame_seconds, duration)  # the last frame may reach beyond the end
-            start = max(0.0, min(group[0].time, end - self.frame_seconds))
-            measured = [token.confidence for token in group if token.confidence is not None]
-            for word in self.tidy(text).split():
+        """Yield the words of the text; each begins with a token that follows a space."""
+        for group in self._spelled(tokens):
+            last_frame = group.tokens[-1].frame
+            end = min((last_frame + 1) * self.frame_seconds, duration)  # that frame may exceed the recording
+            start = max(0.0, min(group.tokens[0].time, end - self.frame_seconds))
+            measured = [token.confidence for token in group.tokens if token.confidence is not None]
+            for word in self.tidy(group.text).split():
                 yield Word(word, round(start, 3), round(end, 3), min(measured, default=None))
 
-    def _attached(self, text: str, first: Token, text_before: str, before: list[Token]) -> bool:
-        """Whether ``text`` is a mark that takes away the space in front of it; where there are two, one stays."""
-        two = not text_before or (before[-1].piece == UNKNOWN and first.piece.startswith(WORD_START))
-        return not two and self.tidy(f" {text}") != f" {text}"
+    def _spelled(self, tokens: tuple[Token, ...]) -> list[_Group]:
+        """Return the tokens in groups with their text; marks are attached to the word before them."""
+        groups: list[_Group] = []
+        for group in self._split(tokens):
+            text = self.decode([token.id for token in group]).strip()
+            if groups and self._is_attached(text, group[0], groups[-1]):
+                groups[-1].text += text
+                groups[-1].tokens += group
+            else:
+                groups.append(_Group(text, group))
+        return groups
 
-    def _groups(self, tokens: tuple[Token, ...]) -> Iterator[list[Token]]:
+    def _is_attached(self, text: str, first: Token, before: _Group) -> bool:
+        """Return whether ``text`` is a mark that removes the space before it; of two spaces one remains."""
+        follows_unknown = before.tokens[-1].piece == UNKNOWN and first.piece.startswith(WORD_START)
+        has_two_spaces = not before.text or follows_unknown
+        return not has_two_spaces and self.tidy(f" {text}") != f" {text}"
+
+    def _split(self, tokens: tuple[Token, ...]) -> Iterator[list[Token]]:
         group: list[Token] = []
         for token in tokens:
-            if group and self._begins(token.piece, group[-1].piece):
+            if group and self._has_space_between(group[-1].piece, token.piece):
                 yield group
                 group = []
             group.append(token)
         if group:
             yield group
 
-    def _begins(self, piece: str, before: str) -> bool:
-        """Whether there is a space between two pieces."""
-        if self.wordpieces:
+    def _has_space_between(self, before: str, piece: str) -> bool:
+        if self.has_wordpieces:
             return not piece.startswith("##")
         return piece.startswith(WORD_START) or UNKNOWN in (piece, before)
 
 
 def _punctuation(pieces: list[str]) -> set[str]:
-    """The punctuation marks in a vocabulary: NeMo's ``extract_punctuation_from_vocab``."""
+    """Return the punctuation marks in a vocabulary, as NeMo's ``extract_punctuation_from_vocab``."""
     special = re.compile(r"\[.*\]$|<.*>$|##|▁|\s*$")
     return {
         char
@@ -180,25 +227,28 @@ def _punctuation(pieces: list[str]) -> set[str]:
 
 
 def split_segments(words: tuple[Word, ...], duration: float) -> Iterator[Segment]:
-    """The words of a recording of ``duration`` seconds in the portions of subtitles.
+    """Yield the words of a recording of ``duration`` seconds in segments that fit in subtitles.
 
-    A segment ends at a sentence's mark and before a pause of PAUSE_SECONDS.  One that does not fit LINES lines of
-    LINE_CHARACTERS, or lasts longer than SEGMENT_SECONDS, is halved where that disturbs least.
+    A segment ends after the mark of a sentence and before a pause of PAUSE_SECONDS.  One that needs more than LINES
+    lines of LINE_CHARACTERS, or more than SEGMENT_SECONDS, is halved at the best place for a break.
     """
     parts = [part for sentence in _sentences(words) for part in _fitting(sentence)]
-    starts = [*(part[0].start for part in parts[1:]), duration]
-    for part, next_start in zip(parts, starts, strict=False):
+    next_starts = [*(part[0].start for part in parts[1:]), duration]
+    for part, next_start in zip(parts, next_starts, strict=False):
         start = part[0].start
         end = max(part[-1].end, min(start + READING_SECONDS, next_start))
-        measured = [word.confidence for word in part if word.confidence is not None]
-        confidence = sum(measured) / len(measured) if measured else None
-        yield Segment(_joined(part), start, round(end, 3), tuple(part), confidence)
+        yield Segment(_joined(part), start, round(end, 3), tuple(part), _mean_confidence(part))
+
+
+def _mean_confidence(words: list[Word]) -> float | None:
+    measured = [word.confidence for word in words if word.confidence is not None]
+    return sum(measured) / len(measured) if measured else None
 
 
 def _sentences(words: tuple[Word, ...]) -> Iterator[list[Word]]:
     sentence: list[Word] = []
     for word in words:
-        if sentence and (_ends_sentence(sentence[-1].text) or word.start - sentence[-1].end >= PAUSE_SECONDS):
+        if sentence and _is_break(sentence[-1], word):
             yield sentence
             sentence = []
         sentence.append(word)
@@ -206,32 +256,48 @@ def _sentences(words: tuple[Word, ...]) -> Iterator[list[Word]]:
         yield sentence
 
 
+def _is_break(before: Word, word: Word) -> bool:
+    return _ends_sentence(before.text) or word.start - before.end >= PAUSE_SECONDS
+
+
 def _ends_sentence(text: str) -> bool:
     return text.rstrip(CLOSING)[-1:] in tuple(SENTENCE_END) and not ABBREVIATION.fullmatch(text)
 
 
+def _ends_clause(text: str) -> bool:
+    return text.rstrip(CLOSING)[-1:] in tuple(CLAUSE_END)
+
+
 def _fitting(words: list[Word]) -> Iterator[list[Word]]:
-    """``words`` in as few halvings as give parts that a subtitle holds."""
-    before = list(accumulate(len(word.text) + 1 for word in words))  # characters up to a word's end
-    if len(words) == 1 or (words[-1].end - words[0].start <= SEGMENT_SECONDS and _fits(words)):
+    """Yield ``words`` in parts that each fit in a subtitle, halved as rarely as possible."""
+    if len(words) == 1 or _fits(words):
         yield words
         return
-
-    def fitness(cut: int) -> float:
-        """How good it is to cut before word ``cut``: near the middle, after a clause, where the speaker waits."""
-        clause = words[cut - 1].text.rstrip(CLOSING)[-1:] in tuple(CLAUSE_END)
-        wait = max(0.0, words[cut].start - words[cut - 1].end)
-        return min(before[cut - 1], before[-1] - before[cut - 1]) / before[-1] + 0.25 * clause + 0.25 * wait
-
-    cut = max(range(1, len(words)), key=fitness)
+    cut = _best_cut(words)
     yield from _fitting(words[:cut])
     yield from _fitting(words[cut:])
 
 
 def _fits(words: list[Word]) -> bool:
-    """Whether LINES lines hold them."""
+    """Return whether a subtitle holds these words."""
+    if words[-1].end - words[0].start > SEGMENT_SECONDS:
+        return False
     lines = textwrap.wrap(_joined(words), LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
     return len(lines) <= LINES
+
+
+def _best_cut(words: list[Word]) -> int:
+    """Return the index of the word to cut before: near the middle, after a clause, at a pause."""
+    ends = list(accumulate(len(word.text) + 1 for word in words))  # characters up to the end of each word
+    total = ends[-1]
+
+    def fitness(cut: int) -> float:
+        characters = ends[cut - 1]
+        pause = max(0.0, words[cut].start - words[cut - 1].end)
+        clause = CLAUSE_BONUS * _ends_clause(words[cut - 1].text)
+        return min(characters, total - characters) / total + clause + PAUSE_BONUS * pause
+
+    return max(range(1, len(words)), key=fitness)
 
 
 def _joined(words: list[Word]) -> str:

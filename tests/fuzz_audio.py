@@ -1,4 +1,4 @@
-"""Sound files, wav streams, manifests and lists, broken by chance, and what is to become of them; see ``fuzz.py``."""
+"""Audio files, wav streams, manifests and lists with random defects, and the check of each; see ``fuzz.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from hostile_audio import ID3, chunk, encoded, sound, wav_of_unknown_length
+from hostile_audio import ID3, chunk, clip_at, encoded, wav_of_unknown_length
 
 from nemotron_npu.audio import blocks, check_audio
 from nemotron_npu.errors import CONTROL, InputError
@@ -22,8 +22,8 @@ NUMBERS = [0, 1, 2, 7, 127, 128, 255, 1 << 15, (1 << 16) - 1, 1 << 20, (1 << 31)
 
 @functools.cache
 def seeds() -> dict[str, list[bytes]]:
-    """Small good inputs of each kind: files by extension, streams, manifests, lists."""
-    part = sound()[16000:18000]
+    """Return small valid inputs by extension: audio files, streams, manifests, lists."""
+    part = clip_at()[16000:18000]
     files = {}
     for kind in sorted(soundfile.available_formats()):
         for subtype in sorted(soundfile.available_subtypes(kind)):
@@ -35,7 +35,7 @@ def seeds() -> dict[str, list[bytes]]:
                         files.setdefault(kind.lower(), []).append(encoded(data, kind, subtype, rate))
                         break
                     except (soundfile.SoundFileError, ValueError, TypeError):
-                        pass  # this kind has one channel, or is only read
+                        pass  # this format has one channel, or can only be read
     plain = wav_of_unknown_length(0, 0, True)[:4000]
     files["wav"] += [plain, ID3 + files["wav"][0], plain[:36] + chunk(b"junk", b"odd") + b"\0" + plain[36:]]
     files["mp3"] = [ID3 + files["mp3"][0], 2 * files["mp3"][0], files["mp3"][0][288:]] + files["mp3"]
@@ -77,7 +77,7 @@ def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def broken(rng: random.Random) -> tuple[str, bytes]:
-    """(kind, content) of a case."""
+    """Return extension and content of a case."""
     good = seeds()
     kinds = list(good)
     kind = rng.choice(kinds + 6 * ["wav", "flac", "ogg", "mp3", "stdin", "json"])
@@ -85,8 +85,8 @@ def broken(rng: random.Random) -> tuple[str, bytes]:
 
 
 def read(path: Path) -> str:
-    """Read a case as the command line does: ``read`` or ``refused``.  Raises what is none of the two."""
-    if not (path.parent / "good").exists():  # what lists and manifests name
+    """Read a case as the command line does; return ``read`` or ``refused``, or raise."""
+    if not (path.parent / "good").exists():  # the files in lists and manifests
         (path.parent / "good").mkdir()
         for name in ("good.wav", "good/x.wav"):
             (path.parent / name).write_bytes(seeds()["wav"][0])
@@ -102,11 +102,11 @@ def read(path: Path) -> str:
             if isinstance(found, Recording):
                 outcome = check(blocks(found))
     except InputError as error:
-        assert not CONTROL.search(str(error)), f"said {error!r}"
+        assert not CONTROL.search(str(error)), f"control characters in {error!r}"
     return outcome
 
 
-def check(pieces: Iterable[np.ndarray]) -> str:
-    for piece in pieces:
-        assert piece.dtype == np.float32 and piece.ndim == 1 and np.isfinite(piece).all(), f"gave {piece}"
+def check(blocks: Iterable[np.ndarray]) -> str:
+    for block in blocks:
+        assert block.dtype == np.float32 and block.ndim == 1 and np.isfinite(block).all(), f"gave {block}"
     return "read"

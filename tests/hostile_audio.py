@@ -24,21 +24,21 @@ from robustness import Case
 from support import CLIP, CLIP_WORDS
 
 BESIDE = {"before.wav": "three", "after.wav": "one four"}
-"""The good files, and what is said in them."""
+"""The good files next to each case -> their words."""
 CASES: list[Case] = []
 WORDS = re.escape(CLIP_WORDS)
 
 Files = Callable[[Path], list | None]
-"""Makes the files of a case in a folder; returns what is to be transcribed, if that is not ``x.wav``."""
+"""Make the files of a case in a folder; return the inputs to transcribe, unless it is ``x.wav``."""
 
 
 def case(name: str, code: int = 0, says: str | None = None, *options, **around) -> Callable[[Files], Files]:
-    """Add a case whose inputs stand between two good files.  Where no error is expected the clip's words are."""
+    """Add a case whose inputs stand between two good files; without ``says`` the clip's words are expected."""
 
     def add(files: Files) -> Files:
         def make(folder: Path) -> list:
             for neighbour, (first, last) in zip(BESIDE, ((0, 1.0), (1.0, 2.6)), strict=True):
-                soundfile.write(folder / neighbour, sound()[int(first * 16000) : int(last * 16000)], 16000)
+                soundfile.write(folder / neighbour, clip_at()[int(first * 16000) : int(last * 16000)], 16000)
             inputs = files(folder) or ["x.wav"]
             before, after = (folder / neighbour for neighbour in BESIDE)
             return [before, *(path if str(path).startswith("/") else folder / path for path in inputs), after, *options]
@@ -52,7 +52,7 @@ def case(name: str, code: int = 0, says: str | None = None, *options, **around) 
 
 
 def stream(name: str, code: int, says: str, data: Callable[[], bytes] | None, *options: str) -> None:
-    """Add a case of stdin, which has ``data`` and ends; closed if that is None."""
+    """Add a case whose stdin has ``data`` and ends, or is closed if ``data`` is None."""
 
     @contextmanager
     def during(folder: Path) -> Iterator[None]:
@@ -75,21 +75,21 @@ def stream(name: str, code: int, says: str, data: Callable[[], bytes] | None, *o
 
 
 @cache
-def sound(rate: int = 16000) -> np.ndarray:
-    """The bundled clip, float32 [samples]."""
+def clip_at(rate: int = 16000) -> np.ndarray:
+    """Return the bundled clip at this rate, float32 [samples]."""
     samples, own = soundfile.read(CLIP, dtype="float32")
     return soxr.resample(samples, own, rate)
 
 
 def encoded(samples=None, kind: str = "WAV", subtype: str | None = None, rate: int = 16000) -> bytes:
-    """A file of the clip, or of other samples."""
+    """Encode the clip, or other samples, as a file."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, sound() if samples is None else samples, rate, format=kind, subtype=subtype)
+    soundfile.write(buffer, clip_at() if samples is None else samples, rate, format=kind, subtype=subtype)
     return buffer.getvalue()
 
 
 def wav() -> bytes:
-    """The clip as a plain wav: 12 bytes of RIFF, 24 of format, 8 of data, samples."""
+    """Return the clip as a plain wav: 12 bytes of RIFF, 24 of format, 8 of data header, samples."""
     return encoded(subtype="PCM_16")
 
 
@@ -102,7 +102,7 @@ def replaced(data: bytes, at: int, by: bytes) -> bytes:
 
 
 def wav_of_unknown_length(size: int, riff: int, notes: bool = False) -> bytes:
-    """As programs write it into a pipe; ffmpeg with notes in front of the sound."""
+    """Return the clip as programs write it into a pipe; ffmpeg adds notes before the samples."""
     plain, tag = wav(), chunk(b"LIST", b"INFO" + chunk(b"ISFT", b"Lavf58.76.100\0")) if notes else b""
     return replaced(plain[:36], 4, struct.pack("<I", riff)) + tag + chunk(b"data", plain[44:], size)
 
@@ -112,7 +112,7 @@ def half(data: bytes) -> bytes:
 
 
 def with_format(tag=1, channels=1, rate=16000, block=2, bits=16) -> bytes:
-    """The clip with another format in its header."""
+    """Return the clip with another format in its header."""
     return replaced(wav(), 20, struct.pack("<HHIIHH", tag, channels, rate, 2 * rate % 2**32, block, bits))
 
 
@@ -120,7 +120,7 @@ ID3 = b"ID3\x03\0\0\0\0\2\0" + b"TIT2" + struct.pack(">I", 6) + b"\0\0\0Talk\0" 
 
 
 def simple(name: str, data: Callable[[], bytes], code: int = 0, says: str | None = None, file: str = "x.wav") -> None:
-    """Add a case of one file that has this content."""
+    """Add a case of one file with this content."""
 
     @case(name, code, says)
     def files(folder: Path) -> list:
@@ -128,13 +128,13 @@ def simple(name: str, data: Callable[[], bytes], code: int = 0, says: str | None
         return [file]
 
 
-# ---------------------------------------------------------------- how much there is of it
+# ---------------------------------------------------------------- lengths
 
 simple("empty", lambda: b"", 1, "x.wav: the file is empty")
-simple("header only", lambda: wav()[:44], 1, "x.wav: no audio samples, only a header")
+simple("only a header", lambda: wav()[:44], 1, "x.wav: no audio samples, only a header")
 simple("half a header", lambda: wav()[:20], 1, "x.wav: unsupported wav audio: Error in WAV")
-simple("1 sample", lambda: encoded(sound()[:1]), says="(?m)^x.wav: $")
-simple("shorter than a frame (100 samples)", lambda: encoded(sound()[5000:5100]), says="(?m)^x.wav: $")
+simple("1 sample", lambda: encoded(clip_at()[:1]), says="(?m)^x.wav: $")
+simple("shorter than a frame (100 samples)", lambda: encoded(clip_at()[5000:5100]), says="(?m)^x.wav: $")
 
 
 @case("10 hours (1.2 GB, sparse), the last 10 s asked for", says=rf"x.wav \[from 35990 s\]: {WORDS}")
@@ -152,7 +152,7 @@ def ten_hours(folder: Path) -> list:
 def a_thousand(folder: Path) -> list:
     calls = folder / "calls"
     calls.mkdir()
-    soundfile.write(calls / "000.wav", sound()[:400], 16000)
+    soundfile.write(calls / "000.wav", clip_at()[:400], 16000)
     for i in range(1, 1000):
         os.link(calls / "000.wav", calls / f"{i:03d}.wav")
     (calls / "500.wav").unlink()
@@ -160,12 +160,12 @@ def a_thousand(folder: Path) -> list:
     return ["calls"]
 
 
-# ---------------------------------------------------------------- what the samples are
+# ---------------------------------------------------------------- samples
 
 
 @case("NaN", 1, "x.wav: samples are NaN or infinite \\(re-encode it")
 def nan(folder: Path, value: float = np.nan) -> None:
-    samples = sound().copy()
+    samples = clip_at().copy()
     samples[30000] = value
     soundfile.write(folder / "x.wav", samples, 16000, subtype="FLOAT")
 
@@ -177,14 +177,14 @@ def infinity(folder: Path) -> None:
 
 @case("float samples of 1e30", 1, "x.wav: samples reach ")
 def huge(folder: Path) -> None:
-    soundfile.write(folder / "x.wav", sound() * 1e30, 16000, subtype="FLOAT")
+    soundfile.write(folder / "x.wav", clip_at() * 1e30, 16000, subtype="FLOAT")
 
 
-simple("float samples of 32767", lambda: encoded(32767 * sound(), subtype="FLOAT"), 1, "x.wav: samples reach ")
-simple("all zero", lambda: encoded(0 * sound()), says="(?m)^x.wav: $")
-simple("nothing but DC", lambda: encoded(0 * sound() + 0.5), says="(?m)^x.wav: $")
-simple("DC below speech", lambda: encoded(0.3 * sound() + 0.5))
-simple("clipped (6 dB too loud)", lambda: encoded((2 * sound()).clip(-1, 1)))
+simple("float samples of 32767", lambda: encoded(32767 * clip_at(), subtype="FLOAT"), 1, "x.wav: samples reach ")
+simple("all zero", lambda: encoded(0 * clip_at()), says="(?m)^x.wav: $")
+simple("only DC", lambda: encoded(0 * clip_at() + 0.5), says="(?m)^x.wav: $")
+simple("DC below speech", lambda: encoded(0.3 * clip_at() + 0.5))
+simple("clipped (6 dB too loud)", lambda: encoded((2 * clip_at()).clip(-1, 1)))
 for name, subtype in {
     "8-bit": "PCM_U8",
     "24-bit": "PCM_24",
@@ -202,23 +202,23 @@ for name, subtype in {
 @case("1 to 8 channels", says=rf"(?m)(^[1-8].wav: {WORDS}\n?){{8}}")
 def channels(folder: Path) -> list:
     for count in range(1, 9):
-        soundfile.write(folder / f"{count}.wav", np.repeat(sound()[:, None], count, 1), 16000)
+        soundfile.write(folder / f"{count}.wav", np.repeat(clip_at()[:, None], count, 1), 16000)
     return [f"{count}.wav" for count in range(1, 9)]
 
 
 @case("1000 channels", says="(?m)^x.wav: three$")
 def a_thousand_channels(folder: Path) -> None:
-    soundfile.write(folder / "x.wav", np.repeat(sound()[:16000, None], 1000, 1), 16000, subtype="PCM_U8")
+    soundfile.write(folder / "x.wav", np.repeat(clip_at()[:16000, None], 1000, 1), 16000, subtype="PCM_U8")
 
 
-simple("4 kHz", lambda: encoded(sound(4000), rate=4000), says="(?m)^x.wav: .* four one five nine two six$")
+simple("4 kHz", lambda: encoded(clip_at(4000), rate=4000), says="(?m)^x.wav: .* four one five nine two six$")
 RATES = (8000, 11025, 16000, 22050, 44100, 48000, 96000, 192000)
 
 
 @case("8 to 192 kHz", says=rf"(?m)(^\d+.wav: {WORDS}\n?){{{len(RATES)}}}")
 def rates(folder: Path) -> list:
     for rate in RATES:
-        soundfile.write(folder / f"{rate}.wav", sound(rate), rate)
+        soundfile.write(folder / f"{rate}.wav", clip_at(rate), rate)
     return [f"{rate}.wav" for rate in RATES]
 
 
@@ -258,7 +258,7 @@ simple(
 )
 simple("SDS whose second block is broken", lambda: replaced(encoded(kind="SDS"), 21 + 127, b"\0"), file="x.sds")
 simple("two mp3 joined", lambda: 2 * encoded(kind="MP3"), says=f"(?m)^x.mp3: {WORDS} {WORDS}$", file="x.mp3")
-simple("mp3 without its first frame, which tells the length", lambda: encoded(kind="MP3")[288:], file="x.mp3")
+simple("mp3 without its first frame, which states the length", lambda: encoded(kind="MP3")[288:], file="x.mp3")
 simple("noise before the first frame of an mp3", lambda: noise(3000) + encoded(kind="MP3"), file="x.mp3")
 
 
@@ -281,8 +281,8 @@ for name, format in {
     "sample rate 1 Hz": {"rate": 1},
     "sample rate 2**31 - 1 Hz": {"rate": 2**31 - 1},
     "sample rate 2**31 Hz": {"rate": 2**31},
-    "0 bits a sample": {"bits": 0},
-    "0 bytes a block, ADPCM": {"tag": 17, "block": 0, "bits": 4},
+    "0 bits per sample": {"bits": 0},
+    "0 bytes per block, ADPCM": {"tag": 17, "block": 0, "bits": 4},
 }.items():
     simple(
         name,
@@ -290,9 +290,9 @@ for name, format in {
         1,
         "x.wav: (unsupported wav audio: |broken header with a sample rate of )",
     )
-simple("0 bytes a block, PCM", lambda: with_format(block=0))
+simple("0 bytes per block, PCM", lambda: with_format(block=0))
 
-# ---------------------------------------------------------------- what is no sound
+# ---------------------------------------------------------------- files that are no audio
 
 
 def noise(count: int) -> bytes:
@@ -316,7 +316,7 @@ simple("a wav in gzip", lambda: gzip.compress(wav()), 1, r"x.wav.gz: is a gzip f
 simple("a wav named .txt, which is a list", wav, 1, "x.txt:1: not text", "x.txt")
 simple("a wav named .json, which is a manifest", wav, 1, "x.json:1: not text", "x.json")
 
-# ---------------------------------------------------------------- what is no file
+# ---------------------------------------------------------------- paths that are no readable file
 
 
 @case("a directory named x.wav", 1, "x.wav: no audio files in this folder")
@@ -329,7 +329,7 @@ def missing(folder: Path) -> None:
     pass
 
 
-@case("a FIFO that nobody writes", 1, r"x.wav: is a pipe \(read it from stdin: inference.py - < PIPE\)")
+@case("a FIFO without a writer", 1, r"x.wav: is a pipe \(read it from stdin: inference.py - < PIPE\)")
 def fifo(folder: Path) -> None:
     os.mkfifo(folder / "x.wav")
 
@@ -345,7 +345,7 @@ def a_writer(folder: Path) -> Iterator[None]:
 
 
 case(
-    "a FIFO that is written",
+    "a FIFO with a writer",
     1,
     r"x.wav: is a pipe \(read it from stdin: inference.py - < PIPE\)",
     during=a_writer,
@@ -383,7 +383,7 @@ def linked_folder(folder: Path) -> list:
 
 @contextmanager
 def no_privileges(folder: Path) -> Iterator[None]:
-    """Root may read every file: let this thread be no root (capabilities(7), CAP_DAC_OVERRIDE and _READ_SEARCH)."""
+    """Drop root's right to read every file in this thread (capabilities(7), CAP_DAC_OVERRIDE and _READ_SEARCH)."""
     libc = ctypes.CDLL(None, use_errno=True)
     header = struct.pack("<Ii", 0x20080522, 0)
     data = ctypes.create_string_buffer(24)
@@ -450,7 +450,7 @@ def removed(folder: Path):
 
 case("removed before its turn", 1, "x.wav: No such file or directory", during=gone_after_the_check)(one_file)
 case("removed while it is read", during=removed)(one_file)
-case("cut short while it is read", 1, "x.wav: was truncated while it was read", during=cut)(one_file)
+case("truncated while it is read", 1, "x.wav: was truncated while it was read", during=cut)(one_file)
 
 # ---------------------------------------------------------------- names
 
@@ -458,8 +458,8 @@ for title, name in {
     "spaces in the name": "a long  name .wav",
     "a line break in the name": "two\nlines.wav",
     "an emoji in the name": "\N{PARTY POPPER}.wav",
-    "bytes in the name that are no UTF-8": os.fsdecode(b"caf\xe9.wav"),
-    "a terminal's commands in the name": "\x1b[2Jx.wav",
+    "a name that is not UTF-8": os.fsdecode(b"caf\xe9.wav"),
+    "terminal escape codes in the name": "\x1b[2Jx.wav",
 }.items():
     simple(title, wav, file=name)
 
@@ -489,7 +489,7 @@ def entry(**fields) -> dict:
 
 
 def entries(name: str, code: int, says: str, *lines: dict | str) -> None:
-    """Add a case of a manifest; x.wav is the clip, and the last line good."""
+    """Add a case of a manifest whose last line is good; x.wav is the clip."""
 
     @case(name, code, says)
     def files(folder: Path) -> list:
@@ -497,29 +497,29 @@ def entries(name: str, code: int, says: str, *lines: dict | str) -> None:
         return manifest(folder, *lines, entry())
 
 
-entries("offsets and durations that are no number of seconds", 1, r"(?m)(^.* is not a number of seconds\n?){8}$",
+entries("offsets and durations that are not seconds", 1, r"(?m)(^.* is not a number of seconds\n?){8}$",
         '{"audio_filepath": "x.wav", "offset": NaN}', '{"audio_filepath": "x.wav", "duration": Infinity}',
         *(entry(offset=offset) for offset in (-1, "1", [], 10**400, 1e308)), entry(duration=True))  # fmt: skip
-entries("an offset behind the end", 1, r"x.wav: offset 1e\+08 s is past the end at 6.831 s", entry(offset=1e8))
+entries("an offset past the end", 1, r"x.wav: offset 1e\+08 s is past the end at 6.831 s", entry(offset=1e8))
 
 
-@case("a part of a file in which libsndfile cannot seek", says=r"(?m)^x.wav \[from 1 s\]: one four$")
+@case("a part of a file without seeking (GSM)", says=r"(?m)^x.wav \[from 1 s\]: one four$")
 def part(folder: Path) -> list:
-    (folder / "x.wav").write_bytes(encoded(sound(8000), subtype="GSM610", rate=8000))
+    (folder / "x.wav").write_bytes(encoded(clip_at(8000), subtype="GSM610", rate=8000))
     return manifest(folder, entry(offset=1.0, duration=1.6))
 
 
-entries("a duration beyond the end", 0, rf"(?m)(^x.wav: {WORDS}\n?){{2}}", entry(duration=1e9))
-entries("entries that are no objects with a path", 1, r"(?m)(^.*(no audio_filepath|not JSON)\n?){6}$",
+entries("a duration past the end", 0, rf"(?m)(^x.wav: {WORDS}\n?){{2}}", entry(duration=1e9))
+entries("entries that are not objects with a path", 1, r"(?m)(^.*(no audio_filepath|not JSON)\n?){6}$",
         "[]", "1", "null", "{}", '{"audio_filepath": 1}', "{")  # fmt: skip
-entries("100,000 lists in each other", 1, "m.json:1: not JSON$", "[" * 100_000)
+entries("100,000 nested lists", 1, "m.json:1: not JSON$", "[" * 100_000)
 entries(
-    "500 lists in each other",
+    "500 nested lists",
     1,
     "m.json:1: lists and objects are nested more than 100 deep",
     entry(x=json.loads("[" * 500 + "]" * 500)),
 )
-entries("a text that is a number", 0, rf"(?m)(^x.wav: {WORDS}\n?){{2}}", entry(text=42, duration=None))
+entries("a reference text that is a number", 0, rf"(?m)(^x.wav: {WORDS}\n?){{2}}", entry(text=42, duration=None))
 entries("a path that is a folder, or has NUL or half a character", 1,
         r"(?m)(^.*(is a directory|not a valid file name).*\n?){3}$",
         {"audio_filepath": "."}, {"audio_filepath": "a\0b"}, {"audio_filepath": "\ud800"})  # fmt: skip
@@ -548,8 +548,8 @@ def list_of_itself(folder: Path) -> list:
 
 stream("stdin: nothing", 1, "stdin: no audio samples arrived", lambda: b"")
 stream("stdin: closed", 2, "-: stdin is closed", None)
-stream("stdin: raw samples and half a one", 0, WORDS, lambda: wav()[44:] + b"\x7f")
-stream("stdin: a wav of unknown length, cut off in a sample", 0, WORDS, lambda: wav_of_unknown_length(0, 0) + b"\x7f")
+stream("stdin: raw samples, the last one cut", 0, WORDS, lambda: wav()[44:] + b"\x7f")
+stream("stdin: a wav of unknown length, the last sample cut", 0, WORDS, lambda: wav_of_unknown_length(0, 0) + b"\x7f")
 stream("stdin: half a header", 1, "stdin: stream ends inside the wav header", lambda: wav()[:30])
 stream("stdin: a header without an end", 1, "stdin: wav header that does not end",
        lambda: wav()[:36] + chunk(b"junk", b"") * 20_000)  # fmt: skip
@@ -557,7 +557,7 @@ stream("stdin: a chunk that claims 4 GB", 1, "stdin: wav header that does not en
        lambda: wav()[:36] + chunk(b"LIST", b"INFO", 2**32 - 1) + wav()[36:])  # fmt: skip
 stream("stdin: 65,535 channels", 1, "stdin: unsupported wav stream: format 1, 8 bits, 65535 channels",
        lambda: with_format(channels=65535, block=65535, bits=8))  # fmt: skip
-stream("stdin: NaN", 1, "stdin: samples are NaN or infinite", lambda: encoded(sound() * np.nan, subtype="FLOAT"))
+stream("stdin: NaN", 1, "stdin: samples are NaN or infinite", lambda: encoded(clip_at() * np.nan, subtype="FLOAT"))
 stream("stdin: an mp3", 1, r"stdin: unsupported mp3 stream \(convert it: ffmpeg", lambda: ID3 + encoded(kind="MP3"))
 stream("stdin: a wav in gzip", 1, r"stdin: is gzip data \(unpack it first\)", lambda: gzip.compress(wav()))
 stream("stdin: random bytes", 0, "", lambda: noise(200_000))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,22 @@ def run_process(*args, timeout: float = 600, **kwargs) -> subprocess.CompletedPr
     command = [sys.executable, *map(str, args)]
     timeout = float(os.environ.get("TEST_TIMEOUT", timeout))  # an emulated CPU takes longer: see other_cpus.py
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **kwargs)
+
+
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return the folder ``name``, which ``make(folder)`` fills once for all processes of this test run."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / name
+    with open(root / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / ".made").touch()
+    return folder
 
 
 def take_certainties(value) -> list[float]:

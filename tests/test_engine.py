@@ -13,7 +13,8 @@ from checkpoints import TINY_SIZE, make_random_checkpoint
 from support import CLIP, CLIP_WORDS, ROOT, run_process
 
 from nemotron_npu.audio import read_audio
-from nemotron_npu.benchmark.measure import count_operators, steady_step
+from nemotron_npu.benchmark.steps import steady_step
+from nemotron_npu.benchmark.timing import count_operators
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError, Unsupported
 from nemotron_npu.recognizer import Recognizer, load_recognizer

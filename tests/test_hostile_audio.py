@@ -1,4 +1,4 @@
-"""Sound is untrusted input: each row of the table in data/messages.md, and what a table cannot show."""
+"""Audio is untrusted input: each row of the table in data/messages.md, and what a table cannot show."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fuzz import fuzz
-from hostile_audio import BESIDE, CASES, sound
+from hostile_audio import BESIDE, CASES, clip_at
 from robustness import documented, row, run_case
 from support import CLIP, CLIP_WORDS, ROOT
 
@@ -34,12 +34,14 @@ def one_model():
         yield
 
 
-def test_the_table_has_a_row_for_each_case():
+def test_messages_have_a_row_for_each_case():
+    """Names of cases are unique, and data/messages.md has them all."""
     assert len(ROWS) == len(CASES) == len({case.name for case in CASES})
 
 
 @pytest.mark.parametrize("place", range(len(CASES)), ids=[case.name for case in CASES])
-def test_what_becomes_of(place, tmp_path):
+def test_hostile_audio_gives_its_documented_result(place, tmp_path):
+    """Exit code and message are as documented, and the good files next to it are transcribed."""
     case = CASES[place]
     observed = run_case(case, tmp_path)
     assert observed.code == case.code, observed
@@ -49,7 +51,7 @@ def test_what_becomes_of(place, tmp_path):
     lines = observed.stdout.splitlines()
     if not case.name.startswith("stdin: "):
         good = [f"{name}: {words}" for name, words in BESIDE.items()]
-        assert [lines[0], lines[-1]] == good, "a neighbour is lost"
+        assert [lines[0], lines[-1]] == good, "a good file next to it is lost"
         assert all(re.match(".+: ", line) for line in lines), "there is something else on stdout"
     if case.name.startswith("a folder of 1000 files"):
         assert len(lines) == 2 + 999
@@ -59,7 +61,8 @@ def test_what_becomes_of(place, tmp_path):
 NAMES = ["a  b .wav", "two\nlines.wav", "\N{PARTY POPPER}.wav", os.fsdecode(b"caf\xe9.wav"), "\x1b[2J.wav"]
 
 
-def test_results_are_found_again_under_any_name(cli, tmp_path):
+def test_any_file_name_survives_in_results_and_resume(cli, tmp_path):
+    """Spaces, line breaks, bytes that are no UTF-8 and escape codes round-trip."""
     calls, out = tmp_path / "calls", tmp_path / "out"
     calls.mkdir()
     for name in NAMES:
@@ -79,7 +82,8 @@ def test_results_are_found_again_under_any_name(cli, tmp_path):
     ]
 
 
-def test_a_folder_that_vanishes_while_it_is_listed_costs_no_other(tmp_path, monkeypatch):
+def test_folder_removed_while_listing_affects_no_other(tmp_path, monkeypatch):
+    """The removed folder is one error, the others are listed."""
     from nemotron_npu.sources import Recording, find_recordings
 
     for name in ("a", "b", "c"):
@@ -100,7 +104,8 @@ def test_a_folder_that_vanishes_while_it_is_listed_costs_no_other(tmp_path, monk
     ]  # fmt: skip
 
 
-def test_many_channels_and_high_rates_take_no_more_memory(tmp_path, monkeypatch):
+def test_many_channels_are_decoded_in_shorter_blocks(tmp_path, monkeypatch):
+    """A block has at most BLOCK_VALUES samples, counting all channels."""
     import soundfile
 
     soundfile.write(tmp_path / "x.wav", np.zeros((200_000, 64)), 192000, subtype="PCM_U8")
@@ -112,14 +117,16 @@ def test_many_channels_and_high_rates_take_no_more_memory(tmp_path, monkeypatch)
 # ---------------------------------------------------------------- stdin
 
 
-def test_a_folder_as_stdin_is_one_line(tmp_path):
+def test_stdin_that_is_a_folder_is_an_input_error(tmp_path):
+    """The error of the operating system is one line."""
     number = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(InputError, match="stdin: cannot be read: Is a directory"):
         list(LiveInput(number))
     os.close(number)
 
 
-def test_sound_that_comes_faster_than_it_is_recognised_waits_outside(monkeypatch):
+def test_audio_faster_than_real_time_waits_in_the_pipe(monkeypatch):
+    """An endless file does not fill the memory, and stop() ends it."""
     monkeypatch.setattr(live_input, "BACKLOG_BYTES", 1 << 20)
     number = os.open("/dev/zero", os.O_RDONLY)
     source = LiveInput(number)
@@ -135,10 +142,11 @@ def test_sound_that_comes_faster_than_it_is_recognised_waits_outside(monkeypatch
     assert sum(map(len, pieces)) < 1 << 21, "it does not end when it is stopped"
 
 
-def test_a_pipe_that_does_not_block_is_waited_for():
+def test_non_blocking_pipe_is_waited_for():
+    """Another program may have set O_NONBLOCK."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    samples = sound()[:100]
+    samples = clip_at()[:100]
     threading.Timer(
         0.05, lambda: (os.write(writing, (samples * 32768).astype("<i2").tobytes()), os.close(writing))
     ).start()
@@ -146,21 +154,22 @@ def test_a_pipe_that_does_not_block_is_waited_for():
     os.close(reading)
 
 
-def test_what_follows_the_sound_of_a_stream_is_not_kept(monkeypatch):
+def test_bytes_after_the_samples_are_not_kept(monkeypatch):
+    """Whatever follows the data chunk of a wav takes no memory."""
     from hostile_audio import wav
 
     reading, writing = os.pipe()
     source = LiveInput(reading)
     with os.fdopen(writing, "wb") as pipe:
         pipe.write(wav() + bytes(3 << 20))
-    assert sum(map(len, source)) == len(sound()) and not source.data
+    assert sum(map(len, source)) == len(clip_at()) and not source.data
     os.close(reading)
 
 
 # ---------------------------------------------------------------- chance
 
 
-def test_broken_by_chance_they_give_samples_or_one_line():
-    """The first of 100,000 cases; python tests/fuzz.py audio runs more."""
+def test_random_defects_give_samples_or_one_line():
+    """These are the first of 100,000 cases; python tests/fuzz.py audio runs more."""
     outcomes, wrong = fuzz("audio", first=0, cases=1200)
     assert wrong == [] and outcomes["read"] > 300 and outcomes["refused"] > 300

@@ -16,13 +16,14 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
 
 
-def test_nemo_asr_can_be_imported_and_uses_the_mock():
+def test_nemo_can_be_imported_with_the_mock():
     result = run("import nemo.collections.asr, nv_one_logger; print(nv_one_logger.__file__)")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == str(MOCK / "nv_one_logger" / "__init__.py")
 
 
-def test_everything_that_nemo_calls_is_there_and_does_nothing():
+def test_mock_has_all_names_that_nemo_uses():
+    """They do nothing and print nothing."""
     result = run("""
 from nv_one_logger.api.config import OneLoggerConfig
 from nv_one_logger.training_telemetry.api.callbacks import on_app_start
@@ -45,7 +46,7 @@ assert provider.config.telemetry_config is telemetry
     assert result.stdout == result.stderr == ""
 
 
-def test_the_mock_imports_nothing_but_itself():
+def test_mock_imports_only_itself():
     code = "import sys; before = set(sys.modules); import {0}; print(*sorted(set(sys.modules) - before))"
     provider = "nv_one_logger.training_telemetry.api.training_telemetry_provider"
     assert all(name.startswith("nv_one_logger") for name in run(code.format(provider)).stdout.split())

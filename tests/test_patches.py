@@ -38,7 +38,8 @@ def load(path, **stubs):
     return namespace
 
 
-def test_applying_changes_both_files_and_applying_again_changes_nothing(root):
+def test_apply_changes_both_files_once(root):
+    """Applying again changes nothing."""
     before = contents(root)
     first = apply(root)
     patched = contents(root)
@@ -49,7 +50,7 @@ def test_applying_changes_both_files_and_applying_again_changes_nothing(root):
     assert apply(root, "--quiet").stdout == ""
 
 
-def test_check_tells_applied_from_not_applied_and_writes_nothing(root):
+def test_check_reports_the_state_and_writes_nothing(root):
     before = contents(root)
     check = apply(root, "--check")
     assert check.returncode == 1 and check.stdout.count("original") == 2
@@ -59,7 +60,7 @@ def test_check_tells_applied_from_not_applied_and_writes_nothing(root):
     assert check.returncode == 0 and check.stdout.count("patched") == 2
 
 
-def test_revert_gives_back_the_original_bytes_and_mode(root):
+def test_revert_restores_the_original_bytes_and_mode(root):
     before = contents(root)
     driver = root / FILES[1]
     driver.chmod(0o640)
@@ -71,7 +72,7 @@ def test_revert_gives_back_the_original_bytes_and_mode(root):
 
 
 @pytest.mark.parametrize("half", FILES)
-def test_a_half_applied_state_is_completed_and_can_be_reverted(root, half):
+def test_half_applied_state_is_completed_or_reverted(root, half):
     before = contents(root)
     apply(root)
     patched = contents(root)
@@ -83,7 +84,8 @@ def test_a_half_applied_state_is_completed_and_can_be_reverted(root, half):
 
 
 @pytest.mark.parametrize("options", [(), ("--check",), ("--revert",)])
-def test_an_unknown_triton_is_left_alone_and_named_in_one_line(root, options):
+def test_unknown_triton_stays_unchanged(root, options):
+    """One line names the file."""
     driver = root / FILES[1]
     driver.write_text(driver.read_text().replace("!= 1:", "== 0:"))
     before = contents(root)
@@ -93,13 +95,13 @@ def test_an_unknown_triton_is_left_alone_and_named_in_one_line(root, options):
     assert contents(root) == before
 
 
-def test_without_triton_there_is_nothing_to_do(tmp_path):
+def test_missing_triton_is_no_error(tmp_path):
     result = apply(tmp_path)
     assert result.returncode == 0 and "not installed" in result.stdout
     assert apply(tmp_path, "--quiet").stdout == ""
 
 
-def test_triton_is_found_in_the_environment_without_being_imported(root):
+def test_triton_is_found_without_importing_it(root):
     (root / "triton" / "__init__.py").write_text("raise ImportError('imported')")
     command = [sys.executable, str(APPLY)]
     result = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(root)})
@@ -107,7 +109,7 @@ def test_triton_is_found_in_the_environment_without_being_imported(root):
     assert apply(root, "--check").returncode == 0
 
 
-def test_when_the_second_file_cannot_be_written_neither_is_changed(root, monkeypatch, capsys):
+def test_failing_write_leaves_both_files_unchanged(root, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("apply", APPLY)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -139,7 +141,8 @@ class Driver:
 
 
 @pytest.mark.parametrize("in_tree", ["0", "1"])
-def test_a_backend_that_cannot_be_imported_is_skipped_with_a_warning(root, monkeypatch, in_tree):
+def test_backend_that_cannot_be_imported_is_skipped(root, monkeypatch, in_tree):
+    """With a warning, while the others are found."""
     monkeypatch.setenv("TRITON_BACKENDS_IN_TREE", in_tree)
     for name in ("good", "broken"):
         folder = root / "triton" / "backends" / name
@@ -181,7 +184,7 @@ def entry_points_of(distribution):
     return lambda: importlib.metadata.Distribution.at(distribution).entry_points
 
 
-def test_no_active_driver_gives_none_and_two_still_are_an_error(root):
+def test_missing_driver_is_none_and_two_are_an_error(root):
     class Active(Driver):
         @staticmethod
         def is_active():

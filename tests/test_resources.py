@@ -506,10 +506,10 @@ def test_a_run_that_waits_for_sound_can_be_interrupted(demo, clip):
 
 
 def test_an_interrupted_benchmark_leaves_no_process_behind():
-    from nemotron_npu.benchmark.measure import _process
+    from nemotron_npu.benchmark.startup import child_process
 
     code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.stdin.read()"
-    with pytest.raises(KeyboardInterrupt), _process([sys.executable, "-c", code]) as child:
+    with pytest.raises(KeyboardInterrupt), child_process([sys.executable, "-c", code]) as child:
         grandchild = int(child.stdout.readline())
         raise KeyboardInterrupt
     assert child.poll() is not None

@@ -13,6 +13,7 @@ from shlex import quote
 from types import SimpleNamespace
 
 import pytest
+from support import make_once
 
 PROJECT = Path(__file__).parent.parent
 SHELLS = ["bash", pytest.param("zsh", marks=pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed"))]
@@ -46,9 +47,11 @@ def make_wheel(folder, name_and_version, module=None):
 @pytest.fixture(scope="session")
 def template(tmp_path_factory):
     """A virtual environment to copy from, since creating one takes 4 s."""
-    venv = tmp_path_factory.mktemp("template") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    return venv
+
+    def make(folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+
+    return make_once(tmp_path_factory, "template", make) / "venv"
 
 
 @pytest.fixture

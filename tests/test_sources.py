@@ -1,4 +1,4 @@
-"""What the user names becomes the recordings meant: files, folders, patterns, NeMo manifests, lists."""
+"""Arguments become recordings: files, folders, patterns, NeMo manifests, lists."""
 
 import json
 import os
@@ -11,15 +11,15 @@ from support import CLIP
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.errors import InputError
-from nemotron_npu.sources import Recording, find_recordings
+from nemotron_npu.sources import CountedRecording, Recording, find_recordings
 
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A folder of sound and other things, below the working directory: ``calls``."""
+    """A folder ``calls`` of audio and other files below the working directory."""
     monkeypatch.chdir(tmp_path)
-    sound = ["b.wav", "a.MP3", "mon/c.flac", "mon/x/d.ogg", "tue/e.m4a"]
-    for name in [*sound, "notes.txt", "a.json", ".hidden.wav", ".trash/f.wav", "mon/video.mp4"]:
+    audio = ["b.wav", "a.MP3", "mon/c.flac", "mon/x/d.ogg", "tue/e.m4a"]
+    for name in [*audio, "notes.txt", "a.json", ".hidden.wav", ".trash/f.wav", "mon/video.mp4"]:
         path = tmp_path / "calls" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
@@ -40,37 +40,43 @@ def write_lines(path, *lines) -> str:
 # ---------------------------------------------------------------- folders and patterns
 
 
-def test_a_folder_is_the_sound_below_it_in_order(tree):
+def test_folder_yields_the_audio_files_below_it_sorted(tree):
+    """Hidden files and folders, and files of other extensions, are left out."""
     paths, errors = find("calls")
     assert paths == ["calls/a.MP3", "calls/b.wav", "calls/mon/c.flac", "calls/mon/x/d.ogg", "calls/tue/e.m4a"]
     assert errors == [] and find("calls/")[0] == paths
 
 
-def test_results_mirror_the_folder(tree):
+def test_output_paths_mirror_the_folder(tree):
+    """Results get the path of their audio below the folder that was named."""
     assert [r.output for r in find_recordings(["calls"])] == ["a", "b", "mon/c", "mon/x/d", "tue/e"]
     assert [r.output for r in find_recordings(["calls/mon/c.flac"])] == ["c"]
 
 
-def test_a_folder_that_is_linked_into_itself_is_walked_once(tree):
+def test_folder_that_links_to_itself_is_walked_once(tree):
+    """A link to a folder above it ends, and a link to a file is followed."""
     os.symlink(tree / "calls", tree / "calls" / "mon" / "loop")
     os.symlink(tree / "calls" / "b.wav", tree / "calls" / "linked.wav")
     assert len(find("calls")[0]) == 6
 
 
-def test_a_folder_without_sound_and_a_pattern_without_match_are_named(tree):
+def test_empty_folder_or_pattern_is_an_input_error(tree):
+    """The line names the folder or the pattern."""
     (tree / "empty").mkdir()
     assert "empty: no audio files" in find("empty")[1][0]
     assert find("calls/*.opus") == ([], ["calls/*.opus: no file matches this pattern"])
 
 
-def test_patterns_may_go_through_all_folders(tree):
+def test_patterns_match_in_all_folders(tree):
+    """``**`` matches any folders; an existing file of that name wins over the pattern."""
     assert find("calls/**/*.flac")[0] == ["calls/mon/c.flac"]
     assert find("calls/[ab].*", "calls/?.wav")[0][-1] == "calls/b.wav"
     (tree / "what?.wav").write_bytes(b"")
     assert find("what?.wav")[0] == ["what?.wav"], "a file of that name is no pattern"
 
 
-def test_a_hundred_thousand_files_are_listed_without_opening_one(tmp_path, monkeypatch):
+def test_large_manifest_is_listed_without_opening_a_file(tmp_path, monkeypatch):
+    """100,000 entries need no access to their audio."""
     monkeypatch.setattr(soundfile, "SoundFile", None)
     manifest = write_lines(tmp_path / "m.json", *({"audio_filepath": f"/x/{i}.wav"} for i in range(100_000)))
     assert len(find(manifest)[0]) == 100_000
@@ -79,7 +85,8 @@ def test_a_hundred_thousand_files_are_listed_without_opening_one(tmp_path, monke
 # ---------------------------------------------------------------- manifests
 
 
-def test_a_manifest_gives_its_parts_texts_and_lengths(tmp_path):
+def test_manifest_yields_offsets_durations_and_texts(tmp_path):
+    """Fields that are missing or null have defaults."""
     lines = [
         {"audio_filepath": str(CLIP), "duration": 6.831, "text": "three one"},
         "",
@@ -94,7 +101,8 @@ def test_a_manifest_gives_its_parts_texts_and_lengths(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["wavs/a.wav", "./wavs/a.wav", "only here.wav", "both.wav", "nowhere.wav", "~/x.wav"])
-def test_relative_paths_are_resolved_as_nemo_does(tmp_path, monkeypatch, path):
+def test_relative_paths_are_resolved_as_by_nemo(tmp_path, monkeypatch, path):
+    """Each path gives the same file as NeMo's get_full_path."""
     from nemo.collections.common.parts.preprocessing.manifest import get_full_path
 
     data, here = tmp_path / "data", tmp_path / "here"
@@ -109,24 +117,27 @@ def test_relative_paths_are_resolved_as_nemo_does(tmp_path, monkeypatch, path):
 
 @pytest.mark.parametrize("start, length", [(0.0, None), (1.3, 2.45), (0.5, None), (2.3, 0.1), (6.0, 60.0)])
 @pytest.mark.parametrize("suffix, rate", [("wav", 16000), ("flac", 8000), ("ogg", 48000), ("mp3", 44100)])
-def test_only_that_part_is_decoded_as_nemo_cuts_it(tmp_path, suffix, rate, start, length):
+def test_part_of_a_file_is_cut_as_by_nemo(tmp_path, suffix, rate, start, length):
+    """The samples equal those of NeMo's AudioSegment.from_file for offset and duration."""
     noise = np.random.default_rng(1).uniform(-0.5, 0.5, 7 * rate)
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, noise, rate)
-    heard = read_audio(Recording(str(path), "a", start, length))
+    decoded = read_audio(Recording(str(path), "a", start, length))
     with soundfile.SoundFile(path) as file:  # nemo.collections.asr.parts.preprocessing.segment.AudioSegment.from_file
         file.seek(int(start * rate))
         expected = file.read(int(length * rate) if length else -1, dtype="float32")
     soundfile.write(tmp_path / "part.wav", expected, rate, subtype="FLOAT")
-    assert np.array_equal(heard, read_audio(str(tmp_path / "part.wav")))
+    assert np.array_equal(decoded, read_audio(str(tmp_path / "part.wav")))
 
 
-def test_an_offset_behind_the_end_is_named():
+def test_offset_past_the_end_is_an_input_error():
+    """The line states the offset and the end."""
     with pytest.raises(InputError, match=r"digits.wav: offset 7 s is past the end at 6.831 s"):
         read_audio(Recording(str(CLIP), "digits", 7.0))
 
 
-def test_a_bad_line_costs_no_other(tmp_path):
+def test_invalid_manifest_line_affects_no_other(tmp_path):
+    """Each invalid line is reported with its number; the others are used."""
     good = {"audio_filepath": "a.wav", "duration": 1}
     manifest = write_lines(
         tmp_path / "m.json", "{broken", good, "[1]", {"text": "no path"}, {**good, "offset": -1},
@@ -139,14 +150,16 @@ def test_a_bad_line_costs_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", '{\n  "audio": "pretty.wav"\n}\n', '["a.wav"]\n', "\0\x80RIFF\n"])
-def test_what_is_no_manifest_is_one_line(tmp_path, text):
+def test_file_that_is_no_manifest_is_one_error(tmp_path, text):
+    """A file without a single entry is reported once, with a hint."""
     path = tmp_path / "m.json"
     path.write_bytes(text.encode("latin-1"))
     paths, errors = find(path)
     assert paths == [] and len(errors) == 1 and str(path) in errors[0] and "NeMo manifest" in errors[0]
 
 
-def test_a_manifest_or_list_that_is_not_there_is_one_line(tmp_path):
+def test_missing_manifest_or_list_is_one_error(tmp_path):
+    """The line is that of the operating system."""
     paths, errors = find(tmp_path / "m.json", tmp_path / "l.txt")
     assert paths == [] and errors == [f"{tmp_path}/m.json: No such file or directory",
                                       f"{tmp_path}/l.txt: No such file or directory"]  # fmt: skip
@@ -155,7 +168,8 @@ def test_a_manifest_or_list_that_is_not_there_is_one_line(tmp_path):
 # ---------------------------------------------------------------- lists
 
 
-def test_a_list_holds_files_and_folders_relative_to_itself_or_to_here(tree):
+def test_list_paths_are_relative_to_the_list_or_here(tree):
+    """A list has files and folders, relative to its own folder if they exist there."""
     (tree / "lists").mkdir()
     shutil.copytree(tree / "calls" / "mon", tree / "lists" / "beside")
     name = write_lines(tree / "lists" / "all.txt", "calls/b.wav", "", "  beside  ", "/abs/gone.wav")
@@ -166,10 +180,25 @@ def test_a_list_holds_files_and_folders_relative_to_itself_or_to_here(tree):
     ]  # fmt: skip
 
 
-def test_a_list_may_come_from_windows_and_hold_names_that_are_no_text(tmp_path):
+def test_list_with_bom_crlf_and_invalid_utf8_is_read(tmp_path):
+    """Lists come from Windows, and have any file name."""
     (tmp_path / "l.txt").write_bytes("\ufeffä.wav\r\n".encode() + b"\xff.wav\r\n")
     assert find(tmp_path / "l.txt")[0] == ["ä.wav", os.fsdecode(b"\xff.wav")]
 
 
-def test_an_empty_list_is_one_line(tmp_path):
+def test_empty_list_is_one_error(tmp_path):
+    """The line has a hint of what a list is."""
     assert len(find(write_lines(tmp_path / "l.txt"))[1]) == 1
+
+
+def test_counted_recording_reports_each_block(tmp_path):
+    """The seconds of all blocks add up to the recording, whose header is known after the first."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(40 * 8000), 8000)
+    seconds = []
+    recording = Recording(str(path), "a")
+    assert recording.seconds is None
+    blocks = list(CountedRecording(recording, seconds.append).blocks())
+    assert len(seconds) == len(blocks) > 1
+    assert sum(seconds) == pytest.approx(40.0) == recording.seconds
+    assert recording.document_fields() == {"audio": str(path), "sample_rate": 8000, "channels": 1, "format": "WAV"}

@@ -1,4 +1,4 @@
-"""Tokens -> words and segments: spelled and timed as NeMo does it, in portions that a subtitle holds."""
+"""Tokens become words with NeMo's spelling and times, and segments that fit in subtitles."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def in_frames(transcript: Transcript) -> list[tuple[str, int, int]]:
     return [(word.text, round(word.start / FRAME), round(word.end / FRAME)) for word in transcript.words]
 
 
-def test_words_and_their_times_are_those_of_nemo_for_text_with_punctuation(nemo, speller):
+def test_words_and_times_equal_nemo_with_punctuation(nemo, speller):
+    """Text, words and frames of punctuated sentences equal NeMo's."""
     rng = random.Random(0)
     for text in SPEECH[:2] + SPEECH[3:]:
         ids = nemo.tokenizer.text_to_ids(text)
@@ -66,9 +67,12 @@ def test_words_and_their_times_are_those_of_nemo_for_text_with_punctuation(nemo,
         assert transcript.text == text and len(transcript.words) == len(text.split())
 
 
-def test_any_tokens_are_spelled_as_nemo_spells_them_and_words_are_that_text_split(nemo, speller):
-    """Where NeMo's own words are not those of its text (a lone ``▁`` makes an empty one, marks of a second space are
-    apart), ours follow the text; everywhere else words and times are equal."""
+def test_random_tokens_are_spelled_as_by_nemo(nemo, speller):
+    """The text equals NeMo's, and the words are that text, split.
+
+    NeMo's own words differ from its text in places: a lone ``▁`` gives an empty word, and marks after a second space
+    are words.  Everywhere else words and times are equal.
+    """
     rng, same = random.Random(1), 0
     for _ in range(400):
         ids = rng.choices(range(len(nemo.tokenizer.vocab)), k=rng.randrange(1, 25))
@@ -84,7 +88,8 @@ def test_any_tokens_are_spelled_as_nemo_spells_them_and_words_are_that_text_spli
     assert same > 250
 
 
-def test_punctuation_belongs_to_the_word_before_it(speller):
+def test_punctuation_is_attached_to_the_word_before(speller):
+    """A mark of its own token extends the word, and its time."""
     pieces = ["▁hello", "▁", ".", "▁", "h", "o", "w"]
     if not set(pieces) <= set(speller.pieces):
         pieces = ["▁", "h", "▁", ".", "▁", "h"]
@@ -95,14 +100,16 @@ def test_punctuation_belongs_to_the_word_before_it(speller):
     assert transcript.text.split() == [word.text for word in transcript.words]
 
 
-def test_wordpieces_are_joined_too():
+def test_wordpieces_are_joined():
+    """Tokens that begin with ## continue a word."""
     pieces = ["[UNK]", "hel", "##lo", "there", "##'", "##s"]
     spell = lambda ids: " ".join(pieces[i] for i in ids).replace(" ##", "")  # noqa: E731
     transcript = Speller(pieces, spell, FRAME).transcript(emitted([1, 2, 3, 4, 5], [3, 4, 9, 9, 12]), 60.0)
     assert in_frames(transcript) == [("hello", 3, 5), ("there's", 9, 13)]
 
 
-def test_a_word_is_as_sure_as_its_least_sure_token_and_ends_with_the_recording(nemo, speller):
+def test_word_confidence_is_the_minimum_of_its_tokens(nemo, speller):
+    """A word also ends at the end of the recording; without measurements its confidence is None."""
     ids = nemo.tokenizer.text_to_ids("nine")
     assert len(ids) > 1
     tokens = [Emission(id, 20 + i, 0.5, 0.9 - 0.1 * i) for i, id in enumerate(ids)]
@@ -112,13 +119,14 @@ def test_a_word_is_as_sure_as_its_least_sure_token_and_ends_with_the_recording(n
     assert speller.transcript(emitted(ids, [0] * len(ids)), 60.0).words[0].confidence is None
 
 
-def test_nothing_was_said(speller):
+def test_no_tokens_give_an_empty_transcript(speller):
+    """Silence has no text, words or segments."""
     transcript = speller.transcript([], 3.0)
     assert (transcript.text, transcript.words, transcript.segments) == ("", (), ())
 
 
-def test_real_speech_has_the_words_and_times_of_nemos_own_timestamps():
-    """NeMo's ``transcribe(timestamps=True)``, from the native engine and from the NeMo engine."""
+def test_words_of_speech_equal_nemos_timestamps():
+    """Both engines give the words of NeMo's transcribe(timestamps=True)."""
     from nemotron_npu.nemo_engine import NemoRecognizer
 
     samples = read_audio(str(CLIP))
@@ -149,7 +157,8 @@ def texts(words, duration=1000.0) -> list[str]:
     return [segment.text for segment in split_segments(words, duration)]
 
 
-def test_segments_end_with_sentences_and_before_pauses():
+def test_segments_end_at_sentences_and_pauses():
+    """Closing quotes stay with their sentence; short pauses end nothing."""
     assert texts(spoken("Hello there. How are you? Fine!")) == ["Hello there.", "How are you?", "Fine!"]
     assert texts(spoken('He said "no." Then he left.')) == ['He said "no."', "Then he left."]
     assert texts(spoken("one two three four", pauses={2: 1.0})) == ["one two", "three four"]
@@ -157,11 +166,13 @@ def test_segments_end_with_sentences_and_before_pauses():
 
 
 def test_titles_initials_and_numbers_end_no_sentence():
+    """Their periods are not the end of a sentence, but that of ``I.`` is."""
     words = spoken("Mr. Smith and Dr. J. Jones paid 3.50 for it. Then I. Am here.")
     assert texts(words) == ["Mr. Smith and Dr. J. Jones paid 3.50 for it.", "Then I.", "Am here."]
 
 
-def test_a_segment_fits_two_lines_of_42_characters_and_7_seconds():
+def test_segments_fit_in_two_lines_and_seven_seconds():
+    """Long text without marks is divided into segments that are not too short."""
     text = "and so my fellow americans ask not what your country can do for you ask what you can do for your country "
     for gap in (0.05, 0.3, 0.9):
         segments = list(split_segments(spoken(text * 5, gap), 1000.0))
@@ -172,25 +183,29 @@ def test_a_segment_fits_two_lines_of_42_characters_and_7_seconds():
         assert sum(len(segment.text) for segment in segments) / len(segments) > 12, "no crumbs"
 
 
-def test_a_long_sentence_is_cut_after_a_clause():
+def test_long_sentence_is_cut_after_a_clause():
+    """The comma near the middle is the place to cut."""
     sentence = (
         "when the rain had finally stopped in the late afternoon, we took our bicycles and went down to the lake."
     )
     assert texts(spoken(sentence)) == [sentence.partition(", ")[0] + ",", sentence.partition(", ")[2]]
 
 
-def test_a_word_that_is_longer_than_a_line_stays_whole():
+def test_word_longer_than_a_line_stays_whole():
+    """Words are never broken."""
     word = "donaudampfschifffahrtselektrizitaetenhauptbetriebswerkbauunterbeamtengesellschaft" * 2
     assert any(word in text for text in texts(spoken(f"the {word} is late")))
 
 
-def test_a_short_segment_stays_long_enough_to_be_read_but_not_into_the_next_nor_beyond_the_end():
+def test_short_segment_is_shown_for_a_second():
+    """It ends earlier if the next one starts or the recording ends."""
     first, second, third = split_segments(spoken("Yes. No. Go.", pauses={1: 0.1, 2: 5.0}), 6.7)
     assert first.end == second.start, "0.45 s later"
     assert second.end == pytest.approx(second.start + 1.0)
     assert third.end == 6.7 and third.confidence == pytest.approx(0.8)
 
 
-def test_segments_of_hours_without_any_mark_or_pause_are_found_quickly():
+def test_hours_without_mark_or_pause_are_segmented():
+    """20,000 words in one sentence take no quadratic time."""
     words = spoken("word " * 20_000)
     assert sum(len(segment.words) for segment in split_segments(words, 9000.0)) == 20_000

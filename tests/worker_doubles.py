@@ -1,4 +1,4 @@
-"""What the workers of ``test_workers.py`` load in place of a model; they import it by name."""
+"""What the workers of ``test_driver.py`` load in place of a model; they import it by name."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemotron_npu.cluster.workers import Facts, Setup
+from nemotron_npu.cluster.worker import Setup, WorkerInfo
 from nemotron_npu.errors import InputError, SetupError
 from nemotron_npu.transcript import Transcript
 
 
 @dataclass(frozen=True)
 class PretendSetup(Setup):
-    """A recognizer whose text is a file's name, and which does as the names in its folder say."""
+    """Workers whose transcripts are the names of the files; ``folder`` may hold a file named "cannot load"."""
 
     folder: str = ""
 
     def load(self):
         if Path(self.folder, "cannot load").exists():
-            raise SetupError("npu:0 is not usable: it is on fire")
-        return Pretend(self.folder), Facts(1, "pretend", "cpu", "cpu", 2, [], [])
+            raise SetupError("npu:0", "not usable: it is on fire")
+        return Pretend(self.folder), WorkerInfo(1, "pretend", "npu:0", "npu", 2)
 
 
 class Pretend:
-    """Leaves a file in ``folder/tried`` for each recording that it begins."""
+    """Does what the name of a file says, and leaves a file in ``folder/tried`` for each attempt at a recording."""
 
     engine = "pretend"
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
-        self.broken = False
+        self.is_broken = False
 
     def results(self, sources, slots):
         for index, source in enumerate(sources):
@@ -41,19 +41,20 @@ class Pretend:
             tried.mkdir(exist_ok=True)
             (tried / f"{name}.{os.getpid()}.{time.monotonic_ns()}").touch()
             time.sleep(0.02)
+            source.on_read(1.0)
             if "poison" in name:
                 os.kill(os.getpid(), signal.SIGKILL)
             if "breaks the device" in name and _first(self.folder / "has broken"):
-                self.broken = True
-            if self.broken or "always fails" in name:
+                self.is_broken = True
+            if self.is_broken or "always fails" in name:
                 yield index, RuntimeError(f"no answer from the device, at {name}")
             elif "unreadable" in name:
-                yield index, InputError(f"{source.recording.path}: broken audio")
+                yield index, InputError(source.recording.path, "broken audio")
             else:
                 yield index, Transcript(name, (), 1.0)
 
     def transcribe(self, sources):
-        if self.broken:
+        if self.is_broken:
             raise RuntimeError("no answer from the device, not even for silence")
         return [Transcript("", (), 1.0) for _ in sources]
 
@@ -76,6 +77,6 @@ class FakeNpuSetup(Setup):
         import fake_npu
 
         fake_npu.install()
-        recognizer, facts = super().load()
-        Path(self.folder, f"npu {os.environ['ASCEND_RT_VISIBLE_DEVICES']} as {facts.device}").touch()
-        return recognizer, facts
+        recognizer, info = super().load()
+        Path(self.folder, f"npu {os.environ['ASCEND_RT_VISIBLE_DEVICES']} as {info.device}").touch()
+        return recognizer, info

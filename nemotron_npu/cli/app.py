@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, console) -> int:
     if args.engine == "nemo" and (args.stream or args.audio == ["-"]):
         raise SetupError("live streams need the native engine (--engine native)")
     if _many(args):
-        from ..cluster.workers import check_ray
+        from ..cluster.connection import check_ray
 
         check_ray()
     _check_packages(args)
@@ -205,7 +205,8 @@ def _many(args) -> bool:
 
 def _recognise_by_workers(args, console, path: Path, settings: dict, phrases: list, results) -> int:
     """Have workers recognise what is still to be done; return the exit code as ``_recognise`` does."""
-    from ..cluster.workers import Setup, Workers
+    from ..cluster.driver import Workers
+    from ..cluster.worker import Setup
     from .measuring import evaluate_results
     from .results import progress_of
 
@@ -220,7 +221,7 @@ def _recognise_by_workers(args, console, path: Path, settings: dict, phrases: li
     )
     began = time.perf_counter()
     with Workers(setup, args.num_workers, args.ray_address, console.say) as workers:
-        _tell_unknown(args, console, phrases, workers.facts.unknown)
+        _tell_unknown(args, console, phrases, workers.info.unknown_phrases)
         facts = _facts(path, workers, workers.device_name, settings, time.perf_counter() - began)
         with progress_of(args, console, results) as progress:
             _recognise_files(args, console, workers, None, facts, results, progress)
@@ -256,12 +257,10 @@ def _recognise_files(args, console, recognizer, precision, facts: dict, results,
     slots = args.batch_size or recognizer.batch_slots
     # a block is waited for; NeMo's batches, comparisons and pieces of workers would take too long
     whole = signals.held if recognizer.engine == "native" and not precision and not _many(args) else nullcontext
-    if _many(args):
-        transcripts = recognizer.results(progress.recordings, slots, progress.hear)
-    elif args.num_workers:
-        from ..cluster.workers import in_pieces
+    if args.num_workers and not _many(args):
+        from ..cluster.jobs import results_by_job
 
-        transcripts = in_pieces(recognizer, progress.watched(), progress.recordings, slots, signals.check)
+        transcripts = results_by_job(recognizer, progress.watched(), slots, signals.check)
     else:
         transcripts = recognizer.results(progress.watched(), slots, signals.check)
     with whole(), closing(transcripts):

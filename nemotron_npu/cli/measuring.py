@@ -153,23 +153,30 @@ def run_benchmark(args, console: Console, path: Path, device, facts: dict, recor
     """Measure with the sound of ``recordings``, print the table, and write figures and plot where there is a report."""
     import numpy as np
 
-    from ..benchmark.measure import as_dict, benchmark, plot, to_table
+    from ..benchmark.plot import plot_steps
+    from ..benchmark.run import BenchmarkOptions, benchmark
+    from ..benchmark.table import benchmark_table
     from ..device import named_device
     from ..dtypes import left_out, offered_dtypes
+    from ..engine import ModelOptions
 
     speech = np.concatenate([read_audio(recording) for recording in recordings])
     candidates = [(engine, dtype) for engine, own in args.benchmark.items() for dtype in own or offered_dtypes(device)]
-    decoder_device = named_device(args.decoder_device)
-    options = {"record": args.graph == "on", "slots": args.batch_size, "block_ms": args.block_ms, "say": console.say}
-    result = benchmark(path, device, candidates, speech, args.chunk_ms, decoder_device, **options)
+    model = ModelOptions(
+        chunk_ms=args.chunk_ms,
+        decoder_device=named_device(args.decoder_device),
+        graph=args.graph == "on",
+        block_ms=args.block_ms,
+    )
+    options = BenchmarkOptions(tuple(candidates), model, args.batch_size)
+    result = benchmark(path, device, speech, options, console.say)
     if None in args.benchmark.values():  # all dtypes are asked for
         result.left_out = left_out(device)
-    table = to_table(result, path.name)
-    show_table(args, console, table)
+    show_table(args, console, benchmark_table(result, path.name))
     if args.report:
         if result.candidates[0].steps:  # whole recordings have none
-            plot(result, path.name, Path(args.report) / "benchmark.png")
-        write_report(args, path, "benchmark.json", {**facts, "benchmark": as_dict(result)})
+            plot_steps(result, path.name, Path(args.report) / "benchmark.png")
+        write_report(args, path, "benchmark.json", {**facts, "benchmark": result.as_dict()})
 
 
 def make_report_folder(name: str | None) -> None:

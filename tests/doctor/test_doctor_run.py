@@ -89,7 +89,8 @@ def test_torch_npu_that_aborts_its_process_is_a_problem(package):
     """The device, which would import it again, is not checked; CANN, the driver and the checkpoint are."""
     import torch
 
-    folder = package("torch_npu", torch.__version__.partition("+")[0], "import os; os.abort()")
+    code = "import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); os.abort()"
+    folder = package("torch_npu", torch.__version__.partition("+")[0], code)
     environ = {**os.environ, "PYTHONPATH": f"{folder}:{os.environ['PYTHONPATH']}", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     result = run_process(INFERENCE, "--doctor", "--device", NPU, env=environ)
     assert result.returncode == 2

@@ -11,7 +11,8 @@ import torch
 from support import CLIP
 
 from nemotron_npu.audio import read_audio, sine
-from nemotron_npu.benchmark import measure
+from nemotron_npu.benchmark import effort, run, startup
+from nemotron_npu.benchmark.results import Start
 from nemotron_npu.boosting import Phrase
 from nemotron_npu.device import TRAITS, choose_device
 from nemotron_npu.encoder import Encoder
@@ -229,12 +230,13 @@ def test_an_operator_that_the_device_lacks_is_one_line_for_each_file(cli, tiny, 
     assert "not implemented" in first and "not implemented" in second
 
 
-def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli, tiny, tmp_path, monkeypatch):
+def test_benchmark_synchronizes_around_every_run(cli, tiny, tmp_path, monkeypatch):
+    """All dtypes of the device are measured, and each timing waits for the device."""
     small = {"STARTS": 1, "ROUNDS": 3, "ROUND_SECONDS": 0, "OFFLINE_SECONDS": (2,), "BATCH_SECONDS": 2}
     for name, value in small.items():
-        monkeypatch.setattr(measure, name, value)
-    python, script = measure.command()
-    monkeypatch.setattr(measure, "command", lambda: [python, fake_npu.__file__, script])
+        monkeypatch.setattr(effort, name, value)
+    python, script = startup.command()
+    monkeypatch.setattr(startup, "command", lambda: [python, fake_npu.__file__, script])
     npu = replace(TRAITS["npu"], dtypes=("float32", "float16"))
     monkeypatch.setitem(TRAITS, "npu", npu)  # a process is started for each
     gc.collect()  # what earlier tests have left on the device is not to be freed meanwhile
@@ -252,12 +254,17 @@ def test_the_benchmark_measures_the_device_and_synchronises_around_every_run(cli
     assert sum(call.startswith("synchronize") for call in fake_npu.CALLS) >= 2 * runs
 
 
-def test_the_benchmark_measures_with_the_options_of_the_native_engine_beside_nemo(cli, tiny, tmp_path, monkeypatch):
+def test_benchmark_gives_nemo_no_native_options(cli, tiny, tmp_path, monkeypatch):
+    """--decoder_device and --graph apply to the native engine only, --chunk_ms to both."""
     for name, value in dict(ROUNDS=2, ROUND_SECONDS=0, OFFLINE_SECONDS=(2,), BATCH_SECONDS=2).items():
-        monkeypatch.setattr(measure, name, value)
-    start = dict.fromkeys(("total_s", "import_s", "load_s", "first_s", "peak_bytes"), 1)
+        monkeypatch.setattr(effort, name, value)
     asked = {}
-    monkeypatch.setattr(measure, "start_times", lambda *args: asked.update({args[2].engine: args[4]}) or start)
+
+    def measure_start(name, waveform, options):
+        asked[name] = list(map(str, options))
+        return Start(1, 1, 1, 1, 1, 1)
+
+    monkeypatch.setattr(run, "measure_start", measure_start)
     options = [
         "--device",
         "npu:0",
@@ -273,8 +280,9 @@ def test_the_benchmark_measures_with_the_options_of_the_native_engine_beside_nem
     code, out, err = cli("--model_path", tiny, CLIP, "--benchmark", *options)
     assert code == 0, err
     assert "encoder step of 560 ms" in out and "step of 1120 ms" not in out
-    assert list(map(str, asked["native"])) == ["--chunk_ms", "560", "--decoder_device", "npu:0", "--graph", "on"]
-    assert asked["nemo"] == ["--chunk_ms", 560]
+    shared = ["--dtype", "float32", "--threads", str(torch.get_num_threads()), "--chunk_ms", "560"]
+    assert asked["native float32"][-10:] == [*shared, "--decoder_device", "npu:0", "--graph", "on"]
+    assert asked["nemo float32"][-6:] == shared
 
 
 def test_a_host_without_npus_is_told_where_to_look(monkeypatch):

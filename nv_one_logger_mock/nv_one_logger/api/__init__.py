@@ -1,1 +1,1 @@
-"""See nv_one_logger."""
+"""Part of the stand-in for nv_one_logger."""

@@ -1,8 +1,8 @@
-"""See nv_one_logger."""
+"""Part of the stand-in for nv_one_logger."""
 
 
 class OneLoggerConfig:
-    """Keeps what it is given."""
+    """Stores its arguments."""
 
     telemetry_config = None
 

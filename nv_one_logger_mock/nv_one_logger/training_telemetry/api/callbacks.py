@@ -1,5 +1,5 @@
-"""See nv_one_logger."""
+"""Part of the stand-in for nv_one_logger."""
 
 
 def on_app_start(*args, **kwargs):
-    """Does nothing."""
+    """Do nothing."""

@@ -1,8 +1,8 @@
-"""See nv_one_logger."""
+"""Part of the stand-in for nv_one_logger."""
 
 
 class TrainingTelemetryConfig:
-    """Keeps what it is given."""
+    """Stores its arguments."""
 
     def __init__(self, **settings):
         self.__dict__.update(settings)

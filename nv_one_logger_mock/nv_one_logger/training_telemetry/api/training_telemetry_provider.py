@@ -1,4 +1,4 @@
-"""See nv_one_logger."""
+"""Part of the stand-in for nv_one_logger."""
 
 from nv_one_logger.api.config import OneLoggerConfig
 

@@ -1,4 +1,4 @@
-"""Many workers: a corpus over the processes of this host and of a Ray cluster, whatever becomes of them."""
+"""Many workers: a corpus over the processes of this host and of a Ray cluster, and what happens when some are lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,20 +15,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from support import CLIP, ROOT, assert_same_run, take_certainties
 from worker_doubles import FakeNpuSetup, PretendSetup
 
 from nemotron_npu.checkpoint.load import find_checkpoint
-from nemotron_npu.cluster.sharing import adopt, share
-from nemotron_npu.cluster.workers import BATCHES, Workers, cut
-from nemotron_npu.dtypes import offered_dtypes
-from nemotron_npu.engine import ModelOptions
+from nemotron_npu.cluster.driver import Workers
 from nemotron_npu.errors import SetupError
 from nemotron_npu.formats import COLLECTED, FILES
 from nemotron_npu.host import signals
-from nemotron_npu.recognizer import Recognizer
-from nemotron_npu.sources import Recording
+from nemotron_npu.sources import CountedRecording, Recording
 
 DEMO = find_checkpoint(str(ROOT / "demo" / "demo.nemo"))
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
@@ -63,67 +57,36 @@ def named(tmp_path):
     return make
 
 
-def recognise(cluster, setup, recordings, count=2) -> tuple[dict, list[str]]:
-    """Text or error by file name, and what was said; each file comes once."""
-    found, said, answered = [], [], signal.getsignal(signal.SIGTERM)
-    with Workers(setup, count, cluster.address, said.append) as workers:
-        assert signal.getsignal(signal.SIGTERM) == answered  # Ray's own would end the run with a trace in C++
-        while not all(hand.loaded for hand in workers.hands if hand.actor):  # else one may have done all before
-            for _ in workers._events():
-                pass
-        found += workers.results(recordings, workers.batch_slots)
+def pretend(folder: Path) -> PretendSetup:
+    """Workers without a model, on NPUs: they import no torch, so that they start in a second."""
+    return PretendSetup(Path("model"), "npu", folder=str(folder))
+
+
+def wait_until_loaded(workers: Workers, count: int) -> None:
+    """Else the first worker may have done everything before the second is there."""
+    while sum(member.is_loaded for member in workers._members) < count:
+        assert not [*workers._next_events()]
+
+
+def transcribe(cluster, setup, recordings, count=2) -> tuple[dict, list[str]]:
+    """Return the text or error by file name, and the messages; each recording has one result and is counted once."""
+    found, messages, seconds = [], [], []
+    handler = signal.getsignal(signal.SIGTERM)
+    with Workers(setup, count, cluster.address, messages.append) as workers:
+        assert signal.getsignal(signal.SIGTERM) == handler  # Ray's own would end the run with a trace in C++
+        wait_until_loaded(workers, workers._placement.count)
+        sources = [CountedRecording(recording, seconds.append) for recording in recordings]
+        found += workers.results(sources, workers.batch_slots)
     assert sorted(index for index, _ in found) == list(range(len(recordings)))
-    return {Path(recordings[index].path).name: getattr(result, "text", result) for index, result in found}, said
+    texts = {Path(recordings[index].path).name: getattr(result, "text", result) for index, result in found}
+    given_up = sum("given up" in str(text) for text in texts.values())
+    if isinstance(setup, PretendSetup):
+        assert sum(seconds) == len(recordings) - given_up
+    return texts, messages
 
 
-def tries(folder: Path) -> Counter:
+def attempts(folder: Path) -> Counter:
     return Counter(path.name.rsplit(".", 2)[0] for path in (folder / "tried").iterdir())
-
-
-# ---------------------------------------------------------------- pieces of work
-
-
-@pytest.mark.parametrize("seconds", [[9.0], [2.0] * 1000, [3600.0, *range(1, 500)], [None, 4.0, None, 7.0], []])
-def test_work_is_cut_longest_first_into_pieces_that_get_smaller(seconds):
-    recordings = [Recording(str(n), "", length=length) for n, length in enumerate(seconds)]
-    pieces = cut(recordings, 8)
-    assert sorted(place for piece in pieces for place in piece) == list(range(len(seconds)))
-    known = [seconds[place] for piece in pieces for place in piece if seconds[place] is not None]
-    assert known == sorted(known, reverse=True)
-    assert all(len(piece) <= BATCHES * 8 for piece in pieces)
-    if len(seconds) > 100:
-        assert len(pieces[1]) > 4 and [len(piece) for piece in pieces[-8:]] == [1] * 8
-
-
-def test_a_recording_of_hours_is_a_piece_of_its_own_and_comes_first():
-    recordings = [Recording(str(n), "", length=length) for n, length in enumerate([5.0, 36000.0, 5.0, 7200.0, 5.0])]
-    assert cut(recordings, 8)[:2] == [[1], [3]]
-
-
-# ---------------------------------------------------------------- shared memory
-
-
-@pytest.mark.parametrize("dtype", offered_dtypes(torch.device("cpu")))
-def test_a_recognizer_from_shared_memory_is_the_same_to_the_last_bit(dtype):
-    own = Recognizer(DEMO, torch.device("cpu"), options=ModelOptions(dtype=dtype))
-    memory = share(own)
-    shared = adopt(f"/proc/self/fd/{memory}")
-    os.close(memory)
-    assert shared.transcribe([CLIP]) == own.transcribe([CLIP])
-    weight = shared.encoder.layers[0].norm_out[0]
-    shared.encoder.layers[0].norm_out[0].zero_()  # what one process writes is its own
-    assert not weight.any() and own.encoder.layers[0].norm_out[0].any()
-
-
-def test_what_is_shared_takes_no_memory_of_its_own():
-    memory = share(Recognizer(DEMO, torch.device("cpu")))
-    shared = adopt(f"/proc/self/fd/{memory}")
-    shared.transcribe([CLIP])
-    maps = Path("/proc/self/smaps").read_text().split("VmFlags")
-    (mapped,) = (entry for entry in maps if "memfd:recognizer" in entry)
-    sizes = {name: int(size) for name, size in re.findall(r"(\w+): +(\d+) kB", mapped)}
-    assert sizes["Rss"] > 8000 and sizes["Anonymous"] == 0
-    os.close(memory)
 
 
 # ---------------------------------------------------------------- the same as one process
@@ -131,16 +94,15 @@ def test_what_is_shared_takes_no_memory_of_its_own():
 
 @pytest.fixture
 def corpus(tmp_path) -> Path:
-    """A folder of recordings of several lengths, one that is broken inside and one that is none."""
+    """A folder of recordings of several lengths, one that is broken inside and one that is not audio."""
     import soundfile
 
     samples, rate = soundfile.read(CLIP, dtype="float32")
     folder = tmp_path / "calls"
     (folder / "b").mkdir(parents=True)
     for number in range(12):
-        soundfile.write(
-            folder / ("b" if number % 3 else "") / f"{number:02}.wav", samples[: 6000 + 2000 * number], rate
-        )
+        part = samples[: 6000 + 2000 * number]
+        soundfile.write(folder / ("b" if number % 3 else "") / f"{number:02}.wav", part, rate)
     soundfile.write(folder / "cut.flac", samples, rate)
     whole = (folder / "cut.flac").read_bytes()
     (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
@@ -148,113 +110,124 @@ def corpus(tmp_path) -> Path:
     return folder
 
 
-def test_a_folder_is_recognised_by_workers_as_by_one_process(cluster, cli, corpus, tmp_path, monkeypatch):
+def test_workers_write_a_folder_as_one_process_does(cluster, cli, corpus, tmp_path, monkeypatch):
+    """Files, messages and exit code are those of one process, with errors and boosting."""
     monkeypatch.chdir(tmp_path)
     common = ["calls", "--device", "cpu", "--threads", 1, "--boost_words", tmp_path / "words.txt"]
     (tmp_path / "words.txt").write_text("three one\nNPU\n")
     runs = {}
-    for name, options in {"one": [], "pieces": ["--num_workers", 1], "two": ["--ray_address", cluster.address]}.items():
+    slow = "no worker could be started: "  # within 30 seconds, on a busy machine
+    for name, options in {"one": [], "jobs": ["--num_workers", 1], "two": ["--ray_address", cluster.address]}.items():
         code, out, err = cli(*common, "--output_dir", name, *options)
-        lines = [line for line in err.splitlines() if not line.startswith(("device: ", "loading "))]
+        lines = [line for line in err.splitlines() if not line.startswith(("device: ", "loading ", slow))]
         runs[name] = code, out, sorted(re.sub(r" in [\d.]+ s \(.*", "", line) for line in lines)
-    assert runs["one"] == runs["pieces"] == runs["two"]
-    assert_same_run(Path("pieces"), Path("one"))
+    assert runs["one"] == runs["jobs"] == runs["two"]
+    assert_same_run(Path("jobs"), Path("one"))
     assert_same_run(Path("two"), Path("one"))
     code, _, lines = runs["two"]
     assert code == 1
-    assert any("cut.flac: broken audio" in line for line in lines) and any(
-        "text.mp3: is text, not audio" in line for line in lines
-    )
-    assert any("cannot spell 'NPU'" in line for line in lines) and any("12 done, 2 failed" in line for line in lines)
+    for message in (
+        "cut.flac: broken audio",
+        "text.mp3: is text, not audio",
+        "cannot spell 'NPU'",
+        "12 done, 2 failed",
+    ):
+        assert any(message in line for line in lines), message
     order = [json.loads(line)["audio"] for line in Path("two", "results.jsonl").read_bytes().splitlines()]
-    assert order == sorted(order, key=lambda audio: (audio.count("/"), audio)) and len(order) == 12
-
-    shutil.copytree("two", "resumed")
-    record = Path("resumed", "results.jsonl")
-    record.write_bytes(b"".join(record.read_bytes().splitlines(keepends=True)[3:8]) + b'{"audio": "calls/0')
-    code, _, err = cli(*common, "--output_dir", "resumed", "--resume", "--ray_address", cluster.address)
-    assert code == 1
-    assert_same_run(Path("resumed"), Path("two"))
-    assert "7 done, 5 done before, 2 failed" in err
+    assert order == sorted(order, key=lambda audio: (audio.count("/"), audio))
+    assert len(order) == 12
 
 
-def test_results_come_on_stdout_in_the_order_of_the_input_in_int8_too(cluster, cli, corpus):
+def test_workers_print_int8_results_in_input_order(cluster, cli, corpus):
+    """Results on stdout come in the order of the input, in int8, too."""
     files = sorted(corpus.rglob("*.wav"))
     options = [*files, "--device", "cpu", "--dtype", "int8", "--output_format", "json", "--quiet"]
     one, two = cli(*options, "--num_workers", 1), cli(*options, "--num_workers", 2, "--ray_address", cluster.address)
     found = [[json.loads(line) | {"timings": None} for line in out.splitlines()] for _, out, _ in (one, two)]
     certainties = [take_certainties(documents) for documents in found]
     assert certainties[0] == pytest.approx(certainties[1], abs=0.05)
-    assert found[0] == found[1] and [document["audio"] for document in found[0]] == [str(file) for file in files]
+    assert found[0] == found[1]
+    assert [document["audio"] for document in found[0]] == [str(file) for file in files]
     assert (one[0], one[2]) == (two[0], two[2]) == (0, "")
 
 
-# ---------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------- losses
 
 
-def test_a_file_that_kills_its_worker_is_named_after_three_and_costs_no_other(cluster, tmp_path, named):
+def test_workers_that_die_of_a_file_cost_no_other_file(cluster, tmp_path, named):
+    """A file that kills its worker is given up after three workers; all others are transcribed."""
     recordings = named(*(f"{n:02}" for n in range(20)), "poison")
-    results, said = recognise(cluster, PretendSetup(Path("model"), "cpu", folder=str(tmp_path)), recordings)
-    assert str(results.pop("poison")) == f"{tmp_path / 'poison'}: given up: 3 workers died of it, the last alone"
-    assert all(results[name] == name for name in results) and len(results) == 20
-    assert tries(tmp_path)["poison"] == 3
-    assert len([line for line in said if "its process died" in line and "tried again" in line]) == 3
+    results, messages = transcribe(cluster, pretend(tmp_path), recordings)
+    error = f"{tmp_path / 'poison'}: given up after 3 workers died while transcribing it"
+    assert str(results.pop("poison")) == error
+    assert len(results) == 20
+    assert all(results[name] == name for name in results)
+    assert attempts(tmp_path)["poison"] == 3
+    assert len([line for line in messages if "its process died (retrying" in line]) == 3
 
 
-def test_a_worker_whose_device_fails_is_replaced_and_a_file_that_fails_alone_keeps_its_error(cluster, tmp_path, named):
+def test_workers_whose_device_fails_are_replaced(cluster, tmp_path, named):
+    """A worker whose model fails on silence, too, is replaced; a file that fails alone keeps its error."""
     names = [f"{n:02}" for n in range(20)]
     recordings = named("always fails", *names, "unreadable", "breaks the device")
     recordings[0].length, recordings[-1].length = 9.0, 0.5  # the first and the last that are begun
-    results, said = recognise(cluster, PretendSetup(Path("model"), "cpu", folder=str(tmp_path)), recordings)
-    assert [results[name] for name in names] == names and results["breaks the device"] == "breaks the device"
+    results, messages = transcribe(cluster, pretend(tmp_path), recordings)
+    assert [results[name] for name in names] == names
+    assert results["breaks the device"] == "breaks the device"
     assert str(results["always fails"]) == "no answer from the device, at always fails"
     assert str(results["unreadable"]) == f"{tmp_path / 'unreadable'}: broken audio"
-    assert tries(tmp_path)["always fails"] == 1  # the worker still hears silence: it is the file
-    (line,) = (line for line in said if "tried again" in line)
+    assert attempts(tmp_path)["always fails"] == 1  # the model still transcribes silence: it is the file
+    (line,) = (line for line in messages if "retrying" in line)
     assert "no answer from the device, not even for silence" in line
 
 
-def test_workers_that_cannot_load_end_the_run_with_what_they_said(cluster, tmp_path, named):
+def test_workers_that_cannot_load_end_the_run(cluster, tmp_path, named):
+    """The run ends with the error of the last worker that could not load."""
     (tmp_path / "cannot load").touch()
-    with pytest.raises(SetupError, match="^npu:0 is not usable: it is on fire$"):
-        recognise(cluster, PretendSetup(Path("model"), "cpu", folder=str(tmp_path)), named("a"), count=1)
+    with pytest.raises(SetupError, match="^npu:0: not usable: it is on fire$"):
+        transcribe(cluster, pretend(tmp_path), named("a"), count=1)
 
 
-def test_a_node_that_does_not_see_the_sound_is_given_up_and_told(cluster, tmp_path, monkeypatch):
+def test_workers_without_the_audio_files_are_given_up(cluster, tmp_path, monkeypatch):
+    """A node that does not have a file which the driver has is named together with it."""
     recordings = [Recording("/elsewhere/unreadable", "a", length=1.0)]
     exists = os.path.exists
     monkeypatch.setattr(
-        "nemotron_npu.cluster.workers.os.path.exists", lambda path: "elsewhere" in str(path) or exists(path)
+        "nemotron_npu.cluster.driver.os.path.exists", lambda path: "elsewhere" in str(path) or exists(path)
     )
-    with pytest.raises(SetupError, match="/elsewhere/unreadable is not there on .*: every node needs the sound"):
-        recognise(cluster, PretendSetup(Path("model"), "cpu", folder=str(tmp_path)), recordings, count=1)
+    with pytest.raises(SetupError, match="/elsewhere/unreadable: not found on .* \\(every node needs the audio files"):
+        transcribe(cluster, pretend(tmp_path), recordings, count=1)
 
 
-def test_a_node_that_is_removed_costs_no_recording(cluster, tmp_path, named):
-    node = cluster.add_node(num_cpus=2)
+def test_workers_of_a_lost_node_cost_no_recording(cluster, tmp_path, named):
+    """A node that is removed while its workers transcribe costs time and no recording."""
+    node = cluster.add_node(num_cpus=2, resources={"NPU": 2})
     recordings = named(*(f"{n:03}" for n in range(600)))  # its workers go on for a second, until they miss the node
-    found, said = [], []
-    setup = PretendSetup(Path("model"), "cpu", folder=str(tmp_path))
-    with Workers(setup, 4, cluster.address, said.append) as workers:
-        while sum(hand.loaded for hand in workers.hands) < 4:
-            assert not [*workers._events()]
-        for index, _ in workers.results(recordings, 2):
+    sources = [CountedRecording(recording, lambda seconds: None) for recording in recordings]
+    found, messages = [], []
+    with Workers(pretend(tmp_path), 4, cluster.address, messages.append) as workers:
+        wait_until_loaded(workers, 4)
+        for index, _ in workers.results(sources, 2):
             found.append(index)
             if len(found) == 50:
                 cluster.remove_node(node, allow_graceful=False)
     assert sorted(found) == list(range(600))
-    assert any("its node is gone" in line for line in said), said
+    assert any("its node is lost (retrying" in line for line in messages), messages
 
 
-def test_every_worker_gets_an_npu_of_its_own(cluster, tmp_path):
+def test_workers_get_an_npu_each(cluster, tmp_path):
+    """Without --device and --num_workers, each NPU has a worker, which sees that NPU alone."""
     recordings = [Recording(str(CLIP), str(n)) for n in range(4)]
-    results, said = recognise(cluster, FakeNpuSetup(DEMO, "", folder=str(tmp_path)), recordings, count=None)
+    results, messages = transcribe(cluster, FakeNpuSetup(DEMO, "", folder=str(tmp_path)), recordings, count=None)
     assert results == {CLIP.name: "three one four one five nine two six"}
-    assert "device: npu, 2 workers" in said
+    assert "device: npu, 2 workers" in messages
     assert sorted(path.name for path in tmp_path.glob("npu *")) == ["npu 0 as npu:0", "npu 1 as npu:0"]
 
 
 # ---------------------------------------------------------------- a run of its own on this host
+
+
+COUNT = 150  # recordings
 
 
 def started(folder: Path, output: Path, *options) -> subprocess.Popen:
@@ -299,11 +272,12 @@ def processes(session: int, name: str = "") -> list[int]:
     return found
 
 
-def test_killed_workers_ctrl_c_and_a_killed_run_lose_nothing(tmp_path, cli):
+def test_workers_that_are_killed_lose_no_recording(tmp_path, cli):
+    """A killed worker, Ctrl-C and a killed driver lose nothing: --resume completes the run with equal results."""
     pytest.importorskip("ray")
     folder, output = tmp_path / "calls", tmp_path / "out"
     folder.mkdir()
-    for number in range(150):
+    for number in range(COUNT):
         (folder / f"{number:03}.wav").symlink_to(CLIP)
 
     run = started(folder, output)
@@ -313,8 +287,9 @@ def test_killed_workers_ctrl_c_and_a_killed_run_lose_nothing(tmp_path, cli):
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     out, err = run.communicate(timeout=60)
     assert (run.returncode, out) == (130, "")
-    assert "its process died" in err and "Ray" not in err
-    assert re.fullmatch(r"inference.py: interrupted: \d+ of 150 not done", err.splitlines()[-1])
+    assert "its process died" in err
+    assert "Ray" not in err
+    assert re.fullmatch(rf"inference.py: interrupted: \d+ of {COUNT} not done", err.splitlines()[-1])
     assert not processes(run.pid)
 
     done = (output / "results.jsonl").read_bytes().count(b"\n")
@@ -327,7 +302,7 @@ def test_killed_workers_ctrl_c_and_a_killed_run_lose_nothing(tmp_path, cli):
     alone = json.loads((tmp_path / "alone" / "results.jsonl").read_text())
     certainties = take_certainties(alone)
     documents = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
-    assert [Path(document["audio"]).stem for document in documents] == [f"{number:03}" for number in range(150)]
+    assert [Path(document["audio"]).stem for document in documents] == [f"{number:03}" for number in range(COUNT)]
     for document in documents:
         assert take_certainties(document) == pytest.approx(certainties, abs=2e-4)
         assert {**document, "output": None} == {
@@ -335,7 +310,7 @@ def test_killed_workers_ctrl_c_and_a_killed_run_lose_nothing(tmp_path, cli):
             "output": None,
             **{n: document[n] for n in ("audio", "timings")},
         }
-    assert len([*output.iterdir()]) == 150 * len(FILES) + len(COLLECTED)
+    assert len([*output.iterdir()]) == COUNT * len(FILES) + len(COLLECTED)
     for kind in ("txt", "srt", "vtt", "tsv"):  # without names and probabilities: all are the same
         assert {path.read_text() for path in output.glob(f"*.{kind}")} == {
             (tmp_path / "alone" / f"digits.{kind}").read_text()
@@ -345,23 +320,28 @@ def test_killed_workers_ctrl_c_and_a_killed_run_lose_nothing(tmp_path, cli):
 # ---------------------------------------------------------------- what is refused
 
 
-def test_where_no_cluster_listens_is_said_at_once(cli):
+def test_cluster_that_does_not_answer_is_reported_at_once(cli):
+    """Ray itself would try for minutes."""
     pytest.importorskip("ray")
     began = time.monotonic()
     code, out, err = cli(CLIP, "--device", "cpu", "--ray_address", "127.0.0.1:1")
-    assert (code, out) == (2, "") and err.startswith("inference.py: --ray_address 127.0.0.1:1: no connection (")
+    assert (code, out) == (2, "")
+    assert err.startswith("inference.py: --ray_address 127.0.0.1:1: no connection: ")
     assert time.monotonic() - began < 10
 
 
-def test_a_sigterm_that_ray_answers_while_it_starts_is_that_signal():
+def test_sigterm_while_ray_starts_interrupts_the_run():
+    """A library that answers SIGTERM with SystemExit, as Ray does, ends the run as that signal does."""
     with signals.answered():
         with pytest.raises(KeyboardInterrupt), signals.kept():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
             signal.raise_signal(signal.SIGTERM)
-        assert signals.came() and signals.exit_code() == 143
+        assert signals.came()
+        assert signals.exit_code() == 143
 
 
-def test_without_ray_one_worker_works_and_two_say_what_to_install(cli, monkeypatch):
+def test_ray_that_is_missing_is_needed_by_two_workers_only(cli, monkeypatch):
+    """Without Ray one worker works; two name the command that installs it."""
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "ray" else find_spec(name, *rest)
@@ -369,10 +349,12 @@ def test_without_ray_one_worker_works_and_two_say_what_to_install(cli, monkeypat
     assert cli(CLIP, "--device", "cpu", "--num_workers", 1)[:2] == (0, "three one four one five nine two six\n")
     code, out, err = cli(CLIP, "--num_workers", 2)
     assert (code, out) == (2, "")
-    assert err == "inference.py: more than one worker needs Ray: pip install -r requirements-ray.txt\n"
+    needed = "Ray: not installed; more than one worker needs it (pip install -r requirements-ray.txt)"
+    assert err == f"inference.py: {needed}\n"
 
 
-def test_an_npu_that_ray_does_not_know_and_a_cluster_that_is_not_there_are_told(cluster, cli):
+def test_workers_on_gpus_that_ray_lacks_are_refused(cluster, cli):
+    """The exit code is 2, the message one line."""
     code, _, err = cli(CLIP, "--device", "cuda", "--ray_address", cluster.address)
     assert (code, err) == (2, "inference.py: --device cuda: Ray knows of no GPUs on the cluster\n")
 
@@ -391,7 +373,8 @@ def test_an_npu_that_ray_does_not_know_and_a_cluster_that_is_not_there_are_told(
         ([CLIP, "--num_workers", "20000"], "more workers than"),
     ],
 )
-def test_what_workers_do_not_do_is_refused(cli, arguments, reason):
+def test_options_that_workers_do_not_take_are_refused(cli, arguments, reason):
+    """The exit code is 2, the last line gives the reason."""
     code, out, err = cli(*arguments)
     assert (code, out) == (2, "")
     assert reason in err.splitlines()[-1]
