@@ -135,7 +135,7 @@ class Decoder:
         """One slot at the start of a recording: the prediction network has seen the start symbol (blank)."""
         zeros = [self.symbols.new_zeros(1, self.width) for _ in self.layers]
         state = DecoderState(zeros, list(zeros), self.symbols.new_zeros(1, self.output[0].shape[0]), None)
-        self._advance(state, torch.tensor([self.blank], device=self.device))
+        self.advance(state, torch.tensor([self.blank], device=self.device))
         return state
 
     @torch.inference_mode()
@@ -219,7 +219,7 @@ class Decoder:
                     now[slot] += 1
                     symbols[slot] = 0
             if any(token != self.blank for token in chosen):
-                self._advance(state, torch.tensor(chosen, device=self.device), chosen)
+                self.advance(state, torch.tensor(chosen, device=self.device), chosen)
         for slot, count in enumerate(counts):
             state.position[slot] += count
         return emitted
@@ -248,7 +248,7 @@ class Decoder:
             probability = (logits.gather(-1, tokens[..., None]).squeeze(-1) - total).exp()
         return torch.stack([tokens.to(logits.dtype), probability, sure])
 
-    def _advance(self, state: DecoderState, tokens: torch.Tensor, chosen: list[int] | None = None) -> None:
+    def advance(self, state: DecoderState, tokens: torch.Tensor, chosen: list[int] | None = None) -> None:
         """Show the prediction network the ``tokens``, int64 [slots].  Slots that chose blank stay as they are."""
         stay = None
         if chosen and self.blank in chosen:

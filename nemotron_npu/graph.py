@@ -1,7 +1,7 @@
-"""A step whose operators are recorded once on the device and launched all together from then on.
+"""Graph capture: the operators of a step are captured once on the device and launched together from then on.
 
-An NPU is bound by how fast the host can launch operators: a recorded step is one launch.  ``torch.npu.NPUGraph``
-mirrors ``torch.cuda.CUDAGraph``, so that one code path serves both.
+An NPU is bound by the rate at which the host launches operators: a captured step is one launch.
+``torch.npu.NPUGraph`` mirrors ``torch.cuda.CUDAGraph``, so that one code path serves both.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import torch
 from .device import traits_of
 
 
-class Recorded:
-    """``call`` recorded with a tensor like ``example``; its other tensors must stay where they are.
+class CapturedStep:
+    """A call that is captured with a tensor like ``example``; its other tensors must keep their addresses.
 
-    Recording does nothing yet: it is the first replay that computes.  ``call`` may not wait for the device, nor depend
-    on anything on the host that changes from step to step.
+    The capture computes nothing: the first replay does.  ``call`` must not wait for the device, nor depend on values
+    of the host that change from step to step.
     """
 
-    def __init__(self, call: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor):
+    def __init__(self, call: Callable[[torch.Tensor], torch.Tensor], example: torch.Tensor) -> None:
         traits = traits_of(example.device)
-        module = traits.module
-        self.graph = getattr(module, traits.graph)()
+        self.graph = getattr(traits.module, traits.graph)()
         self.input = example.clone()
-        with module.graph(self.graph):
+        with traits.module.graph(self.graph):
             self.output = call(self.input)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Replay the graph with ``x``, of the example's shape and dtype.  Returns a copy of the output."""
         self.input.copy_(x)
         self.graph.replay()
-        return self.output.clone()  # the next replay overwrites it
+        return self.output.clone()  # the next replay overwrites the output

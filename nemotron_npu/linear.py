@@ -1,4 +1,4 @@
-"""Matrix products with fixed weights, where the encoder's time goes, in the form that is fastest for each dtype.
+"""Matrix products with fixed weights, in the form that is fastest for each dtype: most of the encoder's time.
 
 Measured on one thread of a Xeon with AMX, microseconds for a 4096 x 1024 weight (torch 2.13.0; reading the float32
 weight alone takes about 800):
@@ -19,101 +19,128 @@ On an EPYC with VNNI and without AMX oneDNN's int8 takes 328, 386, 362, 533 and 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from .checkpoint.weights import Weights
 from .device import traits_of
 from .dtypes import check_dtype, has_fbgemm, has_tiles, has_vnni, packs_weights
 
-# FBGEMM takes its weights in such a tensor, whose end torch has announced: see dtypes.has_fbgemm
+# FBGEMM's weights are a quantized tensor, whose end torch has announced: see dtypes.has_fbgemm
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
+
+
+QUANTIZED_TENSOR = "_make_per_channel_quantized_tensor"  # torch has no public name for it
 
 
 class Linear:
     """``scale * (x @ weight.T + bias)`` for x [rows, in], weight [out, in], bias [out] or None; on any device.
 
-    ``elements`` and ``bytes`` are those of the weight as it is read.
+    ``elements`` and ``bytes`` count the weight as it is read.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
-        self.weight, self.bias, self.scale = weight.t(), bias, scale
-        self.elements, self.bytes = weight.numel(), weight.nbytes
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0) -> None:
+        self.weight = weight.t()
+        self.bias = bias
+        self.scale = scale
+        self.elements = weight.numel()
+        self.bytes = weight.nbytes
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Into ``out`` where one is given."""
+        """Return the product, without ``scale``; write it into ``out`` if that is given."""
         if self.bias is None:
             return torch.mm(x, self.weight, out=out)
         return torch.addmm(self.bias, x, self.weight, out=out)
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
-        """silu of the product."""
+        """Return silu of the product, without ``scale``."""
         return F.silu(self(x))
 
     def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``residual`` + the product, in one operator, two with a bias."""
+        """Return ``residual`` + the product, in one operator, or two with a bias."""
         if self.bias is not None:
             residual = torch.add(residual, self.bias, alpha=self.scale)
         return torch.addmm(residual, x, self.weight, alpha=self.scale)
 
 
 class PackedLinear:
-    """The same on an x86 CPU by oneDNN, with the weight laid out for its kernels: float32 or bfloat16 products.
+    """``Linear`` on an x86 CPU by oneDNN, with the weight packed for its kernels: float32 or bfloat16 products.
 
     Input and output are float32, and so is the sum inside a bfloat16 product.
     """
 
-    ROWS = 14  # for which the layout is chosen: a chunk of 1120 ms; 1 to 112 rows are as fast with it
+    ROWS = 14  # rows that the packing is chosen for: a chunk of 1120 ms; 1 to 112 rows are as fast with it
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0, dtype=torch.float32):
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        scale: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.dtype = dtype
         weight = (weight if scale == 1 else weight * scale).to(dtype).contiguous()
-        self.elements, self.bytes = weight.numel(), weight.nbytes
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, self.ROWS)
+        self.elements = weight.numel()
+        self.bytes = weight.nbytes
+        self.weight = _onednn("_reorder_linear_weight")(weight, self.ROWS)
         self.bias = None if bias is None else (bias * scale).to(dtype)
 
-    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None, activation: str = "none") -> torch.Tensor:
-        y = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, activation, [], "")
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return scale * (x @ weight.T + bias); write it into ``out`` if that is given."""
+        y = self._product(x, "none")
         return y.float() if out is None else out.copy_(y)
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
-        return self(x, activation="swish")
+        """Return silu of the product."""
+        return self._product(x, "swish").float()
 
     def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return ``residual`` + the product."""
         if self.dtype != torch.float32:
             return residual + self(x)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+        return _onednn("_linear_pointwise").binary(x, residual, self.weight, self.bias, "add")
+
+    def _product(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        return _onednn("_linear_pointwise")(x.to(self.dtype), self.weight, self.bias, activation, [], "")
+
+
+def _onednn(name: str) -> Any:
+    """Return an operator of oneDNN; torch has only private names for those that take packed weights."""
+    return getattr(torch.ops.mkldnn, name)
 
 
 class QuantizedLinear:
-    """The same on an x86 CPU with int8 weights and 8-bit activations; input and output are float32.
+    """``Linear`` on an x86 CPU with int8 weights and 8-bit activations; input and output are float32.
 
     Weights have one scale per output, activations one per row, so that a row's result does not depend on the others.
     The range of a row is [-max |x|, max |x|], or [floor, max x] where its values have a floor.
 
-    Without VNNI the kernels sum two products of neighbouring columns in 16 bits (vpmaddubsw).  255 * (v + w) fits
-    there as long as v + w <= 128: the scale of the weights makes sure of it for every pair, instead of giving up one
-    of the 8 bits.
+    Without VNNI the kernels sum two products of neighboring columns in 16 bits (vpmaddubsw).  255 * (v + w) fits
+    into these as long as v + w <= 128: the scale of the weights ensures that for every pair, and all 8 bits are used.
     """
 
-    PAIR = 128  # the largest sum of two neighbouring weights of one sign: 128 * 255 < 2**15
+    PAIR = 128  # the largest sum of two neighboring weights of one sign: 128 * 255 < 2**15
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, floor: float | None):
-        quantized, scales = _quantize(weight * scale, None if has_vnni() else self.PAIR)
-        self.elements, self.bytes = quantized.numel(), quantized.nbytes
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, floor: float | None) -> None:
+        quantized, scales = quantize(weight * scale, None if has_vnni() else self.PAIR)
+        self.elements = quantized.numel()
+        self.bytes = quantized.nbytes
         self.floor = floor
         self.bias = None if bias is None else bias * scale
-        if floor:  # it is subtracted from the activations, and its product added again
+        if floor:  # it is subtracted from the activations, and its product is added again
             lowest = floor * quantized.sum(1, dtype=torch.float32) * scales
             self.bias = lowest if self.bias is None else self.bias + lowest
         self._pack(quantized, scales)
 
     def _pack(self, weight: torch.Tensor, scales: torch.Tensor) -> None:
-        """Lay int8 [out, in] out for the kernel."""
+        """Pack int8 [out, in] and its scales [out] for the kernel."""
         raise NotImplementedError
 
     def _multiply(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        """x / largest @ weight.T, float32; ``largest`` [rows, 1] is that of |x|, or of x if it has a floor."""
+        """Return float32 x / largest @ weight.T; ``largest`` [rows, 1] is the maximum of |x|, or of x with a floor."""
         raise NotImplementedError
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
@@ -126,29 +153,33 @@ class QuantizedLinear:
         return self._multiply(x, largest).mul_(largest)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return scale * (x @ weight.T + bias); write it into ``out`` if that is given."""
         y = self._product(x)
         if self.bias is not None:
             y.add_(self.bias)
         return y if out is None else out.copy_(y)
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
+        """Return silu of the product."""
         return F.silu(self(x), inplace=True)
 
     def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return ``residual`` + the product."""
         return self(x).add_(residual)
 
 
 class FbgemmLinear(QuantizedLinear):
-    """By FBGEMM: the fastest without AMX."""
+    """``QuantizedLinear`` by FBGEMM: the fastest without AMX."""
 
     def _pack(self, weight: torch.Tensor, scales: torch.Tensor) -> None:
         zeros = torch.zeros(len(scales), dtype=torch.long)
-        weight = torch._make_per_channel_quantized_tensor(weight, scales.double(), zeros, 0)
-        before, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
+        weight = getattr(torch, QUANTIZED_TENSOR)(weight, scales.double(), zeros, 0)
+        engine = torch.backends.quantized.engine
+        torch.backends.quantized.engine = "fbgemm"
         try:
             self.packed = torch.ops.quantized.linear_prepack(weight, None)
         finally:
-            torch.backends.quantized.engine = before
+            torch.backends.quantized.engine = engine
         self.levels = (1 / 127, 128) if self.floor is None else (1 / 255, 0)  # scale and zero point of [-1, 1], [0, 1]
 
     def _multiply(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
@@ -157,36 +188,40 @@ class FbgemmLinear(QuantizedLinear):
 
 
 class OnednnLinear(QuantizedLinear):
-    """By oneDNN, which alone knows AMX, tiles that pay from a few rows on, and which needs no AVX2."""
+    """``QuantizedLinear`` by oneDNN, which alone uses AMX, faster from a few rows on, and which needs no AVX2."""
 
     def _pack(self, weight: torch.Tensor, scales: torch.Tensor) -> None:
         self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        self.scales, self.zeros = scales, torch.zeros(len(scales), dtype=torch.long)
-        self.top, self.kind = (127, torch.int8) if self.floor is None else (255, torch.uint8)
+        self.scales = scales
+        self.zeros = torch.zeros(len(scales), dtype=torch.long)
+        self.top, self.dtype = (127, torch.int8) if self.floor is None else (255, torch.uint8)
 
     def _multiply(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        quantized = (x * (self.top / largest)).round_().to(self.kind)
-        weight = self.packed, self.scales, self.zeros, None
-        output = 1.0, 0, torch.float32, "none", [], ""
+        quantized = (x * (self.top / largest)).round_().to(self.dtype)
+        weight = (self.packed, self.scales, self.zeros, None)
+        output: tuple = (1.0, 0, torch.float32, "none", [], "")
         return torch.ops.onednn.qlinear_pointwise(quantized, 1 / self.top, 0, *weight, *output)
 
 
-def _quantize(weight: torch.Tensor, pair: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 [out, in] and its scales float32 [out]: symmetric, the largest weight of each output is 127 at most.
+def quantize(weight: torch.Tensor, pair: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return int8 [out, in] and its scales float32 [out]: symmetric, at most 127.
 
-    Two neighbouring weights of one sign, columns 2 i and 2 i + 1, add up to at most ``pair``, if one is given.
+    Two neighboring weights of one sign, columns 2 i and 2 i + 1, add up to at most ``pair``, if it is given.
     """
     scales = torch.maximum(weight.amax(1), -weight.amin(1)) / 127
     if pair:
-        scales = torch.maximum(scales, _largest_pair(weight) / (pair - 1))  # each of the two may be rounded up by 0.5
+        scales = torch.maximum(scales, largest_pair(weight) / (pair - 1))  # each of the two may be rounded up by 0.5
     scales.clamp_(min=1e-12)
     return (weight * (1 / scales)[:, None]).round_().to(torch.int8), scales
 
 
-def _largest_pair(weight: torch.Tensor) -> torch.Tensor:
-    """The largest magnitude of the sum of two neighbouring weights of one sign: [out, in] -> [out]."""
+def largest_pair(weight: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude of a sum of two neighboring weights of one sign: [out, in] -> [out]."""
     pairs = F.pad(weight, (0, weight.shape[1] % 2)).unflatten(1, (-1, 2))
     return torch.maximum(pairs.clamp(min=0).sum(2).amax(1), -pairs.clamp(max=0).sum(2).amin(1))
+
+
+AnyLinear = Linear | PackedLinear | QuantizedLinear
 
 
 def make_linear(
@@ -195,12 +230,12 @@ def make_linear(
     dtype: str,
     scale: float = 1.0,
     floor: float | None = None,
-):
-    """The linear layer for a weight where it lies and the dtype that is wanted: ``Linear`` or one of its likes.
+) -> AnyLinear:
+    """Return the fastest linear layer for a weight [out, in], where it lies, in ``dtype``.
 
     ``dtype`` is ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``; on an NPU or GPU the weight has it already.
-    ``"plain"`` is float32 that is not laid out for speed: the weight is not even copied.
-    ``floor`` is the least value that an input can have, where there is one: int8 uses its whole range then.
+    ``"plain"`` is float32 that is not packed for speed: the weight is not even copied.
+    ``floor`` is the least value that an input can have, if there is one: int8 then uses its whole range.
     Raises SetupError for a dtype that this CPU cannot compute in.
     """
     if not traits_of(weight.device).is_host or dtype == "plain":
@@ -212,3 +247,45 @@ def make_linear(
     if not packs_weights():
         return Linear(weight, bias, scale)
     return PackedLinear(weight, bias, scale, getattr(torch, dtype))
+
+
+class Norm(NamedTuple):
+    """A layer norm over the last axis."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalize [..., width]; epsilon is 1e-5, as in torch.nn.LayerNorm."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class LayerLoader:
+    """Makes layers of a checkpoint's tensors, with matrix products in ``dtype`` (see ``make_linear``)."""
+
+    weights: Weights
+    dtype: str
+
+    def inside(self, prefix: str) -> LayerLoader:
+        """Return the loader of the tensors whose names begin with ``prefix``."""
+        return LayerLoader(self.weights.inside(prefix), self.dtype)
+
+    def weight_and_bias(self, name: str, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return a weight of this shape, and the bias of its outputs if it has one.  Raises SetupError as Weights."""
+        weight = self.weights(f"{name}.weight", *shape)
+        bias = None
+        if self.weights.has(f"{name}.bias"):
+            bias = self.weights(f"{name}.bias", len(weight))
+        return weight, bias
+
+    def norm(self, name: str, width: int) -> Norm:
+        """Return the scale and the shift of a norm over ``width`` channels."""
+        return Norm(*self.weight_and_bias(name, (width,)))
+
+    def linear(self, name: str, shape: tuple[int, ...], *, scale: float = 1.0, floor: float | None = None) -> AnyLinear:
+        """Return the linear layer, or pointwise convolution, of a weight with this shape."""
+        weight, bias = self.weight_and_bias(name, shape)
+        layer = make_linear(weight.view(len(weight), -1), bias, self.dtype, scale, floor)
+        self.weights.release()
+        return layer

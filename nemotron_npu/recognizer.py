@@ -16,12 +16,13 @@ import torch.nn.functional as F
 
 from . import audio
 from .boosting import ALPHA, BoostingTree, Phrase, spell
+from .cache import EncoderState
 from .checkpoint.load import Checkpoint, choose_context, frame_seconds, read_checkpoint
 from .checkpoint.weights import Weights
 from .decoder import Decoder, Emission, NotFinite
 from .device import choose_device, device_memory, is_out_of_memory, release_memory, too_little_memory, traits_of
 from .dtypes import check_dtype
-from .encoder import Encoder, EncoderState
+from .encoder import Encoder, EncoderOptions
 from .engine import LocalEngine, ModelOptions, nothing
 from .errors import ModelError, SetupError, Unsupported, first_line
 from .features import FeatureStream, Frontend
@@ -98,7 +99,7 @@ class Recognizer:
             self.frontend = Frontend(config, host.inside("preprocessor.featurizer."))
             self.decoder = Decoder(config, search, dtype if traits.is_host else "float32")
             frames = round(block_ms / 1000 / self.frame_seconds) if block_ms else BLOCK_FRAMES
-            self.encoder = Encoder(config["encoder"], encoder, context, frames, dtype, record)
+            self.encoder = Encoder(config["encoder"], encoder, EncoderOptions(context, frames, dtype, record))
             host.check_all_taken()
         except SetupError as error:
             raise SetupError(f"{path}: {error}") from error
@@ -630,7 +631,7 @@ def _check_fit(path: Path, checkpoint: Checkpoint) -> None:
     try:
         Frontend(config, weights.inside("preprocessor.featurizer."))
         Decoder(config, weights, "plain")
-        Encoder(config["encoder"], weights.inside("encoder."), None, 1, "plain")
+        Encoder(config["encoder"], weights.inside("encoder."), EncoderOptions(dtype="plain"))
         weights.check_all_taken()
     except SetupError as error:
         raise SetupError(f"{path}: {error}") from error

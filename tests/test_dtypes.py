@@ -60,7 +60,7 @@ def test_int8_products_do_not_overflow(kernel, rows, sign):
     torch.manual_seed(0)
     weight = sign * torch.rand(64, 1024)
     weight[:, 1::2] = sign * (1 - weight[:, ::2].abs())  # of each pair the sum is 1
-    quantized, scales = linear._quantize(weight, None if dtypes.has_vnni() else 128)
+    quantized, scales = linear.quantize(weight, None if dtypes.has_vnni() else 128)
     x = torch.full((rows, 1024), 3.0)
     expected = x @ (quantized * scales[:, None]).T
     assert torch.allclose(kernel(weight, None, 1.0, 0.0)(x), expected, rtol=1e-5)
@@ -70,11 +70,11 @@ def test_int8_products_do_not_overflow(kernel, rows, sign):
 def test_two_neighbouring_int8_weights_of_one_sign_add_up_to_128_at_most(columns):
     torch.manual_seed(0)
     weight = torch.cat([torch.randn(500, columns), torch.rand(500, columns), torch.ones(1, columns)])
-    quantized, scales = linear._quantize(weight, 128)
-    assert linear._largest_pair(quantized.float()).max() == 128
+    quantized, scales = linear.quantize(weight, 128)
+    assert linear.largest_pair(quantized.float()).max() == 128
     assert (quantized * scales[:, None] - weight).abs().max() <= scales.max() * 0.501
-    quantized, _ = linear._quantize(weight, None)
-    assert quantized.abs().amax(1).min() == 127 and linear._largest_pair(quantized.float()).max() > 128
+    quantized, _ = linear.quantize(weight, None)
+    assert quantized.abs().amax(1).min() == 127 and linear.largest_pair(quantized.float()).max() > 128
 
 
 @pytest.mark.parametrize("kernel", INT8)

@@ -14,6 +14,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu.audio import read_audio, sine
 from nemotron_npu.checkpoint.load import attention_contexts, read_config
+from nemotron_npu.conformer import ConformerLayer
 from nemotron_npu.decoder import Decoder
 from nemotron_npu.dtypes import offered_dtypes
 from nemotron_npu.encoder import Encoder
@@ -396,13 +397,11 @@ def test_a_mel_frame_of_zeros_in_a_stream(demo, demo_nemo, clip, monkeypatch):
     assert (first.stage, first.frame, first.step) == ("log-mel", 38, 19)
 
 
-@pytest.mark.parametrize(
-    "part, stage", [("subsampling_out", "subsampling"), ("layers", "layer 3"), ("decoder", "joint")]
-)
+@pytest.mark.parametrize("part, stage", [("subsampling", "subsampling"), ("layers", "layer 3"), ("decoder", "joint")])
 def test_a_wrong_weight_is_the_fault_of_its_stage(demo_nemo, clip, part, stage):
     wrong = load_recognizer(DEMO, CPU)
-    if part == "subsampling_out":
-        wrong.encoder.subsampling_out.bias.mul_(1.3)
+    if part == "subsampling":
+        wrong.encoder.subsampling.out.bias.mul_(1.3)
     elif part == "layers":
         wrong.encoder.layers[3].norm_out[0].mul_(1.02)
     else:
@@ -420,15 +419,15 @@ def test_a_wrong_prediction_network(demo_nemo, clip):
 
 
 def test_a_value_that_is_not_a_number(demo, demo_nemo, clip, monkeypatch):
-    step = Encoder._layer_step
+    forward = ConformerLayer.__call__
 
-    def spoiled(self, index, *args):
-        x = step(self, index, *args)
-        if index == 2 and len(x) > 40:
+    def spoiled(self, *args):
+        x = forward(self, *args)
+        if self is demo.encoder.layers[2] and len(x) > 40:
             x[40, 7] = float("nan")
         return x
 
-    monkeypatch.setattr(Encoder, "_layer_step", spoiled)
+    monkeypatch.setattr(ConformerLayer, "__call__", spoiled)
     precision = fault(demo, demo_nemo, clip)
     first = precision.failures[0]
     assert (first.stage, first.frame, first.time) == ("layer 2", 40, 3.2)
@@ -488,13 +487,13 @@ def test_a_swapped_token(demo, demo_nemo, clip, monkeypatch):
 
 
 def test_a_candidate_that_differs_from_itself(demo, demo_nemo, clip, monkeypatch):
-    step, noise = Encoder._layer_step, torch.Generator().manual_seed(1)
+    forward, noise = ConformerLayer.__call__, torch.Generator().manual_seed(1)
 
-    def unsteady(self, index, *args):
-        x = step(self, index, *args)
-        return x + 1e-6 * torch.rand(x.shape, generator=noise) if index == 3 else x
+    def unsteady(self, *args):
+        x = forward(self, *args)
+        return x + 1e-6 * torch.rand(x.shape, generator=noise) if self is demo.encoder.layers[3] else x
 
-    monkeypatch.setattr(Encoder, "_layer_step", unsteady)
+    monkeypatch.setattr(ConformerLayer, "__call__", unsteady)
     first = fault(demo, demo_nemo, clip).failures[0]
     assert first.stage == "layer 3" and "two runs of the candidate differ" in first.reason
 

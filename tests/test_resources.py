@@ -213,12 +213,12 @@ def broken(tiny):
     "part, says",
     [
         (
-            lambda r: r.encoder.subsampling_out.bias,
+            lambda r: r.encoder.subsampling.out.bias,
             "the encoder's output is not finite (NaN or infinity), first that of the sub",
         ),
         (lambda r: r.encoder.layers[0].norm_out[0], "first that of layer 0, at 0.00 s"),
-        (lambda r: r.encoder.layers[1].bias_uv, "first that of layer 1, at 0.00 s"),
-        (lambda r: r.encoder.layers[1].norm_ff2[1], "first that of layer 1, at 0.00 s"),
+        (lambda r: r.encoder.layers[1].attention.bias_uv, "first that of layer 1, at 0.00 s"),
+        (lambda r: r.encoder.layers[1].feed_forward2.norm.bias, "first that of layer 1, at 0.00 s"),
         (lambda r: r.decoder.output[1], "the scores of the tokens are not finite (NaN or infinity), at 0.00 s"),
     ],
 )
@@ -231,19 +231,25 @@ def test_what_is_not_finite_names_the_first_part_and_is_never_an_empty_text(brok
 
 
 def test_neighbours_of_what_is_not_finite_are_recognised_and_the_time_is_told(cli, tmp_path, monkeypatch, clip):
+    from nemotron_npu.conformer import ConformerLayer
     from nemotron_npu.encoder import Encoder
 
     bad = tmp_path / "bad.wav"
     soundfile.write(bad, np.tile(clip, 3), 16000)
-    features, layer_step = 3 * len(clip) // 160, Encoder._layer_step
+    features, encode, forward, running = 3 * len(clip) // 160, Encoder._encode, ConformerLayer.__call__, {}
 
-    def overflowing(self, index, layer, x, mask, count, slots, state, ends):
-        x = layer_step(self, index, layer, x, mask, count, slots, state, ends)
-        if index == 2 and features in ends:
-            x.view(count, slots, -1)[1, ends.index(features), 7] = torch.inf
+    def noting(self, x, state, ends):
+        running.update(layer=self.layers[2], ends=ends)
+        return encode(self, x, state, ends)
+
+    def overflowing(self, *args):
+        x, ends = forward(self, *args), running["ends"]
+        if self is running["layer"] and features in ends:
+            x.view(-1, len(ends), x.shape[1])[1, ends.index(features), 7] = torch.inf
         return x
 
-    monkeypatch.setattr(Encoder, "_layer_step", overflowing)
+    monkeypatch.setattr(Encoder, "_encode", noting)
+    monkeypatch.setattr(ConformerLayer, "__call__", overflowing)
     code, out, err = cli(CLIP, bad, CLIP, "--batch_size", 3, "--device", "cpu", "--quiet")
     assert code == 1 and out.splitlines() == [f"{CLIP}: {CLIP_WORDS}"] * 2
     assert err.startswith(f"inference.py: {bad}: cannot be transcribed: the encoder's output is not finite"), err

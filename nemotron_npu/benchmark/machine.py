@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
@@ -43,9 +42,7 @@ def _product_rate(device: torch.device, dtype: str) -> float:
 
 def step_work(encoder: Encoder, frames: int) -> Work:
     """Return the work of a step of ``frames`` encoder frames whose left context is full."""
-    parts: list[Any] = [encoder.subsampling_out, encoder.out]
-    parts += [value for layer in encoder.layers for value in vars(layer).values()]
-    linears = [part for part in parts if hasattr(part, "elements")]
+    linears = list(encoder.linears())
     keys = encoder.keep + frames
     positions = keys + frames - 1
     kernel = encoder.conv_left + encoder.conv_right + 1
@@ -53,7 +50,7 @@ def step_work(encoder: Encoder, frames: int) -> Work:
     products += len(encoder.layers) * frames * encoder.width * (2 * keys + positions + kernel)
     products += _subsampling_products(encoder, frames)
     rows = 2 * encoder.keep + positions  # cached keys and values, projected positions
-    cached = len(encoder.layers) * encoder.width * rows * encoder.kind["dtype"].itemsize
+    cached = len(encoder.layers) * encoder.width * rows * encoder.tensor_options["dtype"].itemsize
     return Work(sum(linear.bytes for linear in linears) + cached, 2 * products)
 
 
@@ -62,9 +59,8 @@ def _subsampling_products(encoder: Encoder, frames: int) -> int:
     rows = frames * encoder.factor
     features = encoder.mels
     products = 0
-    for stage in encoder.stages:
+    for stage in encoder.subsampling.stages:
         rows //= 2
         features //= 2
-        weights = [part[0] for part in (stage.convolution, stage.pointwise) if part]
-        products += rows * features * sum(weight.numel() for weight in weights)
+        products += rows * features * stage.elements
     return products

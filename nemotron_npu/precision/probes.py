@@ -91,10 +91,7 @@ class NativeProbe:
 
     def caches(self, state) -> list[tuple[torch.Tensor, ...]]:
         """For each layer ``CACHES``, [rows, width] each: the newest rows last."""
-        encoder = self.encoder
-        attention = _kept(state.attention).view(self.layers, encoder.keep, encoder.heads, 3, encoder.head_width)
-        keys, values = (attention[:, :, :, part].flatten(2) for part in (1, 2))
-        return list(zip(keys, values, _kept(state.convolution), strict=True))
+        return self.encoder.caches(state)
 
     @torch.inference_mode()
     def predict(self, ids: list[int]) -> torch.Tensor:
@@ -103,7 +100,7 @@ class NativeProbe:
         state = decoder.new_state(1)
         outputs = [state.hidden[-1]]
         for id in ids:
-            decoder._advance(state, torch.tensor([id], device=decoder.device))
+            decoder.advance(state, torch.tensor([id], device=decoder.device))
             outputs.append(state.hidden[-1])
         return torch.cat(outputs).float().cpu()
 
@@ -293,11 +290,6 @@ class NemoProbe:
     def recognise(self, waveform: np.ndarray, piece: int | None, encoded: torch.Tensor) -> Transcript:
         """What the search makes of the encoder output: NeMo is not offered as a stream of sound here."""
         return self.search(encoded, len(waveform))
-
-
-def _kept(history) -> torch.Tensor:
-    """The kept rows of every layer, [layers, rows, width], of the only slot."""
-    return history.rows[:, history.end - history.keep : history.end, 0].float().cpu()
 
 
 def _split(index: np.ndarray) -> tuple[torch.Tensor, ...]:

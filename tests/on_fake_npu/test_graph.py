@@ -11,7 +11,7 @@ from test_inference import CPU, NPU, stream_through, tokens
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.engine import ModelOptions
-from nemotron_npu.graph import Recorded
+from nemotron_npu.graph import CapturedStep
 from nemotron_npu.recognizer import Recognizer
 
 fake_npu.install()
@@ -85,12 +85,12 @@ def test_a_replayed_step_is_three_launches_and_no_wait(tiny):
 
 def test_recording_computes_nothing_and_refuses_to_wait():
     total = torch.zeros(3).to(NPU)
-    step = Recorded(lambda x: total.add_(x), torch.ones(3).to(NPU))
+    step = CapturedStep(lambda x: total.add_(x), torch.ones(3).to(NPU))
     assert total.tolist() == [0, 0, 0]
     assert [step(torch.full((3,), value).to(NPU)).tolist() for value in (1.0, 5.0)] == [[1] * 3, [6] * 3]
     for waits in (lambda x: x * float(x[0]), lambda x: x.cpu(), lambda x: x + torch.ones(3).to(NPU)):
         with pytest.raises(RuntimeError, match="captured"):
-            Recorded(waits, torch.ones(3).to(NPU))
+            CapturedStep(waits, torch.ones(3).to(NPU))
 
 
 def test_the_command_line_records_where_it_is_told_to(cli, tiny):

@@ -305,7 +305,7 @@ def test_the_search_on_the_device_gives_the_same_tokens(tiny, native, slots):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype):
     recognizer = load_recognizer(tiny, NPU, options=ModelOptions(dtype=dtype))
-    assert {layer.ff1_in.weight.dtype for layer in recognizer.encoder.layers} == {getattr(torch, dtype)}
+    assert {layer.feed_forward1.linear1.weight.dtype for layer in recognizer.encoder.layers} == {getattr(torch, dtype)}
     encoded, _ = recognizer.encode(*recognizer.preprocess([sine()]))
     expected, _ = native[1].encode(*native[1].preprocess([sine()]))
     assert encoded.dtype == torch.float32

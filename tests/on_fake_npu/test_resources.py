@@ -71,8 +71,8 @@ def test_weights_for_which_there_is_no_room_are_one_line(cli, memory):
 def test_float16_that_overflows_names_the_layer_and_what_does_not(tiny, waveforms):
     recognizer = load_recognizer(tiny, NPU, options=ModelOptions(dtype="float16"))
     with torch.inference_mode():
-        recognizer.encoder.layers[1].ff2_out.weight.mul_(6e4)
-        recognizer.encoder.layers[1].norm_ff2[0].mul_(6e4)
+        recognizer.encoder.layers[1].feed_forward2.linear2.weight.mul_(6e4)
+        recognizer.encoder.layers[1].feed_forward2.norm.weight.mul_(6e4)
     fake_npu.COPIES.clear()
     error = dict(recognizer.results(waveforms[:1]))[0]
     assert isinstance(error, ModelError), error

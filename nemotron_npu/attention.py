@@ -1,0 +1,182 @@
+"""Relative-position multi-head attention over a cached left context, with its positions and masks.
+
+Formulas: ``multi_head_attention.py`` and ``conformer_encoder.py`` of NeMo 2.7.3; Transformer-XL (arXiv 1901.02860).
+
+The scores of the positions are laid out as [slots * heads, n, columns] before their shift, where the score of query i
+for key k lies in column n - 1 - i + k.  NeMo's ``rel_shift`` is then a view that steps one column less per row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .linear import LayerLoader, make_linear
+
+MASKED = -10000.0  # added to the score of a hidden key, NeMo's INF_VAL; exp() of it is 0 in float32
+
+
+class RelativeAttention:
+    """One layer's ``norm_self_att`` and ``self_attn`` with their weights (RelPositionMultiHeadAttention)."""
+
+    def __init__(self, load: LayerLoader, width: int, heads: int) -> None:
+        """Load the weights of ``width`` channels in ``heads`` heads."""
+        self.width = width
+        self.heads = heads
+        self.head_width = width // heads
+        self.scale = 1 / math.sqrt(self.head_width)
+        self.norm = load.norm("norm_self_att", width)
+        self.qkv = make_linear(self._stacked(load, "weight"), self._stacked(load, "bias"), load.dtype)
+        """Columns in the order [head, (q, k, v), head_width], so that slots and heads are one dimension of a slice."""
+        uv = [load.weights(f"self_attn.pos_bias_{part}", heads, self.head_width) for part in "uv"]
+        self.bias_uv = torch.stack(uv).view(2, 1, 1, heads, self.head_width)
+        """``pos_bias_u`` and ``pos_bias_v``."""
+        self.position = load.weights("self_attn.linear_pos.weight", width, width)
+        self.out = load.linear("self_attn.linear_out", (width, width))
+
+    def _stacked(self, load: LayerLoader, name: str) -> torch.Tensor | None:
+        """Return ``linear_q``, ``linear_k`` and ``linear_v`` in the order of ``qkv``; None for biases that lack."""
+        is_bias = name == "bias"
+        if is_bias and not load.weights.has("self_attn.linear_q.bias"):
+            return None
+        shape = (self.width,) if is_bias else (self.width, self.width)
+        parts = [load.weights(f"self_attn.linear_{part}.{name}", *shape) for part in "qkv"]
+        stacked = torch.stack([part.view(self.heads, self.head_width, -1) for part in parts], 1)
+        stacked = stacked.view(3 * self.width, -1)
+        return stacked[:, 0] if is_bias else stacked
+
+    def __call__(
+        self, x: torch.Tensor, window: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return ``x`` plus the attention of its norm, [n * slots, width].
+
+        ``window`` [left + n, slots, 3 * width] holds the projections of the left context and receives those of the
+        block; ``position`` [heads, head_width, left + 2 n - 1] comes from ``project``; ``mask`` from ``ContextMask``.
+        """
+        keys, slots, _ = window.shape
+        count = len(x) // slots
+        left = keys - count
+        self.qkv(self.norm(x), out=window[left:].view(count * slots, -1))
+        return self.out.add(x, self._attend(window, left, position, mask))
+
+    def _attend(
+        self, window: torch.Tensor, left: int, position: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend from the queries of the block to the kept and the new keys -> [n * slots, width].
+
+        scores = ((q + u) k^T + rel_shift((q + v) p^T)) / sqrt(head_width), Transformer-XL, section 3.3.
+        """
+        keys, slots, _ = window.shape
+        count, heads, d_k = keys - left, self.heads, self.head_width
+        window = window.view(keys, slots * heads, 3, d_k)
+        query = window[left:, :, 0].view(count, slots, heads, d_k)
+        with_u, with_v = (query + self.bias_uv).unbind(0)
+
+        columns = position.shape[2]
+        with_v = with_v.view(count * slots, heads, d_k).transpose(0, 1)
+        by_position = torch.bmm(with_v, position) if mask is None else torch.baddbmm(mask, with_v, position)
+        by_position = by_position.as_strided(
+            (slots, heads, count, keys),
+            (columns, count * slots * columns, slots * columns - 1, 1),
+            by_position.storage_offset() + count - 1,
+        ).reshape(slots * heads, count, keys)
+
+        with_u = with_u.reshape(count, slots * heads, d_k).transpose(0, 1)
+        key = window[:, :, 1].permute(1, 2, 0)
+        value = window[:, :, 2].transpose(0, 1)
+        scores = torch.baddbmm(by_position, with_u, key, alpha=self.scale)
+        attended = torch.bmm(torch.softmax(scores, -1), value)  # [slots * heads, n, head_width]
+        return attended.transpose(0, 1).contiguous().view(count * slots, self.width)
+
+    def project(self, left: int, count: int) -> torch.Tensor:
+        """Return ``linear_pos`` of the sinusoids for distances left + n - 1 down to -(n - 1), over sqrt(head_width).
+
+        RelPositionalEncoding: sin and cos of distance * 10000^(-2 i / width).  Returns [heads, head_width,
+        left + 2 n - 1] in the dtype of the weights.
+        """
+        on_device = {"dtype": torch.float32, "device": self.position.device}
+        distances = torch.arange(left + count - 1, -count, -1, **on_device)
+        rates = torch.exp(torch.arange(0, self.width, 2, **on_device) * -(math.log(10000.0) / self.width))
+        angles = distances[:, None] * rates
+        sinusoids = torch.stack([angles.sin(), angles.cos()], -1).view(len(distances), self.width)
+        projected = torch.mm(sinusoids.to(self.position.dtype), self.position.t()) * self.scale
+        return projected.view(-1, self.heads, self.head_width).permute(1, 2, 0).contiguous()
+
+
+@dataclass(frozen=True)
+class ContextMask:
+    """Masks of one attention context (ConformerEncoder._create_masks)."""
+
+    context: tuple[int, int]
+    """[left, right] in frames; -1 is no limit."""
+    chunked: bool
+    """Whether queries see whole chunks (``chunked_limited``) or a band (``regular``)."""
+    keep: int
+    """Frames of left context that are kept from block to block."""
+    chunk: int | None
+    """Frames of a chunk where blocks are encoded as they come; None where a recording is one block."""
+    options: dict[str, Any]
+    """dtype and device."""
+    bands: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    """Masks of the attention context alone, by (frames, slots)."""
+
+    def __call__(self, count: int, first_keys: list[int], end_keys: list[int | None]) -> torch.Tensor | None:
+        """Return the mask for a block of ``count`` frames, to be added to the position scores before their shift.
+
+        ``first_keys`` and ``end_keys`` bound the keys of each slot's recording; None is no end.  Returns
+        [1, n * slots, columns]; None where each query sees every key: one chunk, the whole left context, no end.
+        """
+        slots = len(first_keys)
+        band = self._band(count, slots)
+        if not any(first_keys) and all(end is None for end in end_keys):
+            return band
+        mask = self._empty(count, slots) if band is None else band.clone()
+        shifted = self._shifted(mask, count, slots)
+        for slot, (first, end) in enumerate(zip(first_keys, end_keys, strict=True)):
+            if first:
+                shifted[:, slot, :first].fill_(MASKED)
+            if end is not None:
+                shifted[:, slot, end:].fill_(MASKED)
+        return mask
+
+    def _empty(self, count: int, slots: int) -> torch.Tensor:
+        return torch.zeros(1, count * slots, self.keep + 2 * count - 1, **self.options)
+
+    def _shifted(self, mask: torch.Tensor, count: int, slots: int) -> torch.Tensor:
+        """Return the view [n, slots, keys] of a mask that is laid out as the position scores before their shift."""
+        columns = mask.shape[2]
+        return mask.as_strided((count, slots, self.keep + count), (slots * columns - 1, columns, 1), count - 1)
+
+    def _band(self, count: int, slots: int) -> torch.Tensor | None:
+        """Return the mask of the attention context alone; None if it hides nothing."""
+        if count == self.chunk:
+            return None
+        if (count, slots) in self.bands:
+            return self.bands[count, slots]
+        mask = self._empty(count, slots)
+        self._shifted(mask, count, slots).masked_fill_(self._hidden(count)[:, None], MASKED)
+        if self.chunk:  # otherwise the mask is as large as the recording, and the next recording has another size
+            self.bands[count, slots] = mask
+        return mask
+
+    def _hidden(self, count: int) -> torch.Tensor:
+        """Return which keys the attention context hides, bool [n, keys]."""
+        device = self.options["device"]
+        left, right = self.context
+        query = torch.arange(self.keep, self.keep + count, device=device)[:, None]
+        key = torch.arange(self.keep + count, device=device)
+        hidden = torch.zeros_like(query - key, dtype=torch.bool)
+        if self.chunked and right >= 0:
+            chunks = query // (right + 1) - key // (right + 1)
+            hidden |= chunks < 0
+            if left >= 0:
+                hidden |= chunks > left // (right + 1)
+            return hidden
+        if left >= 0:
+            hidden |= key < query - left
+        if right >= 0:
+            hidden |= key > query + right
+        return hidden
