@@ -21,12 +21,12 @@ import torch  # noqa: E402
 import train  # noqa: E402
 
 from nemotron_npu.audio import sine  # noqa: E402
-from nemotron_npu.checkpoint.load import read_config  # noqa: E402
 from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
 from nemotron_npu.engine import ModelOptions  # noqa: E402
 from nemotron_npu.host.provenance import environment  # noqa: E402
-from nemotron_npu.precision.compare import Precision, stage_table  # noqa: E402
+from nemotron_npu.precision.compare import Precision  # noqa: E402
 from nemotron_npu.precision.report import write_report  # noqa: E402
+from nemotron_npu.precision.summary import format_precision  # noqa: E402
 from nemotron_npu.recognizer import load_recognizer  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -46,13 +46,13 @@ def main() -> None:
     reference = load_recognizer(DEMO, CPU, options=ModelOptions("nemo"))
     for dtype in args.dtypes.split(","):
         candidate = load_recognizer(DEMO, CPU, options=ModelOptions(dtype=dtype))
-        precision = Precision(candidate, reference, read_config(DEMO), chunk_ms=args.chunk_ms)
+        precision = Precision(candidate, reference, chunk_ms=args.chunk_ms)
         precision.add_signal(sine())
         for index, (samples, text) in enumerate(strings):
-            precision.add(f"string {index}", samples, text=text)
+            precision.add_recording(f"string {index}", samples, text=text)
         facts = {"engine": "native", "device": "cpu", "device_name": "cpu", "dtype": dtype, "model": str(DEMO)}
         facts |= {"parameters": candidate.parameters, "chunk_ms": candidate.chunk_ms}
-        print(stage_table(precision, facts), flush=True)
+        print(format_precision(precision, facts), flush=True)
         if args.report:
             write_report(precision, facts, environment(DEMO, instructions()), args.report / dtype)
 

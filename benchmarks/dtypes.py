@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a dtype costs in accuracy: the bundled model on the test strings of ``demo/train.py``, native engine, CPU.
+"""Accuracy of each dtype: the bundled model on the test strings of ``demo/train.py``, native engine, CPU.
 
     python benchmarks/dtypes.py --data FSDD --strings 240
 
@@ -16,13 +16,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
-import jiwer  # noqa: E402
 import torch  # noqa: E402
 import train  # noqa: E402
 
 from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
 from nemotron_npu.engine import ModelOptions  # noqa: E402
-from nemotron_npu.precision.compare import difference  # noqa: E402
+from nemotron_npu.evaluation.report import percent  # noqa: E402
+from nemotron_npu.evaluation.wer import evaluate  # noqa: E402
+from nemotron_npu.host.table import format_table  # noqa: E402
+from nemotron_npu.precision.metrics import difference  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -34,27 +36,28 @@ def main() -> None:
     parser.add_argument("--strings", type=int, default=240)
     args = parser.parse_args()
     strings = train.test_strings(train.read_digits(args.data, "test"), args.strings)
-    texts = [text for _, text in strings]
-    print(f"on a CPU with {instructions()}")
-    print("dtype     chunk  max error  relative error  tokens equal  WER")
+    rows = [["dtype", "chunk, ms", "max error", "relative error", "tokens equal", "WER"]]
     for chunk_ms in (80, 160, 560, 1120):
-        reference, said = [], []
+        encoded: dict[str, list[torch.Tensor]] = {}
+        tokens: dict[str, list[list[int]]] = {}
         for dtype in offered_dtypes(CPU):
-            recognizer = Recognizer(
-                ROOT / "demo" / "demo.nemo", CPU, options=ModelOptions(chunk_ms=chunk_ms, dtype=dtype)
-            )
+            options = ModelOptions(chunk_ms=chunk_ms, dtype=dtype)
+            recognizer = Recognizer(ROOT / "demo" / "demo.nemo", CPU, options=options)
             transcripts = recognizer.transcribe([samples for samples, _ in strings])
-            encoded = [recognizer.encode(*recognizer.preprocess([samples]))[0] for samples, _ in strings[:40]]
-            if dtype == "float32":
-                reference, said = encoded, [t.tokens for t in transcripts]
-            errors = [difference(a, b) for a, b in zip(encoded, reference, strict=True)]
-            equal = sum([x.id for x in t.tokens] == [x.id for x in r] for t, r in zip(transcripts, said, strict=True))
-            print(
-                f"{dtype:9} {chunk_ms:5}  {max(e.max_error for e in errors):9.2g}  "
-                f"{sum(e.relative_error_percent for e in errors) / len(errors):12.3f} %  "
-                f"{100 * equal / len(texts):10.1f} %  {100 * jiwer.wer(texts, [t.text for t in transcripts]):.2f} %",
-                flush=True,
-            )
+            encoded[dtype] = [recognizer.encode(*recognizer.preprocess([samples]))[0] for samples, _ in strings[:40]]
+            tokens[dtype] = [[token.id for token in transcript.tokens] for transcript in transcripts]
+            errors = [difference(*pair) for pair in zip(encoded[dtype], encoded["float32"], strict=True)]
+            equal = sum(own == other for own, other in zip(tokens[dtype], tokens["float32"], strict=True))
+            results = zip(strings, transcripts, strict=True)
+            words = evaluate(("", text, t.text, t.duration) for (_, text), t in results).overall.words
+            figures = [
+                f"{max(error.max_error for error in errors):.2g}",
+                f"{sum(error.relative_error_percent for error in errors) / len(errors):.3f} %",
+                f"{100 * equal / len(strings):.1f} %",
+                percent(words.rate),
+            ]
+            rows.append([dtype, f"{chunk_ms}", *figures])
+    print(format_table(rows, title=f"on a CPU with {instructions()}"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nemotron_npu import audio  # before torch: it says how long threads spin
 from nemotron_npu.cli.output_folder import OutputFolder
+from nemotron_npu.cli.run_info import RunSettings
 from nemotron_npu.formats import FORMATS, to_document
 from nemotron_npu.host.table import format_table
 from nemotron_npu.recognizer import Recognizer
@@ -52,7 +53,7 @@ def single_calls(recognizer, recordings: list[Recording]) -> list[str]:
 
 def every_format(recognizer, recordings: list[Recording], slots: int, path: Path) -> list[str]:
     texts = [""] * len(recordings)
-    settings = {"model": str(path), "chunk_ms": recognizer.chunk_ms, "dtype": recognizer.dtype}
+    settings = RunSettings(str(path), recognizer.chunk_ms, recognizer.dtype, None, None)
     with (
         tempfile.TemporaryDirectory() as target,
         OutputFolder(target, [*FORMATS], settings) as folder,
@@ -60,7 +61,9 @@ def every_format(recognizer, recordings: list[Recording], slots: int, path: Path
         folder.begin(recordings)
         for place, transcript in recognizer.results(recordings, slots):
             texts[place] = transcript.text
-            folder.write(place, transcript, to_document(transcript, **recordings[place].document_fields(), **settings))
+            folder.write(
+                place, transcript, to_document(transcript, **recordings[place].document_fields(), **settings.as_dict())
+            )
     return texts
 
 

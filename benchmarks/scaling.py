@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""What more workers give: time, memory, and what the process that hands out the work can do.
+"""What more workers give: time, memory, and the limits of the driver, the process that hands out the work.
 
     python benchmarks/scaling.py speed --files 1000 --seconds 8              # 1 worker on 1 core, then 2
     python benchmarks/scaling.py speed --files 16 --seconds 600
     python benchmarks/scaling.py memory --model_path full.nemo --workers 1 8
+    python benchmarks/scaling.py memory --model_path full.nemo --workers 4 --own_weights
     python benchmarks/scaling.py limits
 
-The recordings are made of the bundled clip, each of a length of its own around the one asked for.  ``speed`` runs
-``inference.py`` with every output format, checks that all runs have written the same, but for ``timings`` and
-probabilities, and takes the seconds that it reports, those of recognising, beside those of the whole command.  What the
-cores can give at most is seen from as many commands at once, each on a core of its own with its part of the files.
-``memory`` adds up the proportional set sizes of all processes of a run, so that shared pages count once.  ``limits``
-measures the driver with workers that recognise nothing, and decoding.
+The recordings are made of the bundled clip; their lengths differ around the one that is asked for.  ``speed`` runs
+``inference.py`` with every output format, checks that all runs write the same files apart from ``timings`` and
+probabilities, and reports the seconds of transcription and those of the whole command.  As many commands at the same
+time, each on a core of its own with its part of the files, show what the cores give at most.  ``memory`` adds up the
+proportional set sizes of all processes of a run, so that shared pages count once; with ``--own_weights`` each worker
+loads the weights for itself.  ``limits`` measures the driver with workers that transcribe nothing, and decoding.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import soundfile
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.cli.output_folder import OutputFolder
+from nemotron_npu.cli.run_info import RunSettings
 from nemotron_npu.cluster.driver import Workers
 from nemotron_npu.cluster.worker import Setup, WorkerInfo
 from nemotron_npu.formats import FORMATS, to_document
@@ -49,34 +51,51 @@ RATE = 16_000
 
 
 def make_corpus(folder: Path, files: int, seconds: float) -> float:
-    """Recordings of half to one and a half times so many seconds; the sound in all of them, in seconds."""
+    """Write recordings of half to one and a half times ``seconds``; return the seconds of all."""
     clip = read_audio(CLIP)
     total = 0
     for number in range(files):
         count = int(RATE * seconds * (0.5 + (number * 0.618) % 1))  # evenly, in no order
-        sound = np.resize(np.roll(clip, 997 * number), count)
-        soundfile.write(folder / f"{number:05}.flac", sound, RATE)
+        samples = np.resize(np.roll(clip, 997 * number), count)
+        soundfile.write(folder / f"{number:05}.flac", samples, RATE)
         total += count
     return total / RATE
 
 
+# a keeper that shares nothing; Ray sends a class of __main__ by value
+OWN_WEIGHTS = """
+import sys
+import inference
+from nemotron_npu.cluster import driver
+class Keeper:
+    def load(self, setup):
+        return None
+driver.Keeper = Keeper
+sys.exit(inference.main(sys.argv[1:]))
+"""
+
+
 def command(args, corpus: Path, output: Path, workers: int, core: int = 0) -> list[str]:
-    words = ["inference.py", corpus, "--output_dir", output, "--model_path", args.model_path, "--device", "cpu"]
-    words += ["--dtype", args.dtype, "--num_workers", workers, *(["--threads", args.threads] if args.threads else [])]
+    """Return the command that transcribes ``corpus``: by one worker on ``core``, or by several on all cores."""
+    words = ["-c", OWN_WEIGHTS] if args.own_weights else ["inference.py"]
+    words += [corpus, "--output_dir", output, "--model_path", args.model_path, "--device", "cpu"]
+    words += ["--dtype", args.dtype, "--num_workers", workers]
+    if args.threads:
+        words += ["--threads", args.threads]
     pinned = ["taskset", "-c", str(core)] if workers == 1 else []
     return [*pinned, sys.executable, *map(str, words)]
 
 
 def run(*commands: list[str]) -> tuple[float, float]:
-    """Seconds of recognising and of the whole command; of several at once, those of the last to end."""
+    """Return the seconds of transcription and of the whole command; of several commands, those of the slowest."""
     began = time.perf_counter()
     running = [subprocess.Popen(words, cwd=HERE.parent, stderr=subprocess.PIPE, text=True) for words in commands]
-    said = [process.communicate()[1] for process in running]
+    reports = [process.communicate()[1] for process in running]
     whole = time.perf_counter() - began
-    for process, text in zip(running, said, strict=True):
+    for process, text in zip(running, reports, strict=True):
         if process.returncode:
             raise SystemExit(text)
-    return max(float(re.search(r"sound in ([\d.]+) s", text)[1]) for text in said), whole
+    return max(float(re.search(r"(?:sound|audio) in ([\d.]+) s", text)[1]) for text in reports), whole
 
 
 def written(output: Path) -> dict[str, bytes]:
@@ -100,7 +119,7 @@ def speed(args) -> None:
     with tempfile.TemporaryDirectory() as place:
         corpus = Path(place, "corpus")
         corpus.mkdir()
-        sound = make_corpus(corpus, args.files, args.seconds)
+        total = make_corpus(corpus, args.files, args.seconds)
         files = sorted(map(str, corpus.iterdir()))
         parts = {core: Path(place, f"part{core}.txt") for core in cores}
         for number, part in enumerate(parts.values()):
@@ -112,17 +131,17 @@ def speed(args) -> None:
                 now = written(output)
                 before = before or now
                 if now != before:
-                    raise SystemExit(f"{workers} workers have written something else")
+                    raise SystemExit(f"{workers} workers wrote something else")
             each = (command(args, part, Path(place, f"part{core}-{turn}"), 1, core) for core, part in parts.items())
             runs[alone].append(run(*each))
     rows = [["", "seconds", "RTFx", "speed-up", "whole command, s"]]
     first = None
     for name, seconds in runs.items():
-        recognising, whole = (statistics.median(column) for column in zip(*seconds, strict=True))
-        first = first or recognising
-        figures = [f"{recognising:.2f}", f"{sound / recognising:.1f}", f"{first / recognising:.2f}", f"{whole:.1f}"]
+        transcribing, whole = (statistics.median(column) for column in zip(*seconds, strict=True))
+        first = first or transcribing
+        figures = [f"{transcribing:.2f}", f"{total / transcribing:.1f}", f"{first / transcribing:.2f}", f"{whole:.1f}"]
         rows.append([name, *figures])
-    title = f"{args.files} files, {sound / 3600:.2f} h, {len(before)} files written, the same results"
+    title = f"{args.files} files, {total / 3600:.2f} h, {len(before)} files written, the same results"
     print(format_table(rows, title=title))
 
 
@@ -136,33 +155,36 @@ def memory(args) -> None:
             process = subprocess.Popen(
                 command(args, corpus, Path(place, "out"), workers), cwd=HERE.parent, start_new_session=True
             )
-            most: dict[str, int] = {}
+            peak: dict[str, int] = {}
             while process.poll() is None:
-                now = proportional(process.pid)
-                if sum(now.values()) > sum(most.values()):
-                    most = now
+                sizes = proportional(process.pid)
+                if sum(sizes.values()) > sum(peak.values()):
+                    peak = sizes
                 time.sleep(0.2)
             if process.returncode:
                 raise SystemExit(process.returncode)
-        parts = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in sorted(most.items()))
-        rows.append(
-            (f"{workers} worker{'s' * (workers > 1)}", f"{sum(most.values()) / 1e9:.2f} GB at most (MB: {parts})")
-        )
-    print(format_table(rows, title=f"memory of {args.model_path.name}, {args.dtype}", left=2))
+        parts = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in sorted(peak.items()))
+        plural = "s" if workers > 1 else ""
+        rows.append((f"{workers} worker{plural}", f"{sum(peak.values()) / 1e9:.2f} GB at most (MB: {parts})"))
+    weights = "own" if args.own_weights else "shared"
+    print(format_table(rows, title=f"memory of {args.model_path.name}, {args.dtype}, {weights} weights", left=2))
 
 
 def proportional(session: int) -> dict[str, int]:
-    """Bytes by kind of process: each page counted once, in parts where it is shared."""
+    """Return bytes by kind of process; a page that n processes share counts 1/n for each."""
     sizes: dict[str, int] = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
             if int((entry / "stat").read_text().rpartition(")")[2].split()[3]) != session:
                 continue
             name = (entry / "cmdline").read_text()
-            kind = (
-                "workers" if name.startswith("ray::Worker") else "keeper" if name.startswith("ray::Keeper") else "Ray"
-            )
-            kind = "driver" if "inference.py" in name else kind
+            kind = "Ray"
+            if int(entry.name) == session:
+                kind = "driver"
+            elif name.startswith("ray::Worker"):
+                kind = "workers"
+            elif name.startswith("ray::Keeper"):
+                kind = "keeper"
             size = int(re.search(r"Pss: +(\d+)", (entry / "smaps_rollup").read_text())[1]) * 1024
             sizes[kind] = sizes.get(kind, 0) + size
     return sizes
@@ -170,7 +192,7 @@ def proportional(session: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Nothing(Setup):
-    """Workers that recognise nothing: every recording has said the same."""
+    """Workers that transcribe nothing: all transcripts are equal."""
 
     def load(self):
         return _Nothing(), WorkerInfo(0, "none", "cpu", "none", 8)
@@ -186,14 +208,14 @@ class _Nothing:
 
 
 def spoken(seconds: int = 8) -> Transcript:
-    """What may be said in so many seconds: five tokens in two."""
+    """Return a transcript as long as one of so many seconds: five tokens in two seconds."""
     tokens = tuple(Token(n, "▁seven", 5 * n, 0.4 * n, 0.987654321, 0.987654321) for n in range(seconds * 5 // 2))
     words = tuple(Word("seven", token.time, token.time + 0.08, token.confidence) for token in tokens)
     return Transcript(" ".join(["seven"] * len(words)), tokens, float(seconds), words)
 
 
 def limits(args) -> None:
-    """What one driver and one core can do."""
+    """Measure what one driver and one core can do."""
     os.environ["PYTHONPATH"] = f"{HERE}:{HERE.parent}"
     rows = []
     with tempfile.TemporaryDirectory() as place:
@@ -204,19 +226,17 @@ def limits(args) -> None:
         began = time.perf_counter()
         for recording in some * 50:
             recording.check()
-        rows.append(
-            ("headers looked at", f"{1000 / (time.perf_counter() - began):8.0f} files/s, one thread, local disk")
-        )
+        rows.append(("headers read", f"{1000 / (time.perf_counter() - began):8.0f} files/s, one thread, local disk"))
         for kind in ("flac", "wav"):
-            sound = Path(place, f"sound.{kind}")
-            soundfile.write(sound, np.resize(read_audio(CLIP), 600 * RATE), RATE)
+            file = Path(place, f"decoded.{kind}")
+            soundfile.write(file, np.resize(read_audio(CLIP), 600 * RATE), RATE)
             began = time.perf_counter()
-            read_audio(sound)
+            read_audio(file)
             factor = 600 / (time.perf_counter() - began)
             rows.append(
                 (
                     f"{kind} decoded",
-                    f"{factor:8.0f} times real time, one core; {sound.stat().st_size * 6 / 1e6:.0f} MB/h",
+                    f"{factor:8.0f} times real time, one core; {file.stat().st_size * 6 / 1e6:.0f} MB/h",
                 )
             )
         recordings = some * (args.files // 20)
@@ -230,16 +250,16 @@ def limits(args) -> None:
             for seconds in (8, 600):
                 count = args.files * 8 // seconds // 20 * 20 or 20
                 recordings = [replace(r, output=f"{n // 1000}/{n}") for n, r in enumerate(some * (count // 20))]
-                settings = {"model": "none", "chunk_ms": 1120, "dtype": "float32"}
+                settings = RunSettings("none", 1120, "float32", None, None)
                 with OutputFolder(str(Path(place, f"{name} {seconds}")), kinds, settings) as folder:
                     folder.begin(recordings)
                     began = time.perf_counter()
                     for number, recording in enumerate(recordings):
                         transcript = spoken(seconds)
-                        document = to_document(transcript, **recording.document_fields(), **settings)
+                        document = to_document(transcript, **recording.document_fields(), **settings.as_dict())
                         folder.write(number, transcript, document)
                     rate = count / (time.perf_counter() - began)
-                figures = f"{rate:8.1f} files/s, {rate * seconds / 3600:.1f} h of sound/s"
+                figures = f"{rate:8.1f} files/s, {rate * seconds / 3600:.1f} h of audio/s"
                 rows.append((f"{seconds} s each, written: {name}", figures))
     print(format_table(rows, title="limits of one driver", left=2))
 
@@ -253,6 +273,7 @@ def main() -> None:
     parser.add_argument("--model_path", type=Path, default=DEMO)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--own_weights", action="store_true", help="memory: each worker loads the weights for itself")
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     args.model_path = args.model_path.resolve()

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""How late the emission times of words are: those of the bundled model against joins that are known.
+"""Delay of the emission times of words: the bundled model against joins whose times are known.
 
     python benchmarks/word_times.py --data FSDD
 
-Each of the demo's test strings is joined from recordings of single digits, so that it is known where each word's
-recording begins and ends in it (within the recording there may be some silence around the word).  Strings with a
-recognition error are left out.
+Each of the demo's test strings is joined from recordings of single digits, so the begin and end of each word's
+recording are known (the recording may have some silence around the word).  Strings with a word error are left out.
 """
 
 from __future__ import annotations

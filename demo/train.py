@@ -5,11 +5,11 @@
 
 FSDD is the free-spoken-digit-dataset with an ``index.json`` (audio, text, speaker, split).  Recordings 0-4 of every
 speaker and digit are the test split; training never sees them.  ``--voices DIR`` adds more single digits, named
-``{digit}_{voice}_{n}.wav``.  ``--leave_out SPEAKER`` trains without that speaker and measures on him alone.
+``{digit}_{voice}_{n}.wav``.  ``--leave_out SPEAKER`` trains without that speaker and measures that speaker alone.
 
-What made it learn in an hour: the joins are ours, so it is known when each word is said.
-A helper head on the encoder is first taught that alignment frame by frame, then goes on as a CTC loss beside the RNN-T
-loss; it is dropped when saving.  Strings grow longer, noisier and more varied with every step.
+The model learns in an hour because the script joins the recordings itself and so knows when each word is spoken.
+A helper head on the encoder first learns that alignment frame by frame, then becomes a CTC loss next to the RNN-T loss;
+the checkpoint leaves it out.  Strings grow longer, noisier and more varied with every step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from checkpoints import ATT_CONTEXT_SIZES, build_model, train_tokenizer
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 RATE = 16000
-FRAME = 0.08  # seconds of sound in one encoder frame
+FRAME = 0.08  # seconds of audio in one encoder frame
 SIZE = dict(mels=80, channels=32, layers=5, width=128, heads=4, predictor=96, predictor_layers=1, joint=128, pieces=52)
 SPEEDS = (0.85, 0.92, 1.0, 1.08, 1.18)
 
@@ -64,7 +64,10 @@ def read_digits(root: Path, split: str, voices: Path | None = None) -> list[dict
 
 
 def join(pieces: list[np.ndarray], gaps: list[float]) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """Silence of ``gaps[i]`` seconds before piece i, ``gaps[-1]`` at the end; samples and each piece's (start, end)."""
+    """Join ``pieces`` with ``gaps[i]`` seconds of silence before piece i, and ``gaps[-1]`` at the end.
+
+    Returns the samples and (start, end) of each piece in seconds.
+    """
     parts, spans, position = [], [], 0
     for piece, gap in zip([*pieces, np.zeros(0, np.float32)], gaps, strict=True):
         silence = np.zeros(int(gap * RATE), np.float32)
@@ -75,14 +78,14 @@ def join(pieces: list[np.ndarray], gaps: list[float]) -> tuple[np.ndarray, list[
 
 
 def draw_speaker(by_speaker: dict[str, list[dict]], rng: np.random.Generator) -> str:
-    """A speaker at random, a human one in 70 of 100 draws however many voices are synthetic."""
+    """Draw a speaker, a human one in 70 of 100 draws however many voices are synthetic."""
     human = rng.random() < 0.7
     speakers = [name for name, digits in by_speaker.items() if digits[0]["human"] == human] or list(by_speaker)
     return speakers[rng.integers(len(speakers))]
 
 
 def training_string(by_speaker: dict[str, list[dict]], rng: np.random.Generator, hard: float, count: int):
-    """One random string of ``count`` words; ``hard`` from 0 (clean) to 1 (fast, noisy, far from the microphone)."""
+    """Draw a string of ``count`` words; ``hard`` is from 0 (clean) to 1 (fast, noisy, far from the microphone)."""
     speaker = draw_speaker(by_speaker, rng)
     speed = int(rng.integers(len(SPEEDS))) if rng.random() < hard else SPEEDS.index(1.0)
     connected = rng.random() < 0.5  # one pace through the string, or gaps of every length
@@ -115,7 +118,7 @@ def training_string(by_speaker: dict[str, list[dict]], rng: np.random.Generator,
 
 
 class Batches(torch.utils.data.Dataset):
-    """Item ``step`` is that step's batch: the same for a seed, whatever the number of workers."""
+    """Batches by training step; a seed always gives the same ones, with any number of workers."""
 
     def __init__(self, digits: list[dict], steps: int, batch_size: int, ramp: int, seed: int):
         self.by_speaker: dict[str, list[dict]] = {}
@@ -147,14 +150,14 @@ class Batches(torch.utils.data.Dataset):
 
 
 def test_strings(digits: list[dict], count: int, seed: int = 2026) -> list[tuple[np.ndarray, str]]:
-    """The samples and text of ``timed_strings``."""
+    """Return the samples and text of ``timed_strings``."""
     return [(samples, text) for samples, text, _ in timed_strings(digits, count, seed)]
 
 
 def timed_strings(digits: list[dict], count: int, seed: int = 2026):
-    """Fixed strings of 3 to 8 words of one speaker, as recorded, gaps of 0.1 to 0.5 s, every test recording used.
+    """Make fixed strings of 3 to 8 words of one speaker with gaps of 0.1 to 0.5 s; they use every test recording.
 
-    (samples, text, (start, end) of each word in s) of each.
+    Returns (samples, text, (start, end) of each word in seconds) of each string.
     """
     rng = np.random.default_rng(seed)
     by_speaker: dict[str, list[dict]] = {}
@@ -179,7 +182,9 @@ def timed_strings(digits: list[dict], count: int, seed: int = 2026):
 
 
 def rnnt_loss(log_probs, labels, frames, label_lengths, blank: int):
-    """RNN-T loss of each row, [B].  log_probs [B, T, U+1, V] float32, labels [B, U], frames [B], label_lengths [B].
+    """Return the RNN-T loss of each row, [B].
+
+    log_probs [B, T, U+1, V] float32, labels [B, U], frames [B], label_lengths [B].
 
     Graves 2012, equation 16: alpha(t, u) = alpha(t-1, u) blank(t-1, u) + alpha(t, u-1) label(t, u-1).  Going along u
     is a cumulative sum of label log-probabilities, so one ``logcumsumexp`` does a whole frame.
@@ -198,7 +203,10 @@ def rnnt_loss(log_probs, labels, frames, label_lengths, blank: int):
 
 
 def frame_targets(spans, tokens, frames: int, blank: int):
-    """[B, frames] token spoken at each encoder frame (which hears up to its own time), blank between words."""
+    """Return the token spoken at each encoder frame, [B, frames]; blank between words.
+
+    A frame depends on audio up to its own time only, so a word's frames lie around its end.
+    """
     targets = torch.full((len(spans), frames), blank)
     for row, (spans_of_row, tokens_of_row) in enumerate(zip(spans, tokens, strict=True)):
         for (start, end), token in zip(spans_of_row, tokens_of_row, strict=True):
@@ -225,7 +233,7 @@ def train(args) -> torch.nn.Module:
 
 
 def _train(model, average, digits, args) -> None:
-    """Train ``model``; ``average`` becomes the moving average of its weights, which is what gets used."""
+    """Train ``model``; ``average`` becomes the moving average of its weights, which the checkpoint contains."""
     blank = model.joint.num_classes_with_blank - 1
     token = {word: model.tokenizer.text_to_ids(word) for word in WORDS}
     assert all(len(ids) == 1 for ids in token.values()), token
@@ -256,10 +264,10 @@ def _train(model, average, digits, args) -> None:
         log_probs = model.joint.joint(encoded, predicted.transpose(1, 2))
         assert model.joint.log_softmax is None  # on the CPU NeMo's joint returns log-probabilities
         transducer = rnnt_loss(log_probs, labels, frames, label_lengths, blank) / label_lengths
-        heard = helper(encoded).log_softmax(-1)
-        ctc = F.ctc_loss(heard.transpose(0, 1), labels, frames, label_lengths, blank=blank, zero_infinity=True)
+        frame_probs = helper(encoded).log_softmax(-1)
+        ctc = F.ctc_loss(frame_probs.transpose(0, 1), labels, frames, label_lengths, blank=blank, zero_infinity=True)
         inside = torch.arange(encoded.shape[1]) < frames[:, None]
-        aligned = F.nll_loss(heard[inside], frame_targets(spans, tokens, encoded.shape[1], blank)[inside])
+        aligned = F.nll_loss(frame_probs[inside], frame_targets(spans, tokens, encoded.shape[1], blank)[inside])
         guide = max(0.0, 1 - step / (0.3 * args.steps))  # the alignment helps at first, then gets in the way
         loss = transducer.mean() + 0.3 * (1 - guide) * ctc + 2.0 * guide * aligned
         optimizer.zero_grad()
@@ -286,7 +294,7 @@ def _train(model, average, digits, args) -> None:
 
 
 def _mask(features, widest: int = 12, longest: int = 6):
-    """SpecAugment, mild: one band of mels and a few frames of each row are set to the row's mean."""
+    """Apply a mild SpecAugment: set one band of mels and a few frames of each row to the row's mean."""
     features = features.clone()
     for row in features:
         fill = row.mean()
@@ -299,7 +307,7 @@ def _mask(features, widest: int = 12, longest: int = 6):
 
 
 def word_error_rates(model, strings: list[tuple[np.ndarray, str]]) -> dict[int, float]:
-    """WER in percent for each chunk size in ms, by NeMo's own greedy decoding."""
+    """Measure the WER in percent for each chunk size in ms, with NeMo's own greedy decoding."""
     import jiwer
 
     was_training = model.training
@@ -329,7 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the free-spoken-digit-dataset")
     parser.add_argument("--voices", type=Path, help="folder of further single digits, {digit}_{voice}_{n}.wav")
-    parser.add_argument("--leave_out", metavar="SPEAKER", help="train without this speaker, measure on him alone")
+    parser.add_argument("--leave_out", metavar="SPEAKER", help="train without this speaker, measure only this one")
     parser.add_argument("--out", type=Path, help="checkpoint to write")
     parser.add_argument("--evaluate", type=Path, metavar="NEMO", help="measure this checkpoint, do not train")
     parser.add_argument("--steps", type=int, default=7000)

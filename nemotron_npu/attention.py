@@ -29,7 +29,10 @@ class RelativeAttention:
         self.head_width = width // heads
         self.scale = 1 / math.sqrt(self.head_width)
         self.norm = load.norm("norm_self_att", width)
-        self.qkv = make_linear(self._stacked(load, "weight"), self._stacked(load, "bias"), load.dtype)
+        bias = None
+        if load.weights.has("self_attn.linear_q.bias"):
+            bias = self._stacked(load, "bias", width)[:, 0]
+        self.qkv = make_linear(self._stacked(load, "weight", width, width), bias, load.dtype)
         """Columns in the order [head, (q, k, v), head_width], so that slots and heads are one dimension of a slice."""
         uv = [load.weights(f"self_attn.pos_bias_{part}", heads, self.head_width) for part in "uv"]
         self.bias_uv = torch.stack(uv).view(2, 1, 1, heads, self.head_width)
@@ -37,16 +40,11 @@ class RelativeAttention:
         self.position = load.weights("self_attn.linear_pos.weight", width, width)
         self.out = load.linear("self_attn.linear_out", (width, width))
 
-    def _stacked(self, load: LayerLoader, name: str) -> torch.Tensor | None:
-        """Return ``linear_q``, ``linear_k`` and ``linear_v`` in the order of ``qkv``; None for biases that lack."""
-        is_bias = name == "bias"
-        if is_bias and not load.weights.has("self_attn.linear_q.bias"):
-            return None
-        shape = (self.width,) if is_bias else (self.width, self.width)
+    def _stacked(self, load: LayerLoader, name: str, *shape: int) -> torch.Tensor:
+        """Return the weights or biases of ``linear_q``, ``linear_k`` and ``linear_v`` in the order of ``qkv``."""
         parts = [load.weights(f"self_attn.linear_{part}.{name}", *shape) for part in "qkv"]
         stacked = torch.stack([part.view(self.heads, self.head_width, -1) for part in parts], 1)
-        stacked = stacked.view(3 * self.width, -1)
-        return stacked[:, 0] if is_bias else stacked
+        return stacked.view(3 * self.width, -1)
 
     def __call__(
         self, x: torch.Tensor, window: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None

@@ -1,7 +1,7 @@
-"""Context biasing: phrases that the search is to prefer, as NeMo's boosting tree prefers them.
+"""Context biasing: phrases that the decoder prefers, as with NeMo's boosting tree.
 
-The phrases form a trie of tokens in which each token of a phrase has a score.  While the search spells a phrase, the
-next token of it gets its score; when it leaves the phrase unfinished, what the phrase was given is taken back (the
+The phrases form a trie of tokens in which each token of a phrase has a score.  While the decoder spells a phrase, the
+next token of it gets its score; when it leaves the phrase unfinished, the scores so far are subtracted again (the
 failure links of Aho and Corasick, 1975).  Whether a frame emits a token or blank is never changed, only which token.
 Follows NeMo 2.7.3: ``context_graph_universal.py``, ``boosting_graph_batched.py``, ``ngram_lm_batched.py``.
 """
@@ -14,10 +14,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .device import import_torch
 from .errors import SetupError
+
+if TYPE_CHECKING:
+    import torch
 
 SCORE = 1.0  # of a phrase's first token: NeMo's context_score
 DEPTH = 2.0  # times as much for the later ones, plus log of their place: NeMo's depth_scaling
@@ -29,16 +34,16 @@ class Phrase:
     """Words to prefer."""
 
     text: str
-    """As the model writes them: upper case and punctuation count."""
+    """As the model writes them: case and punctuation matter."""
     score: float = SCORE
     line: int = 0
-    """Where in the file."""
+    """Line number in the file."""
 
 
 def read_phrases(path: str | Path) -> list[Phrase]:
-    """A phrase on each line, as in NeMo's ``key_phrases_file``; behind a tab a score of its own, SCORE without it.
+    """Read one phrase per line, as in NeMo's ``key_phrases_file``, optionally with a tab and its score (else SCORE).
 
-    Empty lines are passed over, and of a phrase that is there twice the last score counts.
+    Empty lines are skipped; the last score of a repeated phrase counts.
     Raises SetupError for a file that cannot be read or holds no phrase, and for a score that is no positive number.
     """
     try:
@@ -66,9 +71,9 @@ def read_phrases(path: str | Path) -> list[Phrase]:
 
 
 def digest(phrases: list[Phrase], alpha: float) -> str | None:
-    """What results have in common with those of the same phrases, scores and weight; None without phrases.
+    """Return a digest of phrases, scores and weight, as ``12 phrases, alpha 1, sha256 0f3a...``; None without phrases.
 
-    As ``12 phrases, alpha 1, sha256 0f3a...``: the words themselves may be many.
+    Results of equal digests were made with the same phrases.
     """
     if not phrases:
         return None
@@ -78,7 +83,7 @@ def digest(phrases: list[Phrase], alpha: float) -> str | None:
 
 
 def spell(phrases: list[Phrase], encode: Callable, unknown: int) -> tuple[list[tuple[list[int], float]], list[Phrase]]:
-    """(tokens, score) of each phrase; and the phrases of which the vocabulary lacks a letter (token ``unknown``)."""
+    """Return (tokens, score) of each phrase, and the phrases with a letter outside the vocabulary (``unknown``)."""
     spelled = [(phrase, encode(phrase.text)) for phrase in phrases]
     return (
         [(tokens, phrase.score) for phrase, tokens in spelled if unknown not in tokens],
@@ -89,7 +94,7 @@ def spell(phrases: list[Phrase], encode: Callable, unknown: int) -> tuple[list[t
 class Node:
     """A state of the tree: the beginning of a phrase that has just been spelled."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.next: dict[int, Node] = {}
         self.fail = self
         """The longest beginning of a phrase that ends as this one does."""
@@ -98,24 +103,21 @@ class Node:
         self.total = 0.0
         """Scores from the root to here."""
         self.is_end = False
-        """Whether a phrase is complete here: it keeps what it was given."""
-        self.scores = None
-        """What ``BoostingTree.scores`` made of this state."""
+        """Whether a phrase is complete here: it keeps its scores."""
+        self.scores: torch.Tensor | None = None
+        """Cache of ``BoostingTree.scores``."""
 
 
 class BoostingTree:
     """The trie of some phrases, and the scores of all tokens in each of its states.
 
-    Parameters
-    ----------
-    phrases : the tokens of each phrase, and its score.
-    size : tokens in the vocabulary, without blank.
-    alpha : weight of the scores.
-    device : where the scores are wanted.
+    ``phrases`` are the tokens and the score of each phrase; ``size`` is the number of tokens in the vocabulary, without
+    blank; ``alpha`` is the weight of the scores; ``device`` is where the decoder needs them.
     """
 
-    def __init__(self, phrases: list[tuple[list[int], float]], size: int, alpha: float, device):
-        self.alpha, self.device = np.float32(alpha), device
+    def __init__(self, phrases: list[tuple[list[int], float]], size: int, alpha: float, device: torch.device) -> None:
+        self.alpha = np.float32(alpha)
+        self.device = device
         self.root = Node()
         for tokens, score in phrases:
             self._add(tokens, score)
@@ -127,11 +129,11 @@ class BoostingTree:
     def _add(self, tokens: list[int], score: float) -> None:
         """ContextGraph.build: a token that phrases share has the larger score."""
         node = self.root
-        for place, token in enumerate(tokens):
+        for depth, token in enumerate(tokens):
             if token in node.next:
                 gain = max(score, node.next[token].gain)
             else:
-                gain = score * DEPTH + math.log(place + 1) if place else score
+                gain = score * DEPTH + math.log(depth + 1) if depth else score
                 node.next[token] = Node()
             child = node.next[token]
             child.gain, child.total = gain, node.total + gain
@@ -150,16 +152,14 @@ class BoostingTree:
                 waiting.append(node)
 
     def advance(self, node: Node, token: int) -> Node:
-        """The state after ``token``."""
+        """Return the state after ``token``."""
         while token not in node.next and node is not self.root:
             node = node.fail
         return node.next.get(token, self.root)
 
-    def scores(self, node: Node):
-        """What each token is given in a state: torch float32 [size].  Made when the search first comes there."""
+    def scores(self, node: Node) -> torch.Tensor:
+        """Return the score of each token in a state, float32 [size] on the device.  Computed at the first use."""
         if node.scores is None:
-            import torch
-
             states, costs = [], [np.float32(0)]  # this one and those it falls back to; what is taken back on the way
             state = node
             while state is not self.root:
@@ -170,5 +170,5 @@ class BoostingTree:
             for state, cost in zip(reversed(states), reversed(costs), strict=True):
                 for token, child in state.next.items():
                     scores[token] = cost + np.float32(child.gain)
-            node.scores = torch.from_numpy(scores * self.alpha).to(self.device)
+            node.scores = import_torch().from_numpy(scores * self.alpha).to(self.device)
         return node.scores

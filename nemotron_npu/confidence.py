@@ -1,20 +1,24 @@
-"""How sure the model was of a token: from the whole distribution that it was chosen from, as NeMo measures it.
+"""Confidence of a token, computed from the distribution that it was chosen from, as NeMo does.
 
 Formulas: ``asr_confidence_utils.get_confidence_measure_bank`` of NeMo 2.7.3; Laptev and Ginsburg, "Fast Entropy-Based
-Methods of Word-Level Confidence Estimation for End-to-End ASR" (arXiv 2212.08703).  Each is a sum over the
-distribution, taken on the device, and a scalar formula that maps it to 0 (uniform) .. 1 (certain).
+Methods of Word-Level Confidence Estimation for End-to-End ASR" (arXiv 2212.08703).  Each method is a sum over the
+distribution, computed on the device, and a scalar formula that maps it to 0 (uniform) .. 1 (certain).
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # --help lists the methods without torch
+    import torch
 
 METHODS = ("max_prob", "tsallis", "gibbs", "renyi")
-ALPHA = 0.33  # power of the probabilities in the entropies, NeMo's default; of max_prob it is 1
+ALPHA = 0.33  # power of the probabilities in the entropies, NeMo's default; max_prob has 1
 
 
-def statistic(log_probabilities, method: str):
-    """The sum that ``confidence`` maps.  torch float [..., V] -> [...]."""
+def statistic(log_probabilities: torch.Tensor, method: str) -> torch.Tensor:
+    """Return the sum that ``confidence`` maps: float [..., vocabulary] -> [...]."""
     if method == "max_prob":
         return log_probabilities.amax(-1).exp()
     powers = (log_probabilities * ALPHA).exp()
@@ -22,7 +26,10 @@ def statistic(log_probabilities, method: str):
 
 
 def confidence(statistic: float, method: str, size: int) -> float:
-    """0 .. 1, of a distribution over ``size`` tokens, blank included.  The entropies are normalised exponentially."""
+    """Return the confidence, 0 .. 1, of a distribution over ``size`` tokens, including blank.
+
+    The entropies are normalized exponentially.
+    """
     if method == "max_prob":
         return (statistic * size - 1) / (size - 1)
     if method == "renyi":

@@ -144,7 +144,8 @@ def convolution_context(config: EncoderConfig) -> tuple[int, int]:
 
 def _batch_norm(load: LayerLoader, norm_type: str, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scale and shift of each channel of a ``batch_norm`` or a ``fused_batch_norm``, each [width]."""
-    scale, shift = load.norm("conv.batch_norm", width)
+    scale = load.weights("conv.batch_norm.weight", width)
+    shift = load.weights("conv.batch_norm.bias", width)
     if norm_type == "batch_norm":
         variance = load.weights("conv.batch_norm.running_var", width)
         scale = scale / torch.sqrt(variance + BATCH_NORM_EPSILON)

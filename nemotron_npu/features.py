@@ -28,15 +28,12 @@ DEFAULTS = {  # AudioToMelSpectrogramPreprocessor's own, NeMo 2.7.3
 class Frontend:
     """The settings and filters of one checkpoint's log-mel features.  Runs on the host.
 
-    Parameters
-    ----------
-    config : the checkpoint's whole config; its ``preprocessor`` part is read.
-    weights : the checkpoint's tensors whose names begin with ``preprocessor.featurizer.``: ``fb`` and ``window``.
-
+    ``config`` is the checkpoint's whole config, of which ``preprocessor`` is read; ``weights`` are its tensors whose
+    names begin with ``preprocessor.featurizer.``: ``fb`` and ``window``.
     Raises Unsupported for settings that need the whole recording at once.
     """
 
-    def __init__(self, config: dict, weights: Weights):
+    def __init__(self, config: dict, weights: Weights) -> None:
         settings = {**DEFAULTS, **config["preprocessor"]}
         if settings["normalize"] not in ("NA", None, False, ""):
             raise Unsupported(
@@ -51,7 +48,7 @@ class Frontend:
         if max(self.hop, window_length) > self.n_fft:
             raise SetupError(f"windows of {window_length} samples, {self.hop} apart, do not fit {self.n_fft} (n_fft)")
         self.pad = (self.n_fft - self.hop) // 2 if settings["exact_pad"] else self.n_fft // 2
-        # NeMo pads an exact_pad signal before pre-emphasis and then silences what lies behind the *unpadded* length
+        # NeMo pads an exact_pad signal before pre-emphasis and then silences the samples past the *unpadded* length
         self.dropped = self.pad if settings["exact_pad"] and settings["preemph"] is not None else 0
         self.preemph = settings["preemph"]
         self.mag_power = settings["mag_power"]
@@ -69,11 +66,11 @@ class Frontend:
         self.mels = self.filters.shape[1]
 
     def frames(self, samples: int) -> int:
-        """Number of valid feature frames of a recording of so many samples (FilterbankFeatures.get_seq_len)."""
+        """Return the valid feature frames of a recording of so many samples (FilterbankFeatures.get_seq_len)."""
         return max(0, (samples + 2 * self.pad - self.n_fft) // self.hop)
 
     def log_mel(self, signal: torch.Tensor) -> torch.Tensor:
-        """Features float32 [frames, mels] of every whole window in a pre-emphasised and padded float32 [samples]."""
+        """Compute float32 [frames, mels] of every whole window in a pre-emphasized and padded float32 [samples]."""
         spectrum = torch.fft.rfft(signal.unfold(0, self.n_fft, self.hop) * self.window)
         squares = torch.view_as_real(spectrum).square()
         power = squares[..., 0] + squares[..., 1]  # sum(-1) takes five times as long over two values
@@ -86,14 +83,14 @@ class Frontend:
 
 
 class FeatureStream:
-    """The features of one recording, whose samples come piece by piece.
+    """The features of one recording, whose samples arrive in parts.
 
     However the samples are cut, the frames are those of the whole recording: a frame is given as soon as the window's
     last sample that is not multiplied by zero is there, pre-emphasis is carried across, and silence is only added at
     the true start and end.
     """
 
-    def __init__(self, frontend: Frontend):
+    def __init__(self, frontend: Frontend) -> None:
         self.frontend = frontend
         self.samples = 0
         """Samples fed so far."""
@@ -101,17 +98,17 @@ class FeatureStream:
         """Frames given so far."""
         self.held = torch.empty(0)  # raw samples that are silenced if the recording ends here
         self.last = torch.zeros(1)  # the raw sample before the next one
-        self.signal = torch.zeros(frontend.pad)  # pre-emphasised, from the first sample of the next frame on
+        self.signal = torch.zeros(frontend.pad)  # pre-emphasized, from the first sample of the next frame on
 
     def feed(self, samples: torch.Tensor) -> torch.Tensor:
-        """float32 [samples], of any number -> the frames that they complete, float32 [frames, mels]."""
+        """Add float32 [samples], any number.  Returns the frames that they complete, float32 [frames, mels]."""
         self._append(samples)
         frontend = self.frontend
         count = (len(self.signal) - frontend.reach) // frontend.hop + 1
         return self._frames(min(count, frontend.frames(self.samples) - self.frames))
 
     def finish(self, samples: torch.Tensor | None = None) -> torch.Tensor:
-        """The frames that are left: the sound ends with ``samples``, if there are more.  float32 [frames, mels]."""
+        """Return the remaining frames, float32 [frames, mels]; ``samples`` are the last ones, if there are more."""
         if samples is not None:
             self._append(samples)
         return self._frames(self.frontend.frames(self.samples) - self.frames)
@@ -125,11 +122,11 @@ class FeatureStream:
             samples = samples[: len(samples) - len(self.held)]
         if not len(samples):
             return
-        emphasised = samples
+        emphasized = samples
         if frontend.preemph is not None:
-            emphasised = samples - frontend.preemph * torch.cat([self.last, samples[:-1]])
+            emphasized = samples - frontend.preemph * torch.cat([self.last, samples[:-1]])
             self.last = samples[-1:]
-        self.signal = torch.cat([self.signal, emphasised])
+        self.signal = torch.cat([self.signal, emphasized])
 
     def _frames(self, count: int) -> torch.Tensor:
         frontend = self.frontend

@@ -253,7 +253,7 @@ class Norm(NamedTuple):
     """A layer norm over the last axis."""
 
     weight: torch.Tensor
-    bias: torch.Tensor
+    bias: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize [..., width]; epsilon is 1e-5, as in torch.nn.LayerNorm."""
@@ -281,7 +281,8 @@ class LayerLoader:
 
     def norm(self, name: str, width: int) -> Norm:
         """Return the scale and the shift of a norm over ``width`` channels."""
-        return Norm(*self.weight_and_bias(name, (width,)))
+        weight, bias = self.weight_and_bias(name, (width,))
+        return Norm(weight, bias)
 
     def linear(self, name: str, shape: tuple[int, ...], *, scale: float = 1.0, floor: float | None = None) -> AnyLinear:
         """Return the linear layer, or pointwise convolution, of a weight with this shape."""

@@ -1,9 +1,9 @@
-"""Checkpoints to test with: the same class and config keys as the real one, random weights, made by NeMo's own save_to.
+"""Random checkpoints with the class and config keys of the published one, written by NeMo's own save_to.
 
     python tests/checkpoints.py tiny OUT.nemo     # seconds, under 3 MB: unit tests
     python tests/checkpoints.py full OUT.nemo     # 618,084,865 parameters, 2.47 GB: shapes, speed, memory
 
-The words that they print mean nothing.  The full-size one takes about 8 GB of memory and a minute or two to make.
+Their transcripts mean nothing.  Making the full-size one takes about 8 GB of memory and one or two minutes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def nemotron_config(
     joint: int,
     dropout: float = 0.1,
 ) -> dict:
-    """The ``model_config.yaml`` of a cache-aware FastConformer-RNNT of this size; the rest is as in the real one."""
+    """Return the ``model_config.yaml`` of a cache-aware FastConformer-RNNT of this size; the rest is as published."""
     return {
         "sample_rate": 16000,
         "compute_eval_loss": False,
@@ -131,7 +131,7 @@ def train_tokenizer(lines: list[str], pieces: int, directory: str | Path) -> Non
 
 
 def build_model(tokenizer_dir: str | Path, *, seed: int = 0, parts: dict | None = None, **size):
-    """An ``EncDecRNNTBPEModel`` with random weights in the given size (see FULL_SIZE)."""
+    """Make an ``EncDecRNNTBPEModel`` with random weights in the given size (see FULL_SIZE)."""
     import torch
     from nemo.collections.asr.models import EncDecRNNTBPEModel
     from omegaconf import OmegaConf
@@ -149,8 +149,8 @@ def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0, speak: b
     """Write a random checkpoint of ``size`` to ``path``.
 
     ``parts`` change the config: ``encoder={"use_bias": True}``.  ``speak`` makes it emit some tokens a second.
-    Where ``TEST_CHECKPOINTS`` names a folder, each is kept there, and one that is there is copied: for machines that
-    lack NeMo (see other_cpus.py).
+    If ``TEST_CHECKPOINTS`` names a folder, checkpoints are kept and looked up there, for machines without NeMo (see
+    other_cpus.py).
     """
     folder = os.environ.get("TEST_CHECKPOINTS")
     if not folder:
@@ -181,9 +181,9 @@ def write_random_checkpoint(path: str | Path, size: dict, seed: int = 0, speak: 
 
 
 def _speak(model) -> None:
-    """Make greedy decoding of speech emit about TOKENS_PER_SECOND, different ones, by what each frame sounds like.
+    """Make greedy decoding of speech emit about TOKENS_PER_SECOND different tokens, which depend on the audio.
 
-    As initialised, the joint is nearly deaf to the encoder and says one token for ever.
+    As initialized, the joint network hardly depends on the encoder and repeats one token for ever.
     """
     import soundfile
     import soxr

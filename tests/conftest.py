@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # a torch_npu without CANN must not keep torch from being imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background; programs under test would too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from support import CLIP, GUARD, PARITY
+from support import CLIP, CLIP_WORDS, DEMO, GUARD, PARITY, POISON
 
 if str(GUARD) not in os.environ.get("PYTHONPATH", ""):  # else this is a pytest that a test has started
     os.environ["NETWORK_GUARD"] = tempfile.mkstemp(prefix="network-guard-")[1]
@@ -69,10 +70,89 @@ def engines():
     )
 
 
+@pytest.fixture(scope="session")
+def demo_native():
+    """The bundled model in the native engine, loaded once for all tests that do not change it."""
+    from nemotron_npu.recognizer import load_recognizer
+
+    return load_recognizer(DEMO, "cpu")
+
+
+@pytest.fixture(scope="session")
+def demo_nemo():
+    """The bundled model in NeMo, loaded once for all tests that do not change it."""
+    from nemotron_npu.engine import ModelOptions
+    from nemotron_npu.recognizer import load_recognizer
+
+    return load_recognizer(DEMO, "cpu", options=ModelOptions("nemo"))
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """The bundled clip: float32 [samples] at 16 kHz."""
+    from nemotron_npu.audio import read_audio
+
+    return read_audio(str(CLIP))
+
+
+@pytest.fixture(scope="session")
+def comparison(demo_native, demo_nemo, clip):
+    """The comparison of the bundled clip, at all chunk lengths."""
+    from nemotron_npu.audio import sine
+    from nemotron_npu.precision.compare import Precision
+
+    precision = Precision(demo_native, demo_nemo)
+    precision.add_signal(sine())
+    precision.add_recording("digits.wav", clip, text=CLIP_WORDS)
+    return precision
+
+
 @pytest.fixture
 def digits() -> tuple[np.ndarray, int]:
     """The bundled clip as recorded: float32 [samples] and its rate, 8000 Hz."""
     return soundfile.read(CLIP, dtype="float32")
+
+
+@pytest.fixture
+def stereo_mp3(tmp_path, digits) -> Path:
+    """The bundled clip as a 44.1 kHz stereo mp3."""
+    audio, rate = digits
+    path = tmp_path / "stereo.mp3"
+    resampled = soxr.resample(audio, rate, 44100)
+    soundfile.write(path, np.stack([resampled, resampled * 0.8], 1), 44100)
+    return path
+
+
+@pytest.fixture
+def poison(tmp_path) -> Path:
+    """A recording that ``support.poison_the_encoder`` and its likes let fail."""
+    path = tmp_path / "poison.wav"
+    soundfile.write(path, np.zeros(POISON), 16000)
+    return path
+
+
+@pytest.fixture(scope="session")
+def calls(tmp_path_factory) -> Path:
+    """20 recordings of many formats in folders, and the five broken ones of ``support.BROKEN``."""
+    folder = tmp_path_factory.mktemp("data") / "calls"
+    audio, rate = soundfile.read(CLIP, dtype="float32")
+    formats = [("wav", "PCM_16"), ("wav", "ULAW"), ("flac", "PCM_24"), ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III")]
+    for i in range(20):
+        suffix, subtype = formats[i % 5]
+        new_rate = (8000, 16000, 44100, 48000)[i % 4]
+        samples = soxr.resample(audio[: rate if i % 3 == 0 else None], rate, new_rate).clip(-1, 1)
+        if i % 2:
+            samples = np.stack([samples, 0.8 * samples], 1)
+        path = folder / f"day {i % 3}" / f"call{i:02d}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, samples, new_rate, subtype=subtype)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.mp3").write_text("not sound at all\n" * 50)
+    soundfile.write(folder / "header.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "broken.flac", np.random.default_rng(0).uniform(-1, 1, 40000), 16000)
+    os.truncate(folder / "broken.flac", 9000)
+    soundfile.write(folder / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    return folder
 
 
 @pytest.fixture
@@ -119,7 +199,8 @@ def cli(capsys):
     return call
 
 
-QUICK = "audio boosting config checkpoints confidence device dtypes engine live_input outputs sources transcript"
+QUICK = "audio boosting config checkpoints confidence device dtypes engine output_folder output_names"
+QUICK += " live_input sources transcript"
 
 
 def pytest_collection_modifyitems(items):

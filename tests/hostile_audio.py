@@ -408,8 +408,8 @@ def gone_after_the_check(folder: Path) -> Iterator[None]:
 
     check = Results.check
 
-    def check_and_remove(results: Results) -> None:
-        check(results)
+    def check_and_remove(results: Results, **options: bool) -> None:
+        check(results, **options)
         (folder / "x.wav").unlink()
 
     Results.check = check_and_remove

@@ -14,9 +14,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+INFERENCE = ROOT / "inference.py"
 CLIP = ROOT / "demo" / "digits.wav"
 GUARD = ROOT / "tests" / "guard"
 CLIP_WORDS = "three one four one five nine two six"
+DEMO = ROOT / "demo" / "demo.nemo"
+PER_FILE = ("txt", "json", "srt", "vtt", "tsv", "ctm")
+COLLECTED = {"results.jsonl", "manifest.jsonl"}
+BROKEN = ["broken.flac", "empty.wav", "header.wav", "nan.wav", "text.mp3"]
+"""Files of the fixture ``calls`` that cannot be transcribed."""
+POISON, POISON_FEATURES, POISON_FRAMES = 12345, 77, 11
+"""Samples, feature frames and encoder frames of the recording in the fixture ``poison``."""
 
 PARITY = pytest.StashKey[dict]()
 """Largest difference from NeMo by kind, kept for the end of the report."""
@@ -80,3 +88,44 @@ def assert_same_run(ours: Path, theirs: Path, tolerance: float = 2e-4) -> None:
     (found, certainties), (expected, others) = contents(ours), contents(theirs)
     assert found == expected
     assert certainties == pytest.approx(others, abs=tolerance)
+
+
+def words_of(name: str) -> str:
+    """Return the words of a recording in the fixture ``calls``."""
+    return "three" if int(Path(name).stem[4:]) % 3 == 0 else CLIP_WORDS
+
+
+def lines(path: Path) -> list[dict]:
+    """Return the documents of a file with a JSON object on each line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def files(folder: Path) -> set[str]:
+    """Return the relative paths of all files below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def fail_where(monkeypatch, owner, method, poisoned):
+    """Let ``owner.method`` fail for arguments that are ``poisoned``."""
+    real = getattr(owner, method)
+
+    def failing(self, *args):
+        if poisoned(*args):
+            raise RuntimeError("the device said no\nat some length")
+        return real(self, *args)
+
+    monkeypatch.setattr(owner, method, failing)
+
+
+def poison_the_encoder(monkeypatch):
+    """Let the encoder fail for the recording of the fixture ``poison``."""
+    from nemotron_npu.encoder import Encoder
+
+    fail_where(monkeypatch, Encoder, "step", lambda rows, state, ends: POISON_FEATURES in ends)
+
+
+def poison_the_decoder(monkeypatch):
+    """Let the decoder fail for the recording of the fixture ``poison``."""
+    from nemotron_npu.decoder import Decoder
+
+    fail_where(monkeypatch, Decoder, "step", lambda frames, state, counts: POISON_FRAMES in counts)

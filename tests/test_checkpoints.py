@@ -1,4 +1,4 @@
-"""The stand-ins have the shape of the real checkpoint."""
+"""``tests/checkpoints.py``: the random checkpoints have the shape of the published one."""
 
 import torch
 from checkpoints import ATT_CONTEXT_SIZES, FULL_PARAMETERS, FULL_SIZE, TINY_SIZE, nemotron_config
@@ -10,7 +10,8 @@ from nemotron_npu.checkpoint.load import read_config
 from nemotron_npu.recognizer import load_recognizer
 
 
-def test_the_full_size_config_has_the_published_number_of_parameters():
+def test_full_size_config_has_the_published_parameter_count():
+    """The full-size configuration gives 618,084,865 parameters."""
     from nemo.collections.asr.modules import ConformerEncoder, RNNTDecoder, RNNTJoint
 
     config = nemotron_config("", **FULL_SIZE)
@@ -22,7 +23,8 @@ def test_the_full_size_config_has_the_published_number_of_parameters():
     assert sum(p.numel() for module in (encoder, decoder, joint) for p in module.parameters()) == FULL_PARAMETERS
 
 
-def test_the_tiny_checkpoint_is_small_and_of_the_real_ones_class_and_contexts(tiny):
+def test_tiny_checkpoint_has_the_real_class_and_contexts(tiny):
+    """It is smaller than 3 MB."""
     assert tiny.stat().st_size < 3_000_000
     config = read_config(tiny)
     assert config["target"].endswith("EncDecRNNTBPEModel")
@@ -30,13 +32,15 @@ def test_the_tiny_checkpoint_is_small_and_of_the_real_ones_class_and_contexts(ti
     assert config["encoder"]["n_layers"] == TINY_SIZE["layers"]
 
 
-def test_the_tiny_checkpoint_says_about_three_different_tokens_a_second(tiny):
+def test_tiny_checkpoint_emits_about_three_tokens_a_second(tiny):
+    """At least four of them are different."""
     transcript = load_recognizer(tiny, torch.device("cpu")).transcribe([read_audio(str(CLIP))])[0]
     assert 1 <= len(transcript.tokens) / transcript.duration <= 5
     assert len({token.id for token in transcript.tokens}) >= 4
 
 
-def test_the_demo_checkpoint_has_the_real_ones_class_and_contexts_and_fits_into_git():
+def test_demo_checkpoint_has_the_real_class_and_contexts():
+    """It is smaller than 16 MB, so that it fits into git."""
     path = ROOT / "demo" / "demo.nemo"
     assert path.stat().st_size < 16_000_000
     config = read_config(path)

@@ -1,4 +1,4 @@
-"""How the demo model was trained: its loss is NeMo's, and its test strings are what they claim to be."""
+"""``demo/train.py``: its loss equals NeMo's, and its test strings are always the same."""
 
 import argparse
 import json
@@ -17,7 +17,8 @@ import train
 
 
 @pytest.mark.parametrize("batch, frames, labels, vocabulary", [(1, 5, 1, 3), (3, 12, 4, 6), (2, 30, 9, 11)])
-def test_the_vectorised_rnnt_loss_and_its_gradient_are_those_of_nemo(batch, frames, labels, vocabulary):
+def test_rnnt_loss_and_gradient_equal_those_of_nemo(batch, frames, labels, vocabulary):
+    """The vectorized loss and its gradient are those of NeMo's reference implementation."""
     from nemo.collections.asr.losses.rnnt_pytorch import RNNTLossPytorch
 
     torch.manual_seed(batch)
@@ -34,7 +35,8 @@ def test_the_vectorised_rnnt_loss_and_its_gradient_are_those_of_nemo(batch, fram
     torch.testing.assert_close(*gradients, atol=5e-5, rtol=1e-4)
 
 
-def test_joining_keeps_every_sample_and_knows_when_each_word_is_said():
+def test_join_keeps_every_sample_and_returns_word_times():
+    """The joined audio has all samples, and the times returned are those of the pieces."""
     pieces = [np.full(1600, 0.1, np.float32), np.full(800, 0.2, np.float32)]
     samples, spans = train.join(pieces, [0.1, 0.2, 0.3])
     assert len(samples) == 1600 + 1600 + 3200 + 800 + 4800
@@ -42,7 +44,8 @@ def test_joining_keeps_every_sample_and_knows_when_each_word_is_said():
         assert np.array_equal(samples[round(start * 16000) : round(end * 16000)], piece)
 
 
-def test_the_test_strings_are_always_the_same_and_use_every_recording():
+def test_test_strings_are_fixed_and_use_every_recording():
+    """Two calls give the same strings, 3 to 8 words long, with every digit among them."""
     digits = [
         {"word": word, "speaker": speaker, "samples": [np.full(400, i, np.float32)]}
         for speaker in "ab"
@@ -55,12 +58,14 @@ def test_the_test_strings_are_always_the_same_and_use_every_recording():
     assert {word for _, text in strings for word in text.split()} == set(train.WORDS)
 
 
-def test_a_frame_is_taught_its_word_around_the_end_of_that_word_and_blank_elsewhere():
+def test_frame_targets_are_the_word_around_its_end():
+    """Frames around the end of a word have its token, all others are blank."""
     targets = train.frame_targets([[(0.4, 0.8)]], [[7]], frames=15, blank=52)
     assert targets.tolist() == [[52] * 8 + [7] * 4 + [52] * 3]
 
 
-def test_training_runs_from_recordings_to_a_checkpoint_and_its_seed_decides_the_weights(tmp_path):
+def test_training_writes_a_checkpoint_that_its_seed_decides(tmp_path):
+    """Training leads from recordings to a checkpoint; the same seed gives the same weights, another one others."""
     rng = np.random.default_rng(0)
     rows = [(word, speaker) for word in train.WORDS for speaker in ("ann", "bob")]
     for i, _ in enumerate(rows):

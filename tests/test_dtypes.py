@@ -14,7 +14,7 @@ from nemotron_npu import dtypes, linear
 from nemotron_npu.audio import read_audio
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.linear import FbgemmLinear, Linear, OnednnLinear, make_linear
-from nemotron_npu.precision.compare import difference
+from nemotron_npu.precision.metrics import difference
 from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")

@@ -17,6 +17,8 @@ from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu import audio, live_input, recognizer
 from nemotron_npu.checkpoint import load
+from nemotron_npu.cli import run as cli_run
+from nemotron_npu.cli import transcribe as cli_transcribe
 from nemotron_npu.errors import InputError
 from nemotron_npu.live_input import LiveInput
 
@@ -29,8 +31,8 @@ def one_model():
     """The bundled model is loaded once for all rows."""
     config, model = load.read_config(DEMO), recognizer.load_recognizer(DEMO, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "read_config", lambda path: config)
-        patch.setattr(recognizer, "load_recognizer", lambda *args, **options: model)
+        patch.setattr(cli_run, "read_config", lambda path: config)
+        patch.setattr(cli_transcribe, "load_recognizer", lambda *args, **options: model)
         yield
 
 

@@ -401,7 +401,7 @@ def test_falling_behind_real_time_is_said_and_costs_no_sound(cli, listen, slow_a
     soundfile.write(path, audio[: 3 * rate], rate)
     options = ["--chunk_ms", 80, "--output_format", "json"]
     code, out, err = listen(to_pcm(read_audio(str(path))), *options, paced=True)
-    behind = re.findall(r"^(\d+\.\d) s behind real time \(nothing is lost\)$", err, re.MULTILINE)
+    behind = re.findall(r"^(\d+\.\d) s behind real time \(no audio is lost\)$", err, re.MULTILINE)
     assert 1 <= len(behind) <= 2 and 1 <= float(behind[0]) < 3, err
     assert err.splitlines()[-1] == "caught up with real time"
     live, file = json.loads(out), json.loads(cli(path, *options, "--device", "cpu")[1])
@@ -430,15 +430,15 @@ def test_a_minute_that_comes_at_once_while_the_model_loads_is_not_lost(listen, p
 @pytest.mark.parametrize(
     "args, words",
     [
-        (["-", CLIP], "stdin is read alone"),
-        ([CLIP, "-"], "stdin is read alone"),
-        (["-", "-"], "stdin is read alone"),
-        ([CLIP, "--sample_rate", 8000], "--sample_rate is for raw PCM on stdin"),
-        (["-", "--sample_rate", 100], "no sample rate"),
-        ([CLIP, "--stream", "--batch_size", 2], "--stream takes one file at a time"),
-        ([CLIP, "--stream", "--precision_compare"], "take files, not streams"),
-        (["-", "--benchmark"], "take files, not streams"),
-        (["--stream", "--model_path", "m.nemo"], "--stream needs AUDIO"),
+        (["-", CLIP], "stdin cannot be combined"),
+        ([CLIP, "-"], "stdin cannot be combined"),
+        (["-", "-"], "stdin cannot be combined"),
+        ([CLIP, "--sample_rate", 8000], "--sample_rate: applies to raw PCM on stdin"),
+        (["-", "--sample_rate", 100], "not a sample rate"),
+        ([CLIP, "--stream", "--batch_size", 2], "--stream: transcribes one file at a time"),
+        ([CLIP, "--stream", "--precision_compare"], "measures files, not streams"),
+        (["-", "--benchmark"], "measures files, not streams"),
+        (["--stream", "--model_path", "m.nemo"], "--stream: needs AUDIO"),
     ],
 )
 def test_options_that_do_not_go_together_are_exit_code_2(cli, args, words):
@@ -449,7 +449,7 @@ def test_options_that_do_not_go_together_are_exit_code_2(cli, args, words):
 
 @pytest.mark.parametrize("args", [[CLIP, "--stream"], ["-"]])
 def test_nemo_takes_no_live_streams_and_names_the_engine_that_does(cli, listen, pcm, monkeypatch, args):
-    monkeypatch.setattr("nemotron_npu.recognizer.load_recognizer", None)  # no need to wait for it
+    monkeypatch.setattr("nemotron_npu.cli.transcribe.load_recognizer", None)  # no need to wait for it
     options = ["--engine", "nemo", "--quiet"]
     code, out, err = listen(pcm[:SECOND], *options) if args == ["-"] else cli(*args, *options, "--device", "cpu")
     assert (code, out, len(err.splitlines())) == (2, "", 1)

@@ -246,13 +246,14 @@ def test_missing_packages_are_one_line_and_exit_code_2(tmp_path):
     other = tmp_path / "other.nemo"
     make_random_checkpoint(other, TINY_SIZE, encoder={"self_attention_model": "abs_pos"})
     ends = {
-        ("--precision_compare",): "--precision_compare needs NeMo, which is not installed: source setup_env.sh",
-        ("--engine", "nemo"): "--engine nemo needs NeMo, which is not installed: source setup_env.sh",
-        ("--benchmark",): "--benchmark without --engine native needs NeMo, which is not installed: source setup_env.sh",
+        ("--precision_compare",): "--precision_compare: needs NeMo, which is not installed (source setup_env.sh)",
+        ("--engine", "nemo"): "--engine nemo: needs NeMo, which is not installed (source setup_env.sh)",
+        ("--benchmark",): "--benchmark without --engine native: needs NeMo, which is not installed "
+        "(source setup_env.sh)",
         (CLIP, "--device", "cpu", "--quiet", "--model_path", other): "other.nemo: not supported by the native engine: "
         "encoder.self_attention_model: abs_pos: NeMo is not installed: source setup_env.sh",
-        ("--benchmark", "--engine", "native", "--report", tmp_path): "--report draws with matplotlib, which is not "
-        "installed: pip install matplotlib",
+        ("--benchmark", "--engine", "native", "--report", tmp_path): "--report: needs matplotlib, which is not "
+        "installed (pip install matplotlib)",
         ("--model_path", "acme/voice", "--quiet"): "acme/voice: a Hugging Face id needs huggingface_hub: "
         "pip install huggingface_hub",
         (CLIP, "--num_workers", 2): "Ray: not installed; more than one worker needs it "
@@ -300,7 +301,7 @@ def test_result_for_a_closed_stdout_is_an_error():
     assert result.returncode == 2
     assert result.stderr == "inference.py: stdout: cannot be written: Bad file descriptor\n"
     result = in_shell("<&-", INFERENCE, "-")
-    assert (result.returncode, result.stderr) == (2, "inference.py: -: stdin is closed: pipe sound into it\n")
+    assert (result.returncode, result.stderr) == (2, "inference.py: -: stdin is closed (pipe audio into it)\n")
 
 
 def test_sigint_that_the_parent_ignores_stays_ignored():

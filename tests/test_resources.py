@@ -481,7 +481,7 @@ def run_slow(*args, name="SIGINT", times=1, apart=0.3, seconds=0.7) -> subproces
 def test_the_running_block_is_finished_and_a_signal_that_is_sent_twice_as_by_timeout_is_one(calls, tmp_path):
     result = run_slow(calls, "--output_dir", tmp_path, name="SIGTERM", times=2, apart=0.05)
     assert result.returncode == 143 and assert_whole(tmp_path) == 3, result.stderr
-    assert "12 recordings: 3 done, 0 failed, 9 left: --resume goes on with them" in result.stderr
+    assert "12 recordings: 3 done, 0 failed, 9 left (--resume continues)" in result.stderr
     assert result.stderr.splitlines()[-1] == "inference.py: interrupted: 9 of 12 not done"
 
 

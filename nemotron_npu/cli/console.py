@@ -1,46 +1,51 @@
-"""What a person reads while it runs."""
+"""The terminal: messages on stderr, results on stdout."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext, suppress
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from ..errors import SetupError, printable
 from ..host import program
 
 
 class Console:
-    """What a person reads while it runs, on stderr.  Results are printed to stdout.
+    """Write messages to stderr and results to stdout.
 
-    A stderr that takes no more, a full disk or a closed pipe, costs no result.
+    A stderr that cannot be written (full disk, closed pipe) costs no result.
     """
 
-    def __init__(self, quiet: bool, debug: bool):
-        self.quiet, self.debug = quiet, debug
-        self.aside = nullcontext
-        """Makes way for what is written meanwhile: a progress bar's."""
+    def __init__(self, *, quiet: bool = False, debug: bool = False) -> None:
+        self.quiet = quiet
+        self.debug = debug
+        self.without_bar: Callable[[], AbstractContextManager] = nullcontext
+        """Hides the progress bar while something else is written."""
 
-    def say(self, message: str) -> None:
+    def notify(self, message: str) -> None:
+        """Write a message, unless --quiet is given."""
         if not self.quiet:
-            with self.aside(), suppress(OSError):
+            with self.without_bar(), suppress(OSError):
                 print(message, file=sys.stderr, flush=True)
 
     def error(self, message: str, cause: Exception | None = None) -> None:
-        """One line; with --debug the traceback of ``cause`` before it."""
-        with self.aside(), suppress(OSError):
+        """Write an error line; with --debug the traceback of ``cause`` before it."""
+        with self.without_bar(), suppress(OSError):
             if self.debug and cause:
-                import traceback
-
                 traceback.print_exception(cause)
             line = printable(" ".join(message.splitlines()))
             print(f"{program.name}: {line}", file=sys.stderr, flush=True)
 
     def result(self, text: str, end: str = "\n") -> None:
-        """Raises SetupError when stdout does not take it, BrokenPipeError when its reader has seen enough."""
-        with self.aside():
+        """Write a result.
+
+        Raises SetupError when stdout cannot be written, BrokenPipeError when its reader has closed it.
+        """
+        with self.without_bar():
             try:
                 print(text, end=end, flush=True)
             except BrokenPipeError:
                 raise
             except OSError as error:
-                raise SetupError(f"stdout: cannot be written: {error.strerror}") from error
+                raise SetupError("stdout", f"cannot be written: {error.strerror}") from error

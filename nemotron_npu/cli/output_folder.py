@@ -1,314 +1,216 @@
-"""Results of many recordings in a folder: each on disk as soon as it is there, whole or not at all, and told apart
-from what an interrupted run has left to do.
+"""Results of many recordings in a folder: each is on disk as soon as it is complete, and a run can be resumed.
 
-``results.jsonl`` is the record: a recording is done once its line is there, and the line is written last.  Lines come
-in the order in which recordings are done, and are put into that of the input when a run ends.
+``results.jsonl`` is the record: a recording is complete once its line is there, and that line is written last.  Lines
+are in the order of completion; at the end of a run they are put into the order of the input.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import accumulate, count, islice
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, SetupError
 from ..formats import FORMATS, Result, encode, to_text
 from ..host.files import PART, replace_file
 from ..sources import Recording
 from ..transcript import Transcript
+from .output_names import name_outputs
+from .record import BACKUP_SUFFIX, RECORD, Entry, Line, LineFile, keep_lines, read_record, sort_lines
+from .run_info import RunSettings
 
-RECORD = "results.jsonl"
-SETTINGS = ("model", "chunk_ms", "dtype", "confidence", "boost_words")  # what the results of a folder have in common
-OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}  # other failures would meet all results
+ERRORS_OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
+"""Errors of one file; any other would affect all results."""
 
 
 class OutputFolder:
-    """The results of one run; use it as a context manager: leaving it puts record and manifest in order, whatever
-    happened.
+    """The results of one run; use it as a context manager, which sorts record and manifest however the run ends.
 
     Parameters
     ----------
-    path : the folder, made if it is not there.
-    kinds : names of ``formats.FORMATS``.
-    settings : the ``SETTINGS`` of this run.
-    resume : keep what an earlier run has finished; else the run begins anew and that record becomes ``results.jsonl~``.
+    path : the folder; it is created if it is missing.
+    formats : names of ``formats.FORMATS``.
+    settings : settings of this run.
+    resume : keep what an earlier run has finished; otherwise its record becomes ``results.jsonl~``.
 
     Raises SetupError when the folder cannot be used, or its results were made with other settings.
+
     """
 
-    def __init__(self, path: str, kinds: list[str], settings: dict, resume: bool = False):
-        self.path, self.resume = Path(path), resume
-        self.kinds = [kind for kind in kinds if not FORMATS[kind].collected_in]
-        """Formats with a file per recording."""
-        self.collected = [kind for kind in kinds if FORMATS[kind].collected_in not in (None, RECORD)]
-        """Formats with one file, beside the record."""
-        self.files: dict[str, int] = {}
-        """Descriptors of these files."""
-        self.settings = _comparable(settings)
+    def __init__(
+        self, path: str | Path, formats: Sequence[str], settings: RunSettings, *, resume: bool = False
+    ) -> None:
+        self.path = Path(path)
+        self.settings = settings
+        self.resume = resume
         self.recordings: list[Recording] = []
         self.done: dict[int, tuple[str, float]] = {}
-        """Text and duration (s) of each recording that is done, by its place among all."""
-        self.began_anew = False
-        """Whether there was a record of another run, now ``results.jsonl~``."""
-        self.record = None
-        self.lines: dict[int, tuple[int, int]] = {}  # where in the record each of these is, and its size
+        """Text and duration (s) of each recording that is complete, by its index."""
+        self.restarted = False
+        """Whether the record of an earlier run was replaced, and is now ``results.jsonl~``."""
+        self._file_formats = [name for name in formats if not FORMATS[name].collected_in]
+        self._collected = {name: self.path / file for name, file in _collected_files(formats).items()}
+        self._collecting: dict[str, LineFile] = {}  # open files of self._collected
+        self._record: LineFile | None = None
+        self._lines: dict[int, Line] = {}  # of the record, by index
+        self._lock = self._open()
+
+    def _open(self) -> int:
+        """Create the folder and lock it; return the descriptor that holds the lock."""
+        subject = f"--output_dir {self.path}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = os.open(self.path, os.O_RDONLY)
+            lock = os.open(self.path, os.O_RDONLY)
             (self.path / PART).write_bytes(b"")
             (self.path / PART).unlink()
         except OSError as error:
-            raise SetupError(f"--output_dir {path}: {error.strerror}") from error
+            raise SetupError(subject, f"{error.strerror}") from error
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise SetupError(f"--output_dir {path}: another run is writing there: take another folder") from error
+            raise SetupError(subject, "another run is writing to this folder", "choose another folder") from error
         except OSError:
             pass  # a file system without locks
+        return lock
 
     def begin(self, recordings: list[Recording]) -> list[int]:
-        """Give each recording the name of its files, and return the places of those that are still to be done.
+        """Name the files of each recording, and return the indices of those that are still to be transcribed.
 
-        Raises SetupError when the results of an earlier run do not go with these, or the folder takes nothing.
+        Raises SetupError when an earlier run had other settings, or the folder cannot be written.
         """
         try:
             return self._begin(recordings)
         except OSError as error:
-            raise SetupError(f"--output_dir {self.path}: cannot be written: {error.strerror}") from error
+            raise SetupError(f"--output_dir {self.path}", f"cannot be written: {error.strerror}") from error
 
     def _begin(self, recordings: list[Recording]) -> list[int]:
         self.recordings = recordings
-        name_outputs(recordings, set())  # as in a run that is not interrupted
-        entries, broken = self._earlier() if self.resume else ([], 0)
-        waiting = defaultdict(list)
+        name_outputs(recordings, set())  # the same names as in a run without interruption
+        if self.resume:
+            self._resume(recordings)
+        else:
+            self._replace_record()
+        self._record = LineFile(self.path / RECORD)
+        for name, path in self._collected.items():
+            self._write_collected(name)
+            self._collecting[name] = LineFile(path)
+        return [index for index in range(len(recordings)) if index not in self.done]
+
+    def _replace_record(self) -> None:
+        """Rename the record of an earlier run; an empty one replaces no backup."""
+        record = self.path / RECORD
+        if record.exists() and record.stat().st_size:
+            os.replace(record, self.path / f"{RECORD}{BACKUP_SUFFIX}")
+            self.restarted = True
+
+    def _resume(self, recordings: list[Recording]) -> None:
+        """Take over the recordings that the record lists and whose files exist."""
+        entries, broken = read_record(self.path / RECORD)
+        for entry in entries:
+            self._check_settings(entry)
+        waiting: dict[tuple, list[Entry]] = defaultdict(list)
         for entry in entries:
             waiting[entry.key].append(entry)
-        dropped, new, found = set(), [], {}
-        for place, recording in enumerate(recordings):
+        found: dict[int, Entry] = {}
+        incomplete: set[Entry] = set()
+        new: list[Recording] = []
+        for index, recording in enumerate(recordings):
             if not waiting[recording.key]:
                 new.append(recording)
                 continue
             entry = waiting[recording.key].pop(0)
             recording.output = entry.output
-            if all(os.path.exists(self._file(recording, kind)) for kind in self.kinds):
-                self.done[place] = entry.text, entry.duration
-                found[place] = entry
+            if all(os.path.exists(self._file(recording, name)) for name in self._file_formats):
+                self.done[index] = (entry.text, entry.duration)
+                found[index] = entry
             else:
-                dropped.add(entry)
+                incomplete.add(entry)
         recorded = {entry.output for entry in entries}
-        clashing = [recording for recording in new if recording.output in recorded]  # the inputs are not the same
+        clashing = [recording for recording in new if recording.output in recorded]  # the inputs have changed
         name_outputs(clashing, recorded | {recording.output for recording in recordings})
-        record = self.path / RECORD
-        if not self.resume and record.exists() and record.stat().st_size:  # one of nothing replaces no earlier one
-            os.replace(record, self.path / f"{RECORD}~")
-            self.began_anew = True
-        kept = [entry for entry in entries if entry not in dropped]
-        if dropped or broken:
-            self._keep([(entry.at, entry.size) for entry in kept])
-        at = dict(zip(kept, accumulate((entry.size for entry in kept), initial=0), strict=False))
-        self.lines = {place: (at[entry], entry.size) for place, entry in found.items()}
-        self.record = _append_to(self.path / RECORD)
-        for kind in self.collected:
-            self._write_collected(kind)
-            self.files[kind] = _append_to(self._collected_path(kind))
-        return [place for place in range(len(recordings)) if place not in self.done]
+        kept = [entry for entry in entries if entry not in incomplete]
+        if incomplete or broken:
+            keep_lines(self.path / RECORD, [entry.line for entry in kept], self.path / PART)
+        offsets = dict(zip(kept, accumulate((entry.line.size for entry in kept), initial=0), strict=False))
+        self._lines = {index: Line(offsets[entry], entry.line.size) for index, entry in found.items()}
 
-    def write(self, place: int, transcript: Transcript, document: dict) -> None:
-        """Put the results of one recording on disk; ``document`` is the result in JSON.
+    def _check_settings(self, entry: Entry) -> None:
+        for name, theirs, own in entry.settings.differences(self.settings):
+            problem = f"the results in {self.path} were made with {name} {theirs or 'none'}, this run has"
+            raise SetupError("--resume", f"{problem} {own or 'none'}", "choose another --output_dir")
 
-        Raises InputError for names that the file system does not take, SetupError when it takes nothing (full ...).
+    def write(self, index: int, transcript: Transcript, document: dict[str, Any]) -> None:
+        """Write the results of one recording; ``document`` is the result in JSON.
+
+        Raises InputError for a name that the file system rejects, SetupError when nothing can be written (full disk).
         """
-        recording = self.recordings[place]
+        recording = self.recordings[index]
         result = Result(recording, transcript, document)
-        at = self.path
-        appended: dict[str, int] = {}
+        path = self.path
+        appended: dict[str, Line] = {}
         try:
-            for kind in self.kinds:
-                at = self._file(recording, kind)
-                self._replace(at, FORMATS[kind].render(result))
-            at = self.path
-            self.done[place] = to_text(transcript), transcript.duration
-            for kind, file in self.files.items():
-                appended[kind], _ = _append(file, FORMATS[kind].render(result))
+            for name in self._file_formats:
+                path = self._file(recording, name)
+                self._replace(path, FORMATS[name].render(result))
+            path = self.path
+            self.done[index] = (to_text(transcript), transcript.duration)
+            for name, file in self._collecting.items():
+                appended[name] = file.append(FORMATS[name].render(result))
             result = replace(result, document={**document, "output": recording.output})
-            self.lines[place] = _append(self.record, FORMATS["jsonl"].render(result))
+            assert self._record is not None, "begin() comes first"
+            self._lines[index] = self._record.append(FORMATS["jsonl"].render(result))
         except OSError as error:
-            self.done.pop(place, None)
-            for kind, before in appended.items():
-                os.ftruncate(self.files[kind], before)
-            kind = InputError if error.errno in OF_ONE_NAME else SetupError
-            raise kind(f"{at}: cannot be written: {error.strerror}") from error
+            self.done.pop(index, None)
+            for name, line in appended.items():
+                self._collecting[name].truncate(line.offset)
+            error_type = InputError if error.errno in ERRORS_OF_ONE_NAME else SetupError
+            raise error_type(f"{path}", f"cannot be written: {error.strerror}") from error
 
     def __enter__(self) -> OutputFolder:
         return self
 
-    def __exit__(self, kind, *_) -> None:
-        for file in (self.record, *self.files.values()):
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        for file in (self._record, *self._collecting.values()):
             if file is not None:
-                os.close(file)
-        name = RECORD
+                file.close()
+        path = self.path / RECORD
         try:
-            self._sort_record()
-            for collected in self.files:
-                name = FORMATS[collected].collected_in
-                self._write_collected(collected)
+            lines = [self._lines[index] for index in sorted(self._lines)]
+            sort_lines(path, lines, self.path / PART)
+            for name in self._collecting:
+                path = self._collected[name]
+                self._write_collected(name)
         except OSError as error:
-            if kind is None:  # else there is worse to say
-                raise SetupError(f"{self.path / name}: cannot be written: {error.strerror}") from error
+            if error_type is None:  # else the error that ended the run matters more
+                raise SetupError(f"{path}", f"cannot be written: {error.strerror}") from error
         finally:
-            os.close(self.lock)
+            os.close(self._lock)
 
-    def _file(self, recording: Recording, kind: str) -> Path:
-        return self.path / f"{recording.output}.{kind}"
+    def _file(self, recording: Recording, name: str) -> Path:
+        return self.path / f"{recording.output}.{name}"
 
     def _replace(self, path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, encode(text), self.path / PART)
 
-    def _sort_record(self) -> None:
-        """Put the lines in the order of the input, behind those of recordings that are not in it."""
-        lines = [self.lines[place] for place in sorted(self.lines)]
-        if lines == sorted(lines):
-            return
-        others, end = [], 0
-        for at, size in [*sorted(lines), (os.path.getsize(self.path / RECORD), 0)]:
-            if at > end:
-                others.append((end, at - end))
-            end = at + size
-        self._keep(others + lines)
+    def _write_collected(self, name: str) -> None:
+        """Write the file of a collected format anew: all complete recordings, in the order of the input."""
+        lines = [self._collected_line(name, index) for index in sorted(self.done)]
+        self._replace(self._collected[name], "".join(lines))
 
-    def _collected_path(self, kind: str) -> Path:
-        return self.path / FORMATS[kind].collected_in
-
-    def _write_collected(self, kind: str) -> None:
-        """What is done, in the order of the input; lines that are added later come in the order in which they are."""
-        lines = (self._collected_line(kind, place) for place in sorted(self.done))
-        self._replace(self._collected_path(kind), "".join(lines))
-
-    def _collected_line(self, kind: str, place: int) -> str:
-        """Of what an earlier run has done, only text and duration are known."""
-        text, duration = self.done[place]
-        return FORMATS[kind].render(Result(self.recordings[place], Transcript(text, (), duration), {}))
-
-    # ------------------------------------------------------------------ what an earlier run has done
-
-    def _earlier(self) -> tuple[list[_Entry], int]:
-        """The entries of the record, and how many lines are none: a kill in mid-write leaves half a line."""
-        entries, broken, at = [], 0, 0
-        if not (self.path / RECORD).exists():
-            return entries, broken
-        with open(self.path / RECORD, "rb") as file:
-            for line in file:
-                try:
-                    if not line.endswith(b"\n"):
-                        raise ValueError
-                    entries.append(_entry(json.loads(line), at, len(line)))
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    broken += 1
-                else:
-                    self._check_settings(entries[-1])
-                at += len(line)
-        return entries, broken
-
-    def _check_settings(self, entry: _Entry) -> None:
-        for name, value in self.settings.items():
-            if entry.settings.get(name) != value:
-                raise SetupError(
-                    f"--resume: the results in {self.path} were made with {name} {entry.settings.get(name) or 'none'}, "
-                    f"this run has {value or 'none'}: take another --output_dir"
-                )
-
-    def _keep(self, lines: list[tuple[int, int]]) -> None:
-        """Make these, by place and size, all of the record."""
-        part = self.path / PART
-        try:
-            with open(self.path / RECORD, "rb") as whole, open(part, "wb") as file:
-                for at, size in lines:
-                    whole.seek(at)
-                    file.write(whole.read(size))
-            os.replace(part, self.path / RECORD)
-        except OSError:
-            part.unlink(missing_ok=True)  # it may be large
-            raise
+    def _collected_line(self, name: str, index: int) -> str:
+        """Render text and duration, which are all that is known of the recordings of an earlier run."""
+        text, duration = self.done[index]
+        return FORMATS[name].render(Result(self.recordings[index], Transcript(text, (), duration), {}))
 
 
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    """A line of the record: what it is of, where it is."""
-
-    key: tuple
-    output: str
-    text: str
-    duration: float
-    settings: dict
-    at: int
-    size: int
-
-
-def _entry(document: dict, at: int, size: int) -> _Entry:
-    length = (document.get("manifest") or {}).get("duration") or None
-    key = os.path.abspath(document["audio"]), document.get("offset", 0.0), length
-    return _Entry(key, document["output"], document["text"], document["duration"], _comparable(document), at, size)
-
-
-def _comparable(settings: dict) -> dict:
-    return {name: settings.get(name) for name in SETTINGS} | {"model": os.path.realpath(settings["model"])}
-
-
-def _append_to(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-
-
-def _append(file: int, line: str) -> tuple[int, int]:
-    """In one call where the system takes it so: nothing stays in a buffer of this process, and no part of a line if it
-    takes no more.  Where it begins, and its bytes."""
-    data, at = encode(line), os.fstat(file).st_size
-    size = len(data)
-    try:
-        while data:
-            data = data[os.write(file, data) :]
-    except OSError:
-        os.ftruncate(file, at)
-        raise
-    return at, size
-
-
-# ---------------------------------------------------------------- names
-
-
-def name_outputs(recordings: list[Recording], taken: set[str]) -> None:
-    """Make each recording's ``output`` its own, and none of ``taken``.
-
-    Where several would have the same name, they get whichever tells all of them apart: the full name of the sound file
-    (``a.wav``, ``a.mp3``), the folders in which they differ (``x/a``, ``y/a``), the offset (``a_12.50``), a number.
-    """
-    same = defaultdict(list)
-    for recording in recordings:
-        same[recording.output].append(recording)
-    given = taken | same.keys()
-    for output, group in same.items():
-        if len(group) == 1 and output not in taken:
-            continue
-        others = given if output in taken else given - {output}
-        names = next((n for n in _distinct(output, group) if len({*n} - others) == len(n)), None)
-        if names is None:
-            numbered = (output if number == 1 else f"{output}_{number}" for number in count(1))
-            names = list(islice((name for name in numbered if name not in others), len(group)))
-        for recording, name in zip(group, names, strict=True):
-            recording.output = name
-        given |= {*names}
-
-
-def _distinct(output: str, group: list[Recording]) -> Iterator[list[str]]:
-    """Names that may tell recordings of one name apart."""
-    yield [os.path.join(os.path.dirname(output), os.path.basename(recording.path)) for recording in group]
-    paths = [os.path.splitext(os.path.abspath(recording.path))[0] for recording in group]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    yield [os.path.relpath(path, common) for path in paths]
-    yield [f"{output}_{recording.offset:.2f}" for recording in group]
+def _collected_files(formats: Sequence[str]) -> dict[str, str]:
+    """Return the files of the formats with a line for each recording, without the record, which is always there."""
+    files = {name: FORMATS[name].collected_in for name in formats}
+    return {name: file for name, file in files.items() if file and file != RECORD}

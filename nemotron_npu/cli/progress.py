@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, a line a minute in a log."""
+"""Progress of a run on stderr: a bar on a terminal, a line a minute in a log."""
 
 from __future__ import annotations
 
@@ -6,91 +6,101 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from ..sources import CountedRecording, Recording
+from .console import Console
 
-LINE_SECONDS = 60  # between the lines of a log
-BAR_SECONDS = 0.1  # between two looks of the bar
-BAR_AFTER_SECONDS = 1  # a run that is done sooner needs none
+LINE_SECONDS = 60  # between two lines of a log
+BAR_SECONDS = 0.1  # between two updates of the bar
+BAR_AFTER_SECONDS = 1  # a shorter run needs no bar
 
 
 class Progress:
-    """Counts files and the sound that has been read.  ``say`` takes the lines of a log.
+    """Count files, and the audio that has been read; ``notify`` takes the lines of a log.
 
-    Share and time left are those of the sound where every recording's length is known, else those of the files.
+    Share and remaining time follow the audio where the length of every recording is known, else the files.
     """
 
-    def __init__(self, recordings: list[Recording], say, quiet: bool = False):
-        self.recordings, self.say, self.quiet = recordings, say, quiet
+    def __init__(self, recordings: list[Recording], notify: Callable[[str], None], *, quiet: bool = False) -> None:
+        self.recordings = recordings
+        self.notify = notify
+        self.quiet = quiet
         lengths = [recording.seconds for recording in recordings]
-        self.total = None if None in lengths else sum(lengths)
-        self.files, self.heard = 0, 0.0
-        self.began = self.shown = time.monotonic()
-        self.lock = threading.RLock()  # sound is read in threads
-        self.bar = None
+        known = [seconds for seconds in lengths if seconds is not None]
+        self.total = sum(known) if len(known) == len(lengths) else None
+        """Seconds of audio; None if a length is unknown."""
+        self.files = 0
+        self.audio_seconds = 0.0
+        self.began = time.monotonic()
+        self.shown = self.began
+        self.lock = threading.RLock()  # threads read audio
+        self.bar: Any = None
         self.terminal = sys.stderr.isatty()
 
-    def watched(self) -> list[CountedRecording]:
-        """Return the recordings, with the audio that is read from them counted here."""
-        return [CountedRecording(recording, self.hear) for recording in self.recordings]
+    def counted(self) -> list[CountedRecording]:
+        """Return the recordings; the audio that is read from them counts here."""
+        return [CountedRecording(recording, self.read) for recording in self.recordings]
 
     def finished(self) -> None:
-        """One more file is done, or has failed."""
+        """Count a file that is done or has failed."""
         with self.lock:
             self.files += 1
         self._show()
 
-    def hear(self, seconds: float) -> None:
+    def read(self, seconds: float) -> None:
+        """Count audio that has been read."""
         with self.lock:
-            self.heard += seconds
+            self.audio_seconds += seconds
         self._show()
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.began
 
     @property
     def share(self) -> float:
-        """From 0 to 1."""
-        done, of = (self.files, len(self.recordings)) if self.total is None else (self.heard, self.total)
-        return min(1.0, done / of) if of else 0.0
+        """Part of the work that is done, 0 to 1."""
+        done: float = self.files
+        total: float = len(self.recordings)
+        if self.total is not None:
+            done = self.audio_seconds
+            total = self.total
+        return min(1.0, done / total) if total else 0.0
 
     def text(self) -> str:
-        """``120/500 files, 0.45/1.90 h of sound, RTFx 38, 2:10 left``."""
-        hours = f"{self.heard / 3600:.2f}" + ("" if self.total is None else f"/{self.total / 3600:.2f}")
-        left = self.seconds * (1 / self.share - 1) if self.share else None
-        return (
-            f"{self.files}/{len(self.recordings)} files, {hours} h of sound, "
-            f"RTFx {self.heard / max(self.seconds, 1e-9):.1f}" + ("" if left is None else f", {_clock(left)} left")
-        )
+        """Return ``120/500 files, 0.45/1.90 h of audio, RTFx 38, 2:10 left``."""
+        hours = f"{self.audio_seconds / 3600:.2f}"
+        if self.total is not None:
+            hours += f"/{self.total / 3600:.2f}"
+        rtfx = self.audio_seconds / max(self.seconds, 1e-9)
+        text = f"{self.files}/{len(self.recordings)} files, {hours} h of audio, RTFx {rtfx:.1f}"
+        if self.share:
+            text += f", {_clock(self.seconds * (1 / self.share - 1))} left"
+        return text
 
     def _show(self) -> None:
+        interval = BAR_SECONDS if self.terminal else LINE_SECONDS
         with self.lock:
             now = time.monotonic()
-            if self.quiet or now - self.shown < (BAR_SECONDS if self.terminal else LINE_SECONDS):
+            if self.quiet or now - self.shown < interval:
                 return
             self.shown = now
             if not self.terminal:
-                self.say(self.text())
+                self.notify(self.text())
                 return
-            if self.bar is None:
-                if self.seconds < BAR_AFTER_SECONDS:
-                    return
-                from tqdm import tqdm
-
-                tqdm.monitor_interval = 0  # no thread of its own: every piece of sound redraws it
-                layout = "{percentage:3.0f}%|{bar}| {desc}"
-                size = {"dynamic_ncols": True} if _tells_its_size() else {"ncols": 80, "nrows": 24}
-                self.bar = tqdm(total=1, leave=False, bar_format=layout, desc=self.text(), **size)
-            self.bar.n = self.share
-            self.bar.set_description_str(self.text())
+            if self.bar is None and self.seconds >= BAR_AFTER_SECONDS:
+                self.bar = _make_bar(self.text())
+            if self.bar is not None:
+                self.bar.n = self.share
+                self.bar.set_description_str(self.text())
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Take the bar away while something else is written on the terminal."""
+    def without_bar(self) -> Iterator[None]:
+        """Remove the bar while something else is written to the terminal."""
         with self.lock:
             if self.bar is not None:
                 self.bar.clear()
@@ -101,15 +111,36 @@ class Progress:
                     self.bar.refresh()
 
     def close(self) -> None:
-        """Take the bar away for good."""
+        """Remove the bar for good."""
         with self.lock:
             if self.bar is not None:
                 self.bar.close()
-            self.bar, self.quiet = None, True
+            self.bar = None
+            self.quiet = True
 
 
-def _tells_its_size() -> bool:
-    """Whether the terminal knows its width: of one with 0 columns (a container's, a script's) tqdm makes no bar."""
+@contextmanager
+def show_progress(console: Console, recordings: list[Recording], *, growing: bool = False) -> Iterator[Progress]:
+    """Show the progress of ``recordings``; there is none while live text is ``growing`` on stdout."""
+    progress = Progress(recordings, console.notify, quiet=console.quiet or growing)
+    console.without_bar = progress.without_bar
+    try:
+        yield progress
+    finally:
+        console.without_bar = nullcontext
+        progress.close()
+
+
+def _make_bar(text: str) -> Any:
+    from tqdm import tqdm  # only a terminal has a bar, and torch imports tqdm anyway
+
+    tqdm.monitor_interval = 0  # no thread of its own: each block of audio updates the bar
+    size = {"dynamic_ncols": True} if _has_size() else {"ncols": 80, "nrows": 24}
+    return tqdm(total=1, leave=False, bar_format="{percentage:3.0f}%|{bar}| {desc}", desc=text, **size)
+
+
+def _has_size() -> bool:
+    """Return whether the terminal has a width: tqdm draws nothing on 0 columns (containers, scripts)."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):
@@ -118,4 +149,7 @@ def _tells_its_size() -> bool:
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"{minutes}:{seconds:02d}"

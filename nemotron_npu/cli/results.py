@@ -1,173 +1,134 @@
-"""What a run shows and keeps: messages, progress, and each result on stdout or in a folder."""
+"""All results of a run: what is still to be transcribed, what is done, what failed."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from contextlib import contextmanager, nullcontext
+from typing import Any
 
-from ..audio import SINE
 from ..errors import InputError, ModelError
-from ..formats import FORMATS, Result, to_document, to_text
-from .console import Console
-from .progress import Progress
+from ..evaluation.wer import score
+from ..formats import to_document, to_text
+from ..sources import Recording
+from ..transcript import Transcript
+from .output_folder import OutputFolder
+from .printer import Printer
 
-EARLY_CHECKS = 1000  # recordings whose headers are looked at before the model is loaded
+EARLY_CHECKS = 1000  # recordings whose headers are read before the model is loaded
 
 
 class Results:
-    """Where results go, to stdout or into a folder, and the count of them."""
+    """Take each result, write it to the folder or print it, and count it.
 
-    def __init__(self, args: argparse.Namespace, console: Console, recordings: list, failed: int, folder=None):
-        self.args, self.console, self.recordings, self.folder = args, console, recordings, folder
-        self.failed = failed
-        """How many inputs have failed."""
+    Parameters
+    ----------
+    recordings : all recordings of the run.
+    unusable : number of inputs that give no recording; they count as failed.
+    folder : where results are written; None prints them.
+    printer : prints results.
+
+    """
+
+    def __init__(
+        self, recordings: list[Recording], unusable: int, folder: OutputFolder | None, printer: Printer
+    ) -> None:
+        self.recordings = recordings
+        self.folder = folder
+        self.printer = printer
+        self.console = printer.console
+        self.failed = unusable
+        """Number of inputs that have failed."""
         self.broken: set[int] = set()
-        """Places of those that have."""
-        self.total = len(recordings) + failed
+        """Indices of recordings that have failed."""
+        self.total = len(recordings) + unusable
         self.todo = folder.begin(recordings) if folder else list(range(len(recordings)))
-        """Places among ``recordings`` of those that are still to be recognised."""
+        """Indices of the recordings to transcribe in this run."""
         self.skipped = len(recordings) - len(self.todo)
         self.done: dict[int, tuple[str, float]] = folder.done if folder else {}
-        """Text and duration (s) by place, of an earlier run too."""
-        if folder and folder.began_anew:
-            console.say(
-                f"{args.output_dir}: begun anew, the record of the last run is kept as results.jsonl~ "
-                "(--resume goes on with it instead)"
+        """Text and duration (s) by index, including those of the run that is resumed."""
+        if folder and folder.restarted:
+            self.console.notify(
+                f"--output_dir {folder.path}: restarted, the earlier record is now results.jsonl~ "
+                "(--resume continues it instead)"
             )
 
-    def check(self) -> None:
-        """Look at the first headers: what cannot be read need not wait for the model."""
-        for number, place in enumerate(self.todo):
-            if number >= EARLY_CHECKS and not (self.args.num_workers or self.args.ray_address):
-                break
-            if number >= EARLY_CHECKS and self.recordings[place].seconds is not None:
-                continue  # work is shared out by length, which a manifest tells
-            try:
-                self.recordings[place].check()
-            except InputError as error:
-                self.fail(place, error)
-        self.todo = [place for place in self.todo if place not in self.broken]
-        if self.folder and self.args.batch_size != 1:  # where no order is kept: side by side are those of one length
-            lengths = {place: self.recordings[place].seconds for place in self.todo}
-            if None not in lengths.values():
-                self.todo.sort(key=lengths.get, reverse=True)
+    def check(self, *, all_lengths: bool, sort: bool) -> None:
+        """Read headers before the model is loaded, so that unusable files are reported at once.
 
-    def fail(self, place: int, error: Exception) -> None:
-        """One line for a recording that gave no transcript; an InputError names it itself."""
+        ``all_lengths``: read those after the first ``EARLY_CHECKS`` too, as far as their length is unknown; workers
+        share work by length.  ``sort``: order a folder's recordings by length, so that a batch has similar lengths.
+        """
+        for number, index in enumerate(self.todo):
+            recording = self.recordings[index]
+            late = number >= EARLY_CHECKS
+            if late and not all_lengths:
+                break
+            if late and recording.seconds is not None:
+                continue
+            try:
+                recording.check()
+            except InputError as error:
+                self.fail(index, error)
+        self.todo = [index for index in self.todo if index not in self.broken]
+        if self.folder and sort:
+            lengths = {index: self.recordings[index].seconds for index in self.todo}
+            known = {index: seconds for index, seconds in lengths.items() if seconds is not None}
+            if len(known) == len(lengths):
+                self.todo.sort(key=known.__getitem__, reverse=True)
+
+    def fail(self, index: int, error: Exception) -> None:
+        """Report a recording that gave no transcript; the line of an InputError names the recording itself."""
         self.failed += 1
-        self.broken.add(place)
+        self.broken.add(index)
         if isinstance(error, InputError):
             self.console.error(str(error))
         else:
-            kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
-            self.console.error(f"{self.recordings[place].name}: cannot be transcribed: {kind}{error}", error)
+            self.console.error(f"{self.recordings[index].name}: {transcription_problem(error)}", error)
 
-    def add(self, place: int, transcript, facts: dict, comparison=None, shown: bool = False) -> None:
-        """One result, whose text may be ``shown`` already.
+    def add(self, index: int, transcript: Transcript, fields: dict[str, Any], *, shown: bool = False) -> None:
+        """Write or print one result; ``fields`` describe the run, and ``shown`` text is not printed again.
 
-        Raises InputError when it cannot be written, SetupError when nothing can.
+        Raises InputError when this result cannot be written, SetupError when none can.
         """
-        recording = self.recordings[place]
-        facts = {**recording.document_fields(), **facts}
-        if comparison:
-            facts["precision_compare"] = comparison.as_dict()
+        recording = self.recordings[index]
+        fields = {**recording.document_fields(), **fields}
         if recording.reference is not None:
-            from ..evaluation.wer import score
-
             errors = score(recording.name, recording.reference, transcript.text, transcript.duration)
-            facts |= {"reference": recording.reference, "errors": errors.as_dict()}
-        document = to_document(transcript, **facts)
+            fields |= {"reference": recording.reference, "errors": errors.as_dict()}
+        document = to_document(transcript, **fields)
         if self.folder:
-            self.folder.write(place, transcript, document)
-        else:
-            self.done[place] = to_text(transcript), transcript.duration
-            beside_the_sine = (
-                comparison and not self.args.audio and recording.path != SINE
-            )  # its table is all it is for
-            if not (shown or (beside_the_sine and shows_text(self.args))):
-                self._print(recording, transcript, document)
-        if comparison and recording.path == SINE and shows_text(self.args):
-            from ..precision.compare import to_table
-
-            self.console.result(to_table(comparison, SINE, document["device"]))
-
-    def _print(self, recording, transcript, document: dict) -> None:
-        (kind,) = self.args.output_format
-        text = to_text(transcript)
-        if kind != "txt":
-            self.console.result(FORMATS[kind].render(Result(recording, transcript, document)), end="")
-        elif self.args.model_path and not self.args.audio:  # as the write-up prints it
-            self.console.result(
-                f"Parameters: {document['parameters']:,}\n"
-                f"Preprocessed shape: {document['preprocessed_shape']}\n"
-                f"Encoder output shape: {document['encoder_output_shape']}\n"
-                f"Transcription: {text}"
-            )
-        elif recording.path != SINE:  # which says nothing
-            self.console.result((f"{recording.name}: " if self.total > 1 else "") + text)
+            self.folder.write(index, transcript, document)
+            return
+        self.done[index] = (to_text(transcript), transcript.duration)
+        if not shown:
+            self.printer.result(recording, transcript, document)
 
     def missing(self) -> tuple[str, ...]:
-        """``7 of 12 not done``, of several recordings or a folder."""
+        """Return ``7 of 12 not done`` for an interrupted run; nothing for a single recording on stdout."""
         if self.total == 1 and not self.folder:
             return ()
         return (f"{self.total - len(self.done)} of {self.total} not done",)
 
     def summary(self, seconds: float) -> str:
-        """``500 recordings: 480 done, 15 done before, 5 failed; 0.93 h of sound in 41.2 s (RTFx 81.3)``."""
-        new = [self.done[place][1] for place in self.todo if place in self.done]
-        left = len(self.todo) - len(new) - len(self.broken.intersection(self.todo))
-        counts = [f"{len(new)} done"]
-        if self.args.resume:
+        """Return ``500 recordings: 480 done, 15 done before, 5 failed; 0.93 h of audio in 41.2 s (RTFx 81.3)``."""
+        durations = [self.done[index][1] for index in self.todo if index in self.done]
+        left = len(self.todo) - len(durations) - len(self.broken.intersection(self.todo))
+        counts = [f"{len(durations)} done"]
+        if self.folder and self.folder.resume:
             counts.append(f"{self.skipped} done before")
         counts.append(f"{self.failed} failed")
-        if left:
-            counts.append(f"{left} left" + (": --resume goes on with them" if self.folder else ""))
-        speed = f"; {sum(new) / 3600:.2f} h of sound in {seconds:.1f} s (RTFx {sum(new) / seconds:.1f})" if new else ""
-        return f"{self.total} recording{'s' * (self.total > 1)}: {', '.join(counts)}{speed}"
+        if left and self.folder:
+            counts.append(f"{left} left (--resume continues)")
+        elif left:
+            counts.append(f"{left} left")
+        noun = "recording" if self.total == 1 else "recordings"
+        line = f"{self.total} {noun}: {', '.join(counts)}"
+        if durations:
+            audio = sum(durations)
+            line += f"; {audio / 3600:.2f} h of audio in {seconds:.1f} s (RTFx {audio / seconds:.1f})"
+        return line
 
 
-def shows_text(args) -> bool:
-    """Whether stdout is for people to read, not for documents alone."""
-    return bool(args.output_dir) or args.output_format == ("txt",)
-
-
-def show_table(args, console: Console, table: str) -> None:
-    if shows_text(args):
-        console.result(table)
-    else:
-        console.say(table)
-
-
-def timings(facts: dict, transcript, seconds: float) -> dict:
-    """Seconds of loading the model, and of this recording since the one before it."""
-    return {
-        **facts["timings"],
-        "seconds": round(seconds, 4),
-        "rtfx": round(transcript.duration / max(seconds, 1e-6), 2),
-    }
-
-
-@contextmanager
-def progress_of(args, console: Console, results: Results):
-    """The progress of what is to be done; at the end, however it comes, what became of it."""
-    with show_progress(args, console, [results.recordings[place] for place in results.todo]) as progress:
-        try:
-            yield progress
-        finally:
-            progress.close()
-            if args.audio and (results.total > 1 or results.folder):
-                console.say(results.summary(progress.seconds))
-
-
-@contextmanager
-def show_progress(args, console: Console, recordings: list):
-    """A bar or lines for ``recordings``, which makes way for what the console writes."""
-    quiet = args.quiet or (args.stream and sys.stdout.isatty())  # there the words grow
-    progress = Progress(recordings, console.say, quiet)
-    console.aside = progress.aside
-    try:
-        yield progress
-    finally:
-        console.aside = nullcontext
-        progress.close()
+def transcription_problem(error: Exception) -> str:
+    """Return the problem of an error line; the type of an unexpected error is part of it."""
+    if isinstance(error, ModelError):
+        return f"cannot be transcribed: {error}"
+    return f"cannot be transcribed: {type(error).__name__}: {error}"

@@ -61,7 +61,8 @@ class Workers:
         self._slots = 1
         self._info: WorkerInfo | None = None
         self._error: Exception | None = None  # why the last worker was given up
-        self._last_poll = self._last_seen = time.monotonic()
+        self._last_poll = time.monotonic()
+        self._last_seen = self._last_poll  # when a worker was running
         self._has_reported_waiting = False
         self._connection = Connection(address, (count or 1) * cores_per_worker(setup))
         self._ray = self._connection.ray
@@ -113,7 +114,8 @@ class Workers:
         the sources is called in this thread, with a negative number when a worker is lost whose audio is to be read
         again.  Raises SetupError, or what the last worker raised, when no worker is left.
         """
-        self._sources, self._slots = sources, slots
+        self._sources = sources
+        self._slots = slots
         jobs = plan_jobs([source.recording for source in sources], slots)
         self._queue = JobQueue(Job(indices) for indices in jobs)
         left = len(sources)
@@ -155,8 +157,8 @@ class Workers:
 
     def _on_located(self, member: Member, _: None, value: tuple[str, str]) -> Iterator[Result]:
         """Have a worker load whose process has been started."""
-        node, host = value
-        member.node, member.host = node, host
+        node, member.host = value
+        member.node = node
         setup = self._placement.setup
         kind = self._placement.kind
         if TRAITS[kind].is_host:

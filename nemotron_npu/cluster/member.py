@@ -38,8 +38,10 @@ class Member:
         """Continue with a new process."""
         self.actor = actor
         self.node = None
-        self.is_loaded = self.is_asked = False
-        self.seconds_read = self.seconds_done = 0.0
+        self.is_loaded = False
+        self.is_asked = False
+        self.seconds_read = 0.0
+        self.seconds_done = 0.0
 
 
 @dataclass(frozen=True)

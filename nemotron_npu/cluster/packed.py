@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ class CannotShare(Exception):
 
 def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
     """Return the address and the size in bytes of a packed tensor.  Raises CannotShare."""
-    try:
-        return torch.ops.mkldnn.data_ptr(tensor), torch.ops.mkldnn._nbytes(tensor)
-    except (AttributeError, RuntimeError) as error:
-        raise CannotShare(str(error)) from error
+    return _call("data_ptr", tensor), _call("_nbytes", tensor)
 
 
 def layout_of(tensor: torch.Tensor) -> bytes:
     """Return oneDNN's description of a packed tensor.  Raises CannotShare."""
+    return _call("_get_mkldnn_serialized_md", tensor).numpy().tobytes()
+
+
+def _call(operator: str, tensor: torch.Tensor) -> Any:
     try:
-        return torch.ops.mkldnn._get_mkldnn_serialized_md(tensor).numpy().tobytes()
-    except (AttributeError, RuntimeError) as error:
+        return getattr(torch.ops.mkldnn, operator)(tensor)
+    except (AttributeError, RuntimeError) as error:  # it is missing, or refuses
         raise CannotShare(str(error)) from error
 
 
@@ -42,7 +44,7 @@ def tensor_at(address: int, dtype: torch.dtype, shape: tuple[int, ...], layout: 
     """
     try:
         return _tensor_at(address, dtype, shape, layout)
-    except (AttributeError, OSError, RuntimeError) as error:  # a missing function, library; a changed one
+    except (AttributeError, OSError, RuntimeError) as error:  # a function or the library is missing, or refuses
         raise CannotShare(str(error)) from error
 
 
@@ -72,7 +74,8 @@ def _tensor_at(address: int, dtype: torch.dtype, shape: tuple[int, ...], layout:
     new_capsule.restype = ctypes.py_object
     new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     capsule = new_capsule(handle, None, None)
-    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule)
+    new_tensor = attrgetter("_C._aoti.alloc_tensor_by_stealing_from_void_ptr")(torch)
+    return new_tensor(capsule)
 
 
 @cache

@@ -56,13 +56,13 @@ class Setup:
 
     def load(self) -> tuple[Any, WorkerInfo]:
         """Load the engine in this process.  Raises SetupError where the checkpoint or the device is not usable."""
-        from ..recognizer import load_recognizer  # imports torch, which the driver does not need
+        from ..recognizer import Recognizer, load_recognizer  # imports torch, which the driver does not need
 
         import_torch().set_num_threads(self.threads)
         device, _ = choose_device(self.device)
         messages: list[str] = []
         engine = load_recognizer(self.path, device, options=self.options, announce=messages.append)
-        if traits_of(device).is_host and self.threads == 1:
+        if isinstance(engine, Recognizer) and traits_of(device).is_host and self.threads == 1:
             engine.readers = 0  # more threads would compete for the one core
         if self.confidence:
             engine.measure_confidence(self.confidence)
@@ -178,11 +178,11 @@ class Keeper:
 
 
 def _load_shared(setup: Setup) -> tuple[str, WorkerInfo] | None:
-    from . import packed, sharing  # import torch, which the driver does not need
-
     engine, info = setup.load()
     if engine.engine != "native":
         return None
+    from . import packed, sharing  # import torch, which the driver does not need
+
     try:
         memory = sharing.share(engine)
     except packed.CannotShare:

@@ -15,7 +15,7 @@ from ..engine import ModelOptions
 from ..errors import SetupError, Unsupported
 from ..host.packages import can_import, install_command
 from ..host.program import command
-from ..precision.tolerances import BOUNDS
+from ..precision.tolerances import TOLERANCES
 from ..recognizer import Recognizer, load_recognizer
 from ..transcript import Transcript
 from .checkpoint import REPLACE, find, without_folders
@@ -106,7 +106,7 @@ def _compare_device(
         f"encoder of {chosen} ({context.engine}) against the CPU (native): largest difference "
         f"{float(difference.max()):.2g} ({percent:.2g} %), {len(expected)} tokens {verdict}"
     )
-    return equal and percent <= BOUNDS["float32"].encoder, found  # False for NaN
+    return equal and percent <= TOLERANCES["float32"].encoder, found  # False for NaN
 
 
 def _transcribe(recognizer: Any, speech: np.ndarray) -> Transcript:

@@ -18,7 +18,7 @@ from nemotron_npu.device import TRAITS, choose_device
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
-from nemotron_npu.precision.compare import compare
+from nemotron_npu.precision.guide import compare_signal
 from nemotron_npu.recognizer import load_recognizer
 
 fake_npu.install()
@@ -171,12 +171,12 @@ def test_features_and_encoder_output_stay_on_the_device_and_equal_those_of_the_c
     features, lengths = both[0].preprocess([sine()])
     encoded, frames = both[0].encode(features, lengths)
     assert all(tensor.device == NPU for tensor in (features, lengths, encoded, frames))
-    comparison = compare(*both, sine())
+    comparison = compare_signal(*both, sine())
     assert comparison.passed and comparison.encoder.max_error < 1e-5
 
 
 def test_the_native_engine_on_the_device_passes_against_nemo_on_the_cpu(native, nemo):
-    comparison = compare(native[0], nemo[1], sine())
+    comparison = compare_signal(native[0], nemo[1], sine())
     assert comparison.passed and comparison.encoder.max_error < 1e-4
 
 

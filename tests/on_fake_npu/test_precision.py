@@ -9,7 +9,6 @@ from checkpoints import TINY_SIZE, build_model, train_tokenizer
 from support import CLIP
 
 from nemotron_npu.audio import read_audio
-from nemotron_npu.checkpoint.load import read_config
 from nemotron_npu.device import choose_device
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.precision.compare import Precision
@@ -43,10 +42,9 @@ def reference(deep):
 
 def compared(deep, reference, dtype="float32"):
     device, _ = choose_device("npu:0")
-    precision = Precision(
-        load_recognizer(deep, device, options=ModelOptions(dtype=dtype)), reference, read_config(deep), chunk_ms=560
-    )
-    precision.add("digits.wav", read_audio(str(CLIP))[:48000])
+    candidate = load_recognizer(deep, device, options=ModelOptions(dtype=dtype))
+    precision = Precision(candidate, reference, chunk_ms=560)
+    precision.add_recording("digits.wav", read_audio(str(CLIP))[:48000])
     return precision
 
 

@@ -1,19 +1,23 @@
-"""Results in a folder: whole or not there, under names of their own, and an interrupted run goes on where it was."""
+"""Results in a folder: complete or absent, and an interrupted run can be resumed."""
 
 import json
 import os
 import random
+from dataclasses import replace
 
 import pytest
 
-from nemotron_npu.cli.output_folder import OutputFolder, name_outputs
+from nemotron_npu.cli.output_folder import OutputFolder
+from nemotron_npu.cli.run_info import RunSettings
 from nemotron_npu.errors import InputError, SetupError
 from nemotron_npu.formats import to_document
 from nemotron_npu.sources import Recording
 from nemotron_npu.transcript import Token, Transcript, Word
 
 KINDS = ("txt", "json", "srt", "manifest", "jsonl")
-SETTINGS = {"model": "demo.nemo", "chunk_ms": 1120, "dtype": "float32", "confidence": "max_prob", "boost_words": None}
+
+
+SETTINGS = RunSettings("demo.nemo", 1120, "float32", "max_prob", None)
 
 
 def recordings(*paths: str, **more) -> list[Recording]:
@@ -27,14 +31,14 @@ def transcript(text: str) -> Transcript:
 
 
 def write(folder: OutputFolder, place: int, text: str) -> None:
-    said = transcript(text)
-    folder.write(place, said, to_document(said, **folder.recordings[place].document_fields(), **SETTINGS))
+    result = transcript(text)
+    folder.write(place, result, to_document(result, **folder.recordings[place].document_fields(), **SETTINGS.as_dict()))
 
 
 def run(path, inputs, resume=True, stop_after=None, kinds=KINDS, settings=SETTINGS) -> list[str]:
     """Recognise what is left, ``stop_after`` at most; the names of what was."""
     written = []
-    with OutputFolder(path, kinds, settings, resume) as folder:
+    with OutputFolder(path, kinds, settings, resume=resume) as folder:
         for place in folder.begin(inputs)[:stop_after]:
             write(folder, place, f"words of {inputs[place].path}")
             written.append(inputs[place].output)
@@ -49,7 +53,8 @@ def contents(path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def test_every_recording_has_its_files_and_its_lines(tmp_path):
+def test_each_recording_has_its_files_and_lines(tmp_path):
+    """Each recording has its files, and its lines in record and manifest."""
     inputs = recordings("x/a.wav", "x/b.wav")
     assert run(tmp_path / "new" / "out", inputs) == ["a", "b"]
     names = {f"{name}.{kind}" for name in "ab" for kind in ("txt", "json", "srt")}
@@ -63,7 +68,8 @@ def test_every_recording_has_its_files_and_its_lines(tmp_path):
     }  # fmt: skip
 
 
-def test_the_manifest_is_in_the_order_of_the_input_however_they_were_done(tmp_path):
+def test_manifest_is_in_order_of_input(tmp_path):
+    """At the end the manifest is in the order of the input, not of completion."""
     inputs = recordings("a.wav", "b.wav", "c.wav")
     with OutputFolder(tmp_path, KINDS, SETTINGS) as folder:
         folder.begin(inputs)
@@ -76,7 +82,8 @@ def test_the_manifest_is_in_the_order_of_the_input_however_they_were_done(tmp_pa
 # ---------------------------------------------------------------- resume
 
 
-def test_resume_does_what_is_left_and_nothing_twice(tmp_path):
+def test_resume_transcribes_only_what_is_left(tmp_path):
+    """A resumed run transcribes what is left, and nothing twice."""
     inputs = recordings(*(f"{i}.wav" for i in range(5)))
     assert run(tmp_path, inputs, stop_after=2) == ["0", "1"]
     assert run(tmp_path, inputs) == ["2", "3", "4"]
@@ -85,7 +92,8 @@ def test_resume_does_what_is_left_and_nothing_twice(tmp_path):
     assert [line["audio_filepath"] for line in lines(tmp_path / "manifest.jsonl")] == [f"{i}.wav" for i in range(5)]
 
 
-def test_a_record_that_was_cut_anywhere_gives_each_recording_once_in_the_end(tmp_path):
+def test_record_cut_anywhere_is_completed(tmp_path):
+    """A record that was cut anywhere has each recording once after a resumed run."""
     inputs = recordings("a.wav", "b.wav", "c.wav")
     run(tmp_path, inputs)
     whole, record = contents(tmp_path), tmp_path / "results.jsonl"
@@ -98,7 +106,8 @@ def test_a_record_that_was_cut_anywhere_gives_each_recording_once_in_the_end(tmp
         assert contents(tmp_path) == whole, length
 
 
-def test_a_line_that_is_no_record_is_dropped(tmp_path):
+def test_invalid_line_of_record_is_dropped(tmp_path):
+    """A line that is no entry of a record is dropped."""
     inputs = recordings("a.wav", "b.wav")
     run(tmp_path, inputs)
     good = (tmp_path / "results.jsonl").read_bytes()
@@ -107,7 +116,8 @@ def test_a_line_that_is_no_record_is_dropped(tmp_path):
     assert (tmp_path / "results.jsonl").read_bytes() == good
 
 
-def test_a_file_that_was_deleted_or_a_format_that_is_new_is_made_again(tmp_path):
+def test_deleted_file_and_new_format_are_written_again(tmp_path):
+    """A recording is transcribed again if a file of it was deleted or a format is new."""
     inputs = recordings("a.wav", "b.wav")
     run(tmp_path, inputs)
     (tmp_path / "a.srt").unlink()
@@ -116,7 +126,8 @@ def test_a_file_that_was_deleted_or_a_format_that_is_new_is_made_again(tmp_path)
     assert sorted(line["output"] for line in lines(tmp_path / "results.jsonl")) == ["a", "b"]
 
 
-def test_recordings_that_are_new_or_gone_disturb_no_other(tmp_path):
+def test_new_or_removed_recordings_leave_others_alone(tmp_path):
+    """Recordings that are new or removed do not affect the others."""
     run(tmp_path, recordings("a.wav", "b.wav", "c.wav"))
     inputs = recordings("0.wav", "c.wav", "x/b.wav", "a.wav")
     assert run(tmp_path, inputs) == ["0", "b.wav"], "b.txt is of another recording: it is kept"
@@ -129,7 +140,9 @@ def test_recordings_that_are_new_or_gone_disturb_no_other(tmp_path):
     assert run(tmp_path, recordings("a.wav", "x/b.wav", "c.wav", "0.wav")) == []
 
 
-def test_names_do_not_depend_on_where_the_run_was_interrupted(tmp_path):
+def test_names_do_not_depend_on_interruption(tmp_path):
+    """Names of files do not depend on where a run was interrupted."""
+
     def inputs():
         return recordings("x/a.wav", "y/a.wav", "b.wav", "b.mp3")
 
@@ -140,7 +153,9 @@ def test_names_do_not_depend_on_where_the_run_was_interrupted(tmp_path):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_parts_of_one_file_and_the_same_file_twice_are_told_apart(tmp_path):
+def test_parts_and_copies_of_a_file_are_distinct(tmp_path):
+    """Parts of one file, and the same file twice, are distinct recordings."""
+
     def inputs():
         parts = [Recording("a.wav", "a", offset, 2.0, {"audio_filepath": "a.wav", "offset": offset, "duration": 2.0})
                  for offset in (0.0, 2.5, 2.5)]  # fmt: skip
@@ -163,14 +178,16 @@ def test_parts_of_one_file_and_the_same_file_twice_are_told_apart(tmp_path):
     ],
 )
 def test_results_of_different_settings_are_not_mixed(tmp_path, name, value):
+    """A resumed run with other settings is an error."""
     inputs = recordings("a.wav", "b.wav")
     run(tmp_path, inputs, stop_after=1)
-    with pytest.raises(SetupError, match=f"{name} .*take another --output_dir"):
-        run(tmp_path, inputs, settings={**SETTINGS, name: value})
+    with pytest.raises(SetupError, match=f"{name} .*choose another --output_dir"):
+        run(tmp_path, inputs, settings=replace(SETTINGS, **{name: value}))
     assert len(lines(tmp_path / "results.jsonl")) == 1
 
 
-def test_without_resume_a_run_begins_anew_and_the_earlier_record_is_kept(tmp_path):
+def test_run_without_resume_keeps_earlier_record_as_backup(tmp_path):
+    """A run without --resume restarts, and keeps the earlier record as a backup."""
     inputs = recordings("a.wav", "b.wav")
     run(tmp_path, inputs)
     assert run(tmp_path, inputs, resume=False, stop_after=1) == ["a"]
@@ -180,23 +197,26 @@ def test_without_resume_a_run_begins_anew_and_the_earlier_record_is_kept(tmp_pat
     assert [line["output"] for line in lines(tmp_path / "results.jsonl~")] == ["a"], "that a run did nothing costs none"
 
 
-# ---------------------------------------------------------------- the file system says no
+# ---------------------------------------------------------------- errors of the file system
 
 
-def test_a_folder_that_cannot_be_used_is_known_before_the_work(tmp_path):
+def test_unusable_folder_is_an_error_before_the_work(tmp_path):
+    """A folder that cannot be used is an error before the work."""
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(SetupError, match="--output_dir .*file"):
             OutputFolder(path, KINDS, SETTINGS)
 
 
-def test_two_runs_do_not_write_into_one_folder(tmp_path):
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    """Two runs cannot write to one folder at the same time."""
     with OutputFolder(tmp_path, KINDS, SETTINGS), pytest.raises(SetupError, match="another run"):
         OutputFolder(tmp_path, KINDS, SETTINGS)
     run(tmp_path, recordings("a.wav"))
 
 
-def test_a_name_that_the_file_system_does_not_take_costs_only_its_recording(tmp_path):
+def test_name_that_is_too_long_costs_one_recording(tmp_path):
+    """A name that the file system rejects costs its recording only."""
     inputs = recordings("a.wav", "ä" * 126 + ".mp3", "b.wav")  # 252 bytes: one too many with .json
     with OutputFolder(tmp_path, KINDS, SETTINGS) as folder:
         folder.begin(inputs)
@@ -207,7 +227,8 @@ def test_a_name_that_the_file_system_does_not_take_costs_only_its_recording(tmp_
     assert [line["audio_filepath"] for line in lines(tmp_path / "manifest.jsonl")] == ["a.wav", "b.wav"]
 
 
-def test_a_full_disk_ends_the_run_and_what_was_done_stays(tmp_path, monkeypatch):
+def test_full_disk_ends_run_and_keeps_results(tmp_path, monkeypatch):
+    """A full disk ends the run and leaves no partial line; what was done stays."""
     inputs = recordings("a.wav", "b.wav")
     real = os.write
 
@@ -229,34 +250,11 @@ def test_a_full_disk_ends_the_run_and_what_was_done_stays(tmp_path, monkeypatch)
     assert [line["output"] for line in lines(tmp_path / "results.jsonl")] == ["a", "b"]
 
 
-def test_a_name_that_is_no_text_is_written_and_known_again(tmp_path):
+def test_name_that_is_no_text_is_resumed(tmp_path):
+    """A name that is no text is written, and found again by a resumed run."""
     inputs = recordings(os.fsdecode(b"a\xff.wav"))
     assert len(run(tmp_path, inputs)) == 1 and run(tmp_path, inputs) == []
     assert os.fsencode(tmp_path) + b"/a\xff.txt" in [
         os.path.join(os.fsencode(tmp_path), n) for n in os.listdir(os.fsencode(tmp_path))
     ]
     assert lines(tmp_path / "manifest.jsonl")[0]["audio_filepath"] == inputs[0].path
-
-
-# ---------------------------------------------------------------- names
-
-
-@pytest.mark.parametrize(
-    "paths, names",
-    [
-        (["x/a.wav", "x/b.wav"], ["a", "b"]),
-        (["x/a.wav", "x/a.mp3", "x/b.wav"], ["a.wav", "a.mp3", "b"]),
-        (["x/a.wav", "y/a.wav"], ["x/a", "y/a"]),
-        (["a.wav", "x/a.wav"], ["a", "x/a"]),
-        (["x/1/a.wav", "x/2/b/a.wav", "../a.wav"], None),
-        (["a.wav", "a.wav", "a.wav"], ["a", "a_2", "a_3"]),
-        (["x/a.wav", "y/a.wav", "y/a.wav", "a_2.wav"], ["a", "a_3", "a_4", "a_2"]),
-        (["a.wav", "a.mp3", "a.wav.wav"], None),
-    ],
-)
-def test_no_two_recordings_have_one_name_and_none_leads_out_of_the_folder(paths, names):
-    inputs = recordings(*paths)
-    name_outputs(inputs, set())
-    given = [recording.output for recording in inputs]
-    assert len(set(given)) == len(given) and not any(".." in name.split("/") or name[0] == "/" for name in given)
-    assert names is None or given == names

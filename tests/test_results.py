@@ -1,83 +1,42 @@
-"""A folder of recordings on the bundled model: every format, progress, and runs that are killed and go on."""
+"""Runs over a folder with the bundled model: every format, broken files, interruptions, resuming."""
 
-import contextlib
-import fcntl
 import json
 import os
 import random
-import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
-from pathlib import Path
 
-import numpy as np
-import pytest
-import soundfile
-import soxr
 from omegaconf import OmegaConf
-from support import CLIP, CLIP_WORDS, ROOT, assert_same_run, run_process
+from support import (
+    BROKEN,
+    CLIP,
+    CLIP_WORDS,
+    COLLECTED,
+    INFERENCE,
+    PER_FILE,
+    ROOT,
+    assert_same_run,
+    files,
+    lines,
+    run_process,
+    words_of,
+)
 
-from nemotron_npu.cli import progress, results
-from nemotron_npu.cli.progress import Progress
-from nemotron_npu.sources import Recording
-
-INFERENCE = ROOT / "inference.py"
-PER_FILE, COLLECTED = ("txt", "json", "srt", "vtt", "tsv", "ctm"), {"results.jsonl", "manifest.jsonl"}
-
-
-@pytest.fixture(scope="module")
-def calls(tmp_path_factory) -> Path:
-    """20 recordings of all kinds in folders, and five broken ones."""
-    folder = tmp_path_factory.mktemp("data") / "calls"
-    audio, rate = soundfile.read(CLIP, dtype="float32")
-    kinds = [("wav", "PCM_16"), ("wav", "ULAW"), ("flac", "PCM_24"), ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III")]
-    for i in range(20):
-        suffix, subtype = kinds[i % 5]
-        new_rate = (8000, 16000, 44100, 48000)[i % 4]
-        samples = soxr.resample(audio[: rate if i % 3 == 0 else None], rate, new_rate).clip(-1, 1)
-        if i % 2:
-            samples = np.stack([samples, 0.8 * samples], 1)
-        path = folder / f"day {i % 3}" / f"call{i:02d}.{suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, samples, new_rate, subtype=subtype)
-    (folder / "empty.wav").write_bytes(b"")
-    (folder / "text.mp3").write_text("not sound at all\n" * 50)
-    soundfile.write(folder / "header.wav", np.zeros(0), 16000)
-    soundfile.write(folder / "broken.flac", np.random.default_rng(0).uniform(-1, 1, 40000), 16000)
-    os.truncate(folder / "broken.flac", 9000)
-    soundfile.write(folder / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
-    return folder
+from nemotron_npu.cli import results
+from nemotron_npu.encoder import Encoder
+from nemotron_npu.recognizer import Recognizer
 
 
-BROKEN = ["broken.flac", "empty.wav", "header.wav", "nan.wav", "text.mp3"]
-
-
-def words_of(name: str) -> str:
-    return "three" if int(Path(name).stem[4:]) % 3 == 0 else CLIP_WORDS
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-# ---------------------------------------------------------------- one run
-
-
-def test_a_folder_gives_every_format_and_a_line_for_each_broken_file(cli, calls, tmp_path):
+def test_folder_gives_every_format_and_reports_broken_files(cli, calls, tmp_path):
+    """A folder gives every format, and an error line for each broken file."""
     code, out, err = cli(calls, "--output_dir", tmp_path, "--batch_size", 4, "--device", "cpu")
     assert (code, out) == (1, "")
     errors = [line for line in err.splitlines() if line.startswith("inference.py: ")]
     assert len(errors) == 5 and all(sum(f"{calls}/{name}: " in line for line in errors) == 1 for name in BROKEN)
-    assert "25 recordings: 20 done, 5 failed; 0.03 h of sound in " in err.splitlines()[-1]
+    assert "25 recordings: 20 done, 5 failed; 0.03 h of audio in " in err.splitlines()[-1]
 
     stems = [str(path.relative_to(calls).with_suffix("")) for path in sorted(calls.rglob("call*"))]
     assert len(stems) == 20
@@ -91,20 +50,23 @@ def test_a_folder_gives_every_format_and_a_line_for_each_broken_file(cli, calls,
     assert [line.split()[4] for line in ends] == words_of(stems[1]).split()
 
 
-def test_side_by_side_are_recordings_of_one_length(cli, calls, tmp_path):
+def test_batches_of_a_folder_have_similar_lengths(cli, calls, tmp_path):
+    """Batches of a folder have recordings of similar length."""
     cli(calls, "--output_dir", tmp_path, "--output_format", "json", "--batch_size", 4, "--device", "cpu", "--quiet")
     written = sorted(tmp_path.rglob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     durations = [json.loads(path.read_text())["duration"] for path in written]
     assert min(durations[:12]) > 6, "13 are whole clips, the last of them beside first words"
 
 
-def test_stdout_has_them_in_the_order_of_the_input(cli, calls):
+def test_stdout_has_results_in_order_of_input(cli, calls):
+    """Stdout has the results in the order of the input."""
     code, out, _ = cli(f"{calls}/**/call*", "--batch_size", 4, "--device", "cpu", "--quiet")
     paths = sorted(calls.rglob("call*"))
     assert code == 0 and out.splitlines() == [f"{path}: {words_of(path.name)}" for path in paths]
 
 
-def test_a_manifest_comes_back_with_what_was_recognised(cli, tmp_path, digits):
+def test_manifest_gets_pred_text_as_nemo_writes_it(cli, tmp_path, digits):
+    """A manifest comes back with pred_text, byte for byte as NeMo writes it."""
     from nemo.collections.asr.parts.utils.transcribe_utils import write_transcription
 
     shutil.copy(CLIP, tmp_path / "digits.wav")
@@ -134,7 +96,8 @@ def test_a_manifest_comes_back_with_what_was_recognised(cli, tmp_path, digits):
     ]  # fmt: skip
 
 
-def test_nemo_hears_the_same_parts_of_a_file(cli, tmp_path):
+def test_both_engines_transcribe_the_same_parts_of_a_file(cli, tmp_path):
+    """Both engines transcribe the parts that a manifest names."""
     manifest = tmp_path / "test.json"
     parts = [{"offset": 0, "duration": 1.0}, {"offset": 1.0, "duration": 1.6}, {"offset": 3.2}]
     manifest.write_text("".join(json.dumps({"audio_filepath": str(CLIP), **part}) + "\n" for part in parts))
@@ -143,7 +106,8 @@ def test_nemo_hears_the_same_parts_of_a_file(cli, tmp_path):
     assert outs[0].splitlines()[1:] == [f"{CLIP} [from 1 s]: one four", f"{CLIP} [from 3.2 s]: five nine two six"]
 
 
-def test_ctm_of_several_goes_to_stdout_and_subtitles_of_one(cli, calls):
+def test_stdout_takes_ctm_of_several_and_subtitles_of_one(cli, calls):
+    """Stdout takes the ctm of several recordings, and the subtitles of one."""
     paths = sorted(calls.rglob("call0[12]*"))
     code, out, _ = cli(*paths, "--output_format", "ctm", "--device", "cpu", "--quiet")
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["call01"] * 8 + ["call02"] * 8
@@ -151,34 +115,16 @@ def test_ctm_of_several_goes_to_stdout_and_subtitles_of_one(cli, calls):
     assert code == 0 and out.startswith("1\n00:00:0") and " --> " in out
 
 
-def test_broken_files_that_are_met_late_are_a_line_each_too(cli, calls, monkeypatch):
-    """Of many inputs only the first are looked at before the model is loaded."""
+def test_broken_files_after_the_early_checks_are_reported(cli, calls, monkeypatch):
+    """Only the first headers are read before the model is loaded; later broken files are reported too."""
     monkeypatch.setattr(results, "EARLY_CHECKS", 3)
     code, out, err = cli(calls, "--batch_size", 2, "--device", "cpu", "--quiet")
     assert code == 1 and len(out.splitlines()) == 20 and len(err.splitlines()) == 5
     assert all(f"{calls}/{name}: " in err for name in BROKEN)
 
 
-@pytest.mark.parametrize(
-    "args, words",
-    [
-        (["a.wav", "--output_format", "srt,vtt"], "several need --output_dir"),
-        (["a.wav", "b.wav", "--output_format", "vtt"], "several need --output_dir"),
-        (
-            ["a.wav", "--output_format", "docx"],
-            "'docx' is none of txt, json, srt, vtt, tsv, ctm, jsonl, manifest and all",
-        ),
-        (["a.wav", "--resume"], "--resume needs --output_dir"),
-        (["-", "--resume", "--output_dir", "x"], "--resume is for files"),
-        (["a.wav", "--output_dir", "/dev/null"], "--output_dir /dev/null"),
-    ],
-)
-def test_what_cannot_be_is_said_before_the_work(cli, args, words):
-    code, out, err = cli(*args)
-    assert (code, out) == (2, "") and words in err.splitlines()[-1]
-
-
-def test_live_sound_and_streams_are_written_too(tmp_path):
+def test_live_audio_is_written_to_a_folder(tmp_path):
+    """The transcript of live audio is written to a folder."""
     with open(CLIP, "rb") as sound:
         result = run_process(INFERENCE, "-", "--output_dir", tmp_path, "--device", "cpu", "--quiet", stdin=sound)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -187,13 +133,15 @@ def test_live_sound_and_streams_are_written_too(tmp_path):
     assert (document["text"], document["sample_rate"], document["format"]) == (CLIP_WORDS, 8000, "WAV")
 
 
-def test_streamed_files_are_written_too(cli, calls, tmp_path):
+def test_streamed_files_are_written_to_a_folder(cli, calls, tmp_path):
+    """The transcripts of streamed files are written to a folder."""
     code, out, _ = cli(calls / "day 1", "--stream", "--output_dir", tmp_path, "--device", "cpu", "--quiet")
     assert (code, out) == (0, "")
     assert {line["pred_text"] for line in lines(tmp_path / "manifest.jsonl")} == {CLIP_WORDS}
 
 
-def test_every_field_of_the_json_is_in_the_readme(cli, tmp_path):
+def test_readme_names_every_field_of_the_json(cli, tmp_path):
+    """The README names every field of the JSON document."""
     manifest = tmp_path / "m.json"
     manifest.write_text(json.dumps({"audio_filepath": str(CLIP), "offset": 1.0, "text": "one four"}))
     options = ["--output_format", "jsonl", "--output_dir", tmp_path / "out", "--precision_compare", "--device", "cpu"]
@@ -227,7 +175,8 @@ def test_every_field_of_the_json_is_in_the_readme(cli, tmp_path):
 # ---------------------------------------------------------------- interrupted runs
 
 
-def test_killed_again_and_again_each_file_is_there_exactly_once_in_the_end(cli, calls, tmp_path):
+def test_run_killed_repeatedly_is_completed_by_resume(cli, calls, tmp_path):
+    """After several kills --resume completes the run: each file is there once, as without a kill."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, INFERENCE, calls, "--output_dir", killed, "--batch_size", "2", "--device", "cpu"]
     record, chance = killed / "results.jsonl", random.Random(0)
@@ -252,38 +201,37 @@ def test_killed_again_and_again_each_file_is_there_exactly_once_in_the_end(cli, 
     assert_same_run(killed, whole)
 
 
-def test_what_is_done_does_not_wait_for_a_model(cli, tmp_path, monkeypatch):
+def test_resume_of_complete_run_loads_no_model(cli, tmp_path, monkeypatch):
+    """If an earlier run has done everything, --resume loads no model."""
     options = [CLIP, "--output_dir", tmp_path, "--device", "cpu"]
     assert cli(*options)[0] == 0
-    said = "begun anew, the record of the last run is kept as results.jsonl~ (--resume goes on with it instead)"
-    assert f"{tmp_path}: {said}\n" in cli(*options)[2]
-    monkeypatch.setattr("nemotron_npu.recognizer.load_recognizer", None)
+    message = "restarted, the earlier record is now results.jsonl~ (--resume continues it instead)"
+    assert f"--output_dir {tmp_path}: {message}\n" in cli(*options)[2]
+    monkeypatch.setattr("nemotron_npu.cli.transcribe.load_recognizer", None)
     code, out, err = cli(*options, "--resume")
     assert (code, out, err) == (0, "", "1 recording: 0 done, 1 done before, 0 failed\n")
     code, _, err = cli(*options, "--resume", "--chunk_ms", 80)
     assert code == 2 and "chunk_ms 1120, this run has 80" in err
 
 
-def test_ctrl_c_keeps_what_is_done_and_says_what_is_left(cli, calls, tmp_path, monkeypatch):
-    from nemotron_npu.recognizer import Recognizer
-
-    results = Recognizer.results
+def test_ctrl_c_keeps_results_and_reports_what_is_left(cli, calls, tmp_path, monkeypatch):
+    """Ctrl-C keeps what is done and reports what is left."""
+    transcribe = Recognizer.results
 
     def interrupted(self, sources, *rest):
-        found = results(self, sources, *rest)
+        found = transcribe(self, sources, *rest)
         yield next(found)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Recognizer, "results", interrupted)
     code, out, err = cli(calls / "day 0", "--output_dir", tmp_path, "--batch_size", 2, "--device", "cpu")
     assert (code, out) == (130, "") and err.splitlines()[-1] == "inference.py: interrupted: 6 of 7 not done"
-    assert "7 recordings: 1 done, 0 failed, 6 left: --resume goes on with them; " in err.splitlines()[-2]
+    assert "7 recordings: 1 done, 0 failed, 6 left (--resume continues); " in err.splitlines()[-2]
     assert len(lines(tmp_path / "results.jsonl")) == len(lines(tmp_path / "manifest.jsonl")) == 1
 
 
-def test_a_stream_that_is_cut_short_is_not_done(cli, calls, tmp_path, monkeypatch):
-    from nemotron_npu.encoder import Encoder
-
+def test_interrupted_stream_is_not_done(cli, calls, tmp_path, monkeypatch):
+    """A stream that is interrupted is not done, and is transcribed again by --resume."""
     step, calls_of_step = Encoder.step, []
 
     def interrupted(*args):
@@ -295,12 +243,13 @@ def test_a_stream_that_is_cut_short_is_not_done(cli, calls, tmp_path, monkeypatc
     monkeypatch.setattr(Encoder, "step", interrupted)
     options = [calls / "day 1", "--stream", "--output_dir", tmp_path, "--device", "cpu"]
     code, out, err = cli(*options)
-    assert (code, out) == (130, "") and "0 done, 0 failed, 7 left: --resume goes on with them" in err
+    assert (code, out) == (130, "") and "0 done, 0 failed, 7 left (--resume continues)" in err
     assert cli(*options, "--resume")[0] == 0
     assert [line["pred_text"] for line in lines(tmp_path / "manifest.jsonl")] == [CLIP_WORDS] * 7
 
 
-def test_a_disk_that_is_full_is_one_line_and_exit_code_2(cli, calls, tmp_path, monkeypatch):
+def test_full_disk_is_one_line_and_exit_code_2(cli, calls, tmp_path, monkeypatch):
+    """A full disk is one error line and exit code 2."""
     replace = os.replace
 
     def full(source, target):
@@ -312,106 +261,3 @@ def test_a_disk_that_is_full_is_one_line_and_exit_code_2(cli, calls, tmp_path, m
     code, _, err = cli(calls / "day 0", "--output_dir", tmp_path, "--device", "cpu", "--quiet")
     assert code == 2 and err == f"inference.py: {tmp_path}/call06.srt: cannot be written: No space left on device\n"
     assert len(lines(tmp_path / "manifest.jsonl")) == 2
-
-
-# ---------------------------------------------------------------- progress
-
-
-def test_a_log_has_a_line_a_minute(cli, calls, tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    said = []
-    recordings = [Recording(f"{i}.wav", f"{i}", length=1800.0) for i in range(4)]
-    shown = Progress(recordings, said.append)
-    for _ in range(4):
-        for _ in range(60):
-            clock[0] += 0.75
-            shown.hear(30.0)
-        shown.finished()
-    assert said == [
-        "1/4 files, 0.67/2.00 h of sound, RTFx 40.0, 2:00 left",
-        "2/4 files, 1.33/2.00 h of sound, RTFx 40.0, 1:00 left",
-        "3/4 files, 2.00/2.00 h of sound, RTFx 40.0, 0:00 left",
-    ]
-
-
-def test_a_terminal_has_a_bar_that_makes_way_for_lines_and_is_gone_in_the_end(calls, terminal):
-    ours, theirs = terminal
-    command = [sys.executable, "-c", SLOW_RUN, INFERENCE, calls, "--device", "cpu"]
-    process = subprocess.Popen([*map(str, command)], stderr=theirs, stdout=theirs, cwd=ROOT)
-    os.close(theirs)
-    written = b""
-    with contextlib.suppress(OSError):  # EIO: the other end is closed
-        while data := os.read(ours, 65536):
-            written += data
-    assert process.wait() == 1
-    screen = written.decode()
-    assert re.search(r"\d+%\|.*\| 1?\d/23 files, 0\.0\d/0\.03 h of sound, RTFx [\d.]+, 0:\d\d left", screen)
-    left = [line.rpartition("\r")[2].rstrip() for line in screen.replace("\r\n", "\n").split("\n")]
-    assert [line for line in left if "%|" in line] == [], "nothing of the bar stays"
-    for path in calls.rglob("call*"):
-        assert f"{path}: {words_of(path.name)}" in left
-    assert left[-2].startswith("25 recordings: 20 done, 5 failed")
-
-
-SLOW_RUN = """
-import sys, time, inference
-from nemotron_npu.encoder import Encoder
-step = Encoder.step
-Encoder.step = lambda *args: time.sleep(0.3) or step(*args)
-sys.exit(inference.main(sys.argv[2:]))
-"""
-
-
-@pytest.fixture
-def terminal():
-    """Our end of a pseudo-terminal of 120 columns, and that of the process."""
-    ours, theirs = os.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    yield ours, theirs
-    os.close(ours)
-
-
-def test_a_terminal_of_unknown_size_has_a_bar_too(terminal, monkeypatch):
-    """As in some containers, where it has 0 columns."""
-    ours, theirs = terminal
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
-    monkeypatch.setattr(progress, "BAR_AFTER_SECONDS", 0)
-    monkeypatch.setattr(progress, "BAR_SECONDS", 0)
-    with open(theirs, "w") as stderr:
-        monkeypatch.setattr(progress.sys, "stderr", stderr)
-        shown = Progress([Recording("1.wav", "1", length=60.0)], None)
-        shown.hear(30.0)
-        os.set_blocking(ours, False)
-        assert re.search(r"\d%\|.+\| 0/1 files", os.read(ours, 65536).decode())
-        shown.close()
-
-
-def test_without_known_lengths_time_left_goes_by_files(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    shown = Progress([Recording(f"{i}.wav", f"{i}") for i in range(4)], None)
-    shown.hear(100.0)
-    clock[0] = 10.0
-    shown.files = 1
-    assert shown.text() == "1/4 files, 0.03 h of sound, RTFx 10.0, 0:30 left"
-    shown.files = 0
-    assert shown.text() == "0/4 files, 0.03 h of sound, RTFx 10.0"
-
-
-# ---------------------------------------------------------------- options
-
-
-@pytest.mark.parametrize(
-    "typed, offered",
-    [
-        ("inference.py --output_f", {"--output_format"}),
-        ("inference.py --output_format ", {*PER_FILE, "jsonl", "manifest", "all"}),
-        ("inference.py --engine n", {"native", "nemo"}),
-    ],
-)
-def test_a_shell_with_argcomplete_completes_options(tmp_path, typed, offered):
-    said = tmp_path / "said"
-    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": typed, "COMP_POINT": str(len(typed)), "_ARGCOMPLETE_IFS": "\n"}
-    run_process(INFERENCE, env={**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(said)})
-    assert {word.strip() for word in said.read_text().splitlines()} == offered

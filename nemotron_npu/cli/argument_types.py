@@ -1,0 +1,82 @@
+"""Values of the command line: text -> a checked value, or argparse's error line."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+
+from ..device import DEVICE, DEVICE_NAMES
+from ..formats import FORMATS
+
+MAX_THREADS = 1024  # with more than a machine can start, OpenMP ends the process
+MAX_WORKERS = 10_000
+MAX_BLOCK_MS = 600_000  # memory grows with the square of the block
+MIN_RATE, MAX_RATE = 4000, 384_000  # Hz
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Parse ``"srt,vtt"`` or ``"all"``; return the formats in the order of the registry."""
+    names = [name.strip() for name in text.split(",")]
+    names = ["txt" if name == "text" else name for name in names]
+    for name in names:
+        if name not in (*FORMATS, "all"):
+            raise ArgumentTypeError(f"{name!r} is none of {', '.join(FORMATS)} and all")
+    return tuple(name for name in FORMATS if name in names or "all" in names)
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of 1 or more."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def thread_count(text: str) -> int:
+    """Parse --threads."""
+    return _at_most(positive(text), MAX_THREADS)
+
+
+def worker_count(text: str) -> int:
+    """Parse --num_workers."""
+    return _at_most(positive(text), MAX_WORKERS)
+
+
+def block_length(text: str) -> int:
+    """Parse --block_ms."""
+    return _at_most(positive(text), MAX_BLOCK_MS)
+
+
+def chunk_length(text: str) -> int | str:
+    """Parse --chunk_ms: milliseconds or ``"all"``."""
+    return text if text == "all" else positive(text)
+
+
+def weight(text: str) -> float:
+    """Parse a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def sample_rate(text: str) -> int:
+    """Parse --sample_rate."""
+    rate = positive(text)
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise ArgumentTypeError(f"{rate} Hz is not a sample rate of {MIN_RATE} to {MAX_RATE}")
+    return rate
+
+
+def device_name(text: str) -> str:
+    """Parse the name of a device; whether it is usable is checked later."""
+    if not DEVICE.fullmatch(text):
+        raise ArgumentTypeError(f"{text!r} is not a device (use {DEVICE_NAMES})")
+    return text
+
+
+def _at_most(number: int, maximum: int) -> int:
+    if number > maximum:
+        raise ArgumentTypeError(f"{number} exceeds the maximum of {maximum}")
+    return number

@@ -1,0 +1,251 @@
+"""The options of the command line, with their help."""
+
+from __future__ import annotations
+
+import argparse
+
+from .. import __version__
+from ..confidence import METHODS
+from ..dtypes import ON_CPU, ON_DEVICES
+from ..formats import COLLECTED, FILES
+from ..host import program
+from . import argument_types as types
+
+DESCRIPTION = (
+    "Transcribe speech with a cache-aware FastConformer-RNNT checkpoint (.nemo) on an Ascend NPU, a GPU or the CPU."
+)
+EXAMPLES = """\
+examples:
+  python inference.py                                          transcribe the bundled clip with the bundled model
+  python inference.py talk.mp3                                 print the text
+  python inference.py talk.mp3 --output_format srt > talk.srt  write subtitles
+  python inference.py calls/ --output_dir out                  transcribe a folder, in every format
+  python inference.py calls/ --output_dir out --resume         continue an interrupted run
+  python inference.py calls/ --output_dir out --num_workers 8  transcribe on eight NPUs
+  python inference.py test.json --output_format manifest       add pred_text to a NeMo manifest
+  arecord -f S16_LE -r 16000 | python inference.py -           transcribe a microphone, live
+  python inference.py --stream --chunk_ms 80 talk.mp3          transcribe a file as a live stream
+  python inference.py --model_path M.nemo talk.mp3             use another checkpoint
+  python inference.py --model_path M.nemo                      check a checkpoint on a 1 s sine (reference guide)
+  python inference.py --model_path M.nemo --precision_compare  compare the device with the CPU
+  python inference.py --doctor --device npu:0                  check the environment and list fixes
+
+exit code: 0 success, 1 an input failed or the comparison did not pass, 2 wrong usage or environment,
+           130, 143, 129 interrupted by SIGINT, SIGTERM, SIGHUP
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog=program.name,
+        usage="%(prog)s [AUDIO ...] [options]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES.replace(f"python {program.SCRIPT}", program.command()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "audio",
+        nargs="*",
+        metavar="AUDIO",
+        help="audio files (wav, flac, ogg, mp3 ..., any sample rate and number of channels), folders, quoted patterns "
+        "('calls/**/*.wav'), NeMo manifests (.json, .jsonl), lists of paths (.txt); "
+        "- is live audio from stdin, a wav stream or raw 16-bit little-endian mono PCM",
+    )
+    _add_output(parser)
+    _add_model(parser)
+    _add_execution(parser)
+    _add_search(parser)
+    _add_workers(parser)
+    _add_live(parser)
+    _add_measuring(parser)
+    _add_messages(parser)
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="write each result to this folder as soon as it is complete (default: print to stdout)",
+    )
+    formats = output.add_argument(
+        "--output_format",
+        type=types.parse_formats,
+        metavar="F[,F]",
+        help=f"{', '.join(FILES)}: one file for each recording; {', '.join(COLLECTED)} (a NeMo manifest with "
+        "pred_text): one line for each recording; all (default: txt, with --output_dir all; stdout takes one format)",
+    )
+    formats.completer = lambda **_: [*types.parse_formats("all"), "all"]  # type: ignore[attr-defined]  # of argcomplete
+    output.add_argument(
+        "--resume",
+        action="store_true",
+        help="skip recordings that are complete in --output_dir, also after a crash",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model_path",
+        metavar="M",
+        help="a .nemo file or a Hugging Face id such as nvidia/nemotron-speech-streaming-en-0.6b "
+        "(default: the bundled demo model, which transcribes the ten digits)",
+    )
+    model.add_argument(
+        "--device",
+        type=types.device_name,
+        metavar="D",
+        help="npu:N, cuda:N or cpu (default: npu:0 if it is usable, else cpu)",
+    )
+    model.add_argument(
+        "--chunk_ms",
+        type=types.chunk_length,
+        metavar="MS",
+        help="chunk length: 80, 160, 560 or 1120 (default: the model's first); "
+        "all: print the word error rate at each chunk length",
+    )
+    model.add_argument(
+        "--engine",
+        choices=["native", "nemo"],
+        help="native: this project's engine; nemo: stock NeMo, the reference, slow to load "
+        "(default: native; --benchmark: both)",
+    )
+    on_cpu = ", ".join(f"{dtype} ({needs})" for dtype, needs in ON_CPU.items())
+    model.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", "int8"],
+        help=f"dtype of the encoder's matrix products: on a CPU {on_cpu}; on an npu or cuda device "
+        f"{', '.join(ON_DEVICES)} (default: float32; --benchmark: all that the device supports)",
+    )
+
+
+def _add_execution(parser: argparse.ArgumentParser) -> None:
+    execution = parser.add_argument_group("execution")
+    execution.add_argument(
+        "--batch_size",
+        type=types.positive,
+        metavar="N",
+        help="recordings in a batch (default: suits model and device)",
+    )
+    execution.add_argument(
+        "--block_ms",
+        type=types.block_length,
+        metavar="MS",
+        help="maximum audio of each recording in one encoder step; rounded down to 1, 2, 4, 8 ... chunks "
+        "(default: suits model and device)",
+    )
+    execution.add_argument(
+        "--graph",
+        choices=["on", "off", "auto"],
+        default="auto",
+        help="capture the encoder step as a graph on an npu or cuda device and replay it in one launch; "
+        "auto is off until graphs have been tested on real hardware (default: auto)",
+    )
+    execution.add_argument(
+        "--decoder_device",
+        type=types.device_name,
+        metavar="D",
+        help="device of the RNN-T decoder (default: cpu, since decoding is many small operators)",
+    )
+    execution.add_argument(
+        "--threads", type=types.thread_count, metavar="N", help="CPU threads (default: one for each core)"
+    )
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    search = parser.add_argument_group("decoding")
+    search.add_argument(
+        "--boost_words",
+        metavar="FILE",
+        help="phrases to prefer, one on each line, each with an optional score after a tab (default score: 1)",
+    )
+    search.add_argument(
+        "--boost_alpha",
+        type=types.weight,
+        default=1.0,
+        metavar="A",
+        help="weight of --boost_words relative to the model (default: 1)",
+    )
+    search.add_argument(
+        "--confidence",
+        choices=METHODS,
+        help="confidence measure of tokens and words: the probability of the best token, or an entropy as in NeMo "
+        "(default: max_prob; --engine nemo: none)",
+    )
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    workers = parser.add_argument_group("several devices")
+    workers.add_argument(
+        "--num_workers",
+        type=types.worker_count,
+        metavar="N",
+        help="transcribe in N processes, each with its own NPU, GPU or CPU thread (--threads); 2 and more need Ray "
+        "(default: this process; with --ray_address one for each device of the cluster)",
+    )
+    workers.add_argument(
+        "--ray_address",
+        metavar="A",
+        help="use the devices of the Ray cluster at HOST:PORT; auto: the cluster that this host belongs to "
+        "(default: this host only)",
+    )
+
+
+def _add_live(parser: argparse.ArgumentParser) -> None:
+    live = parser.add_argument_group("live")
+    live.add_argument(
+        "--stream",
+        action="store_true",
+        help="feed files chunk by chunk and show words as soon as they are transcribed",
+    )
+    live.add_argument(
+        "--sample_rate",
+        type=types.sample_rate,
+        metavar="HZ",
+        help="sample rate of raw PCM on stdin (default: 16000; a wav stream states its own)",
+    )
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    measuring = parser.add_argument_group("measurements")
+    measuring.add_argument(
+        "--precision_compare",
+        action="store_true",
+        help="compare the device with NeMo on the CPU, stage by stage, on the sine and on AUDIO or the bundled clip; "
+        "exit code 1 if the comparison fails",
+    )
+    measuring.add_argument(
+        "--bounds",
+        metavar="NAME=PERCENT,...",
+        help="tolerances of --precision_compare instead of the dtype's own: mel, encoder, alone, joint, tokens, words",
+    )
+    measuring.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="measure start, steps, recordings, memory and operators of each engine and dtype; takes minutes",
+    )
+    measuring.add_argument(
+        "--wer_report",
+        action="store_true",
+        help="list the files with the most errors, reference above transcript; needs inputs with a reference text",
+    )
+    measuring.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write all figures and plots of --precision_compare, --benchmark and --wer_report to this folder",
+    )
+
+
+def _add_messages(parser: argparse.ArgumentParser) -> None:
+    messages = parser.add_argument_group("messages")
+    messages.add_argument("--quiet", action="store_true", help="write nothing but errors to stderr")
+    messages.add_argument(
+        "--doctor",
+        action="store_true",
+        help="check the environment, the device and the checkpoint, and print a fix for each problem; the output has "
+        "no private data and fits into a bug report; exit code 0 success, 1 warnings, 2 problems",
+    )
+    messages.add_argument("--debug", action="store_true", help="show NeMo's log and full tracebacks")
+    messages.add_argument("--version", action="version", version=f"nemotron-npu {__version__}")

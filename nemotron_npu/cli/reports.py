@@ -1,0 +1,68 @@
+"""Word error rates of a run, and the files of --report that need no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..dtypes import instructions
+from ..errors import SetupError, first_line
+from ..evaluation.report import alignment_report, summary_table, use_color
+from ..evaluation.wer import evaluate
+from ..formats import dump, encode
+from ..host.files import write_file
+from ..host.provenance import environment
+from .session import Session
+
+
+def report_word_errors(session: Session, fields: dict[str, Any]) -> None:
+    """Print the error rates of all recordings with a reference text, and write evaluation.json with --report.
+
+    ``fields`` describe the run in that file.  Recordings that an earlier run has finished count too.
+    """
+    results = session.results
+    scored = []
+    for index in sorted(results.done):
+        recording = results.recordings[index]
+        text, duration = results.done[index]
+        if recording.reference is not None:
+            scored.append((recording.name, recording.reference, text, duration))
+    if not scored:
+        return
+    evaluation = evaluate(scored)
+    printer = session.printer
+    printer.table(summary_table(evaluation))
+    measure = session.options.measure
+    if measure.wer_report:
+        stream = sys.stdout if printer.readable else sys.stderr
+        width = shutil.get_terminal_size((100, 24)).columns
+        printer.table("\n" + alignment_report(evaluation, width, color=use_color(stream)))
+    if measure.report:
+        path = Path(measure.report, "evaluation.json")
+        write_figures(path, {**fields, "evaluation": evaluation.as_dict()}, session.checkpoint)
+
+
+def make_report_folder(name: str) -> None:
+    """Create the folder of --report before the work.  Raises SetupError if it cannot be written."""
+    subject = f"--report {name}"
+    try:
+        os.makedirs(name, exist_ok=True)
+    except OSError as error:
+        raise SetupError(subject, f"the folder cannot be created: {first_line(error)}") from error
+    if not os.access(name, os.W_OK | os.X_OK):
+        raise SetupError(subject, "the folder cannot be written")
+
+
+def write_figures(path: Path, figures: dict[str, Any], checkpoint: Path) -> None:
+    """Write figures, and the environment that they were measured in, as JSON."""
+    text = dump({**figures, "environment": run_environment(checkpoint)}, indent=1)
+    write_file(path, encode(text + "\n"))
+
+
+def run_environment(checkpoint: Path) -> dict[str, Any]:
+    """Return versions, hardware, checkpoint and command of this run."""
+    computed = "torch" in sys.modules  # else all results are those of an earlier run
+    return environment(checkpoint, instructions() if computed else None)

@@ -1,0 +1,195 @@
+"""One run of the program: check the request and the inputs, then transcribe.
+
+This module and what it imports need no torch, so that wrong requests and unusable files are reported at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from ..audio import SINE, sine
+from ..boosting import digest, read_phrases
+from ..checkpoint.load import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
+from ..cluster.connection import check_ray
+from ..errors import InputError, SetupError
+from ..formats import FORMATS
+from ..host import signals
+from ..host.packages import can_import, install_command
+from ..live_input import LiveInput
+from ..precision.tolerances import TOLERANCES, Tolerances
+from ..sources import Recording, find_recordings
+from .bundled import DEMO_CLIP, DEMO_MODEL
+from .console import Console
+from .exit_codes import OK, SOME_FAILED
+from .options import MeasureOptions, Options, OutputOptions
+from .output_folder import OutputFolder
+from .printer import Printer
+from .quiet import silence_libraries
+from .reports import make_report_folder, report_word_errors
+from .results import Results
+from .run_info import RunSettings
+from .session import Session
+
+
+def run(options: Options, console: Console) -> int:
+    """Run with ``options``; return the exit code."""
+    measure = options.measure
+    _check_packages(options)
+    tolerances = TOLERANCES[options.model.dtype].with_changes(measure.tolerances)
+    if measure.report is not None:
+        make_report_folder(measure.report)
+    if not options.messages.debug:
+        silence_libraries(quiet=options.messages.quiet)
+    checkpoint = _find_checkpoint(options.model_path, console)
+    chunk_ms = _choose_chunk(checkpoint, options)
+    search = options.search
+    phrases = read_phrases(search.boost_words) if search.boost_words else []
+    settings = RunSettings(
+        model=str(checkpoint),
+        chunk_ms=chunk_ms,
+        dtype=options.model.dtype,
+        confidence=search.confidence or _default_confidence(options.model.engine),
+        boost_words=digest(phrases, search.boost_alpha),
+    )
+    recordings, unusable = _find_recordings(options, console)
+    _check_recordings(options, recordings)
+    with _output_folder(options.output, settings) as folder:
+        printer = Printer(console, options, len(recordings) + unusable)
+        results = Results(recordings, unusable, folder, printer)
+        session = Session(options, checkpoint, settings, phrases, results)
+        try:
+            code = _transcribe(session, tolerances)
+        except KeyboardInterrupt as stop:
+            stop.args = results.missing()
+            raise
+    if code == OK and results.failed:
+        return SOME_FAILED
+    return code
+
+
+def _check_packages(options: Options) -> None:
+    """Raise SetupError with the command that installs what these options need."""
+    given = options.input
+    if options.model.engine == "nemo" and (given.stream or given.live):
+        option = "--stream" if given.stream else "-"
+        raise SetupError(option, "live streams need the native engine", "--engine native")
+    if options.cluster.many:
+        check_ray()
+    needs_nemo = _option_that_needs_nemo(options)
+    if needs_nemo and not can_import("nemo"):
+        raise SetupError(needs_nemo, "needs NeMo, which is not installed", install_command("nemo"))
+    if _draws_plots(options.measure) and not can_import("matplotlib"):
+        raise SetupError("--report", "needs matplotlib, which is not installed", "pip install matplotlib")
+
+
+def _option_that_needs_nemo(options: Options) -> str | None:
+    if options.model.engine == "nemo":
+        return "--engine nemo"
+    if options.measure.precision_compare:
+        return "--precision_compare"
+    if options.measure.benchmark and "nemo" in options.measure.engines:
+        return "--benchmark without --engine native"
+    return None
+
+
+def _draws_plots(measure: MeasureOptions) -> bool:
+    return bool(measure.report) and (measure.precision_compare or measure.benchmark)
+
+
+def _find_checkpoint(model_path: str | None, console: Console) -> Path:
+    if model_path and is_hub_id(model_path):
+        console.notify(f"looking for {model_path} on Hugging Face ...")
+    return find_checkpoint(model_path or str(DEMO_MODEL))
+
+
+def _choose_chunk(checkpoint: Path, options: Options) -> int | None:
+    """Return the chunk length in use.  Raises SetupError if the checkpoint does not offer the one that was given."""
+    config = read_config(checkpoint)
+    chunk_ms, _ = choose_context(config, options.model.chunk_ms)
+    if options.measure.all_chunks and not attention_contexts(config):
+        raise SetupError("--chunk_ms all", "this checkpoint does not attend in chunks")
+    return chunk_ms
+
+
+def _default_confidence(engine: str) -> str | None:
+    return "max_prob" if engine == "native" else None
+
+
+def _find_recordings(options: Options, console: Console) -> tuple[list[Recording], int]:
+    """Return the recordings to transcribe, and the number of inputs that give none."""
+    if options.input.live:
+        return [Recording("stdin", "stdin")], 0
+    if not options.input.audio:
+        return _bundled_recordings(options), 0
+    recordings = []
+    unusable = 0
+    for found in find_recordings(list(options.input.audio)):
+        if isinstance(found, InputError):
+            console.error(str(found))
+            unusable += 1
+        else:
+            recordings.append(found)
+    return recordings, unusable
+
+
+def _bundled_recordings(options: Options) -> list[Recording]:
+    """Return the clip for the bundled model, the sine for another one, and both for a comparison."""
+    clip = Recording(str(DEMO_CLIP), DEMO_CLIP.stem)
+    signal = Recording(SINE, "sine", samples=sine())
+    if options.measure.precision_compare:
+        return [signal, clip]
+    return [signal] if options.model_path else [clip]
+
+
+def _check_recordings(options: Options, recordings: list[Recording]) -> None:
+    """Raise SetupError where these recordings do not fit the options."""
+    name = options.output.formats[0]
+    if not options.output.folder and len(recordings) > 1 and not FORMATS[name].concatenates:
+        problem = "stdout takes one recording in this format"
+        raise SetupError(f"--output_format {name}", problem, "several need --output_dir")
+    measure = options.measure
+    needs_reference = measure.wer_report or measure.all_chunks
+    has_reference = any(recording.reference is not None for recording in recordings)
+    if recordings and needs_reference and not has_reference:
+        option = "--wer_report" if measure.wer_report else "--chunk_ms all"
+        problem = "no input has a reference text"
+        raise SetupError(option, problem, "use a NeMo manifest whose entries have text")
+
+
+def _output_folder(output: OutputOptions, settings: RunSettings) -> AbstractContextManager[OutputFolder | None]:
+    if not output.folder:
+        return nullcontext()
+    return OutputFolder(output.folder, output.formats, settings, resume=output.resume)
+
+
+def _transcribe(session: Session, tolerances: Tolerances) -> int:
+    """Transcribe what is still to be done; return the exit code, without regard to recordings that failed."""
+    options = session.options
+    results = session.results
+    source = None
+    if options.input.live:
+        if sys.stdin is None:
+            raise SetupError("-", "stdin is closed", "pipe audio into it")
+        source = LiveInput(sys.stdin.fileno(), options.input.sample_rate)  # reads while the model is loaded
+    else:
+        results.check(all_lengths=options.cluster.given, sort=options.device.batch_size != 1)
+    if not results.todo:
+        if results.folder:
+            session.console.notify(results.summary(0))
+        report_word_errors(session, session.settings.as_dict())
+        return OK
+    if options.cluster.many:
+        from .distribute import distribute  # the cluster's modules, which one process does not need
+
+        return distribute(session)
+    if options.measure.given:
+        with signals.held():  # C++ libraries do not survive an exception during their import
+            from .measure import measure  # torch takes a second, the measurements 0.1 s more
+        signals.check()
+        return measure(session, tolerances)
+    with signals.held():
+        from .transcribe import transcribe  # torch takes a second
+    signals.check()
+    return transcribe(session, source)

@@ -1,0 +1,79 @@
+"""Facts of one run that every JSON document repeats."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings that all results of an output folder share; they are known before the model is loaded."""
+
+    model: str
+    """Path of the checkpoint."""
+    chunk_ms: int | None
+    """Chunk length in use; None for a checkpoint that does not attend in chunks."""
+    dtype: str
+    confidence: str | None
+    boost_words: str | None
+    """Digest of the boosted phrases and their weight."""
+
+    @classmethod
+    def of_document(cls, document: dict[str, Any]) -> RunSettings:
+        """Return the settings that a result was made with.
+
+        Raises KeyError, TypeError or ValueError for a document without a valid path of a model.
+        """
+        model = os.path.realpath(document["model"])
+        names = ("chunk_ms", "dtype", "confidence", "boost_words")
+        values: dict[str, Any] = {name: document.get(name) for name in names}
+        return cls(model=model, **values)
+
+    def differences(self, other: RunSettings) -> list[tuple[str, Any, Any]]:
+        """Return (name, own value, other value) of each setting that differs; a linked model equals its target."""
+        own, others = self._comparable(), other._comparable()
+        return [(name, own[name], others[name]) for name in own if own[name] != others[name]]
+
+    def _comparable(self) -> dict[str, Any]:
+        return asdict(self) | {"model": os.path.realpath(self.model)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON document has them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Model, device and settings of a run, once the model is loaded."""
+
+    settings: RunSettings
+    parameters: int
+    """Number of weights."""
+    engine: str
+    """``"native"`` or ``"nemo"``."""
+    device: str
+    device_name: str
+    """Name of the hardware."""
+    load_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields in the order of a JSON document."""
+        settings = self.settings.as_dict()
+        return {
+            "model": settings.pop("model"),
+            "parameters": self.parameters,
+            "engine": self.engine,
+            "device": self.device,
+            "device_name": self.device_name,
+            "dtype": settings.pop("dtype"),
+            **settings,
+            "timings": {"load": round(self.load_seconds, 3)},
+        }
+
+    def result_fields(self, duration: float, seconds: float) -> dict[str, Any]:
+        """Return ``as_dict`` with the timings of a recording of ``duration`` s that took ``seconds``."""
+        fields = self.as_dict()
+        fields["timings"] |= {"seconds": round(seconds, 4), "rtfx": round(duration / max(seconds, 1e-6), 2)}
+        return fields
