@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from .boosting import Phrase
+    from .checkpoint.config import ModelConfig
     from .transcript import Transcript
 
 
@@ -40,6 +41,24 @@ class ModelOptions:
 
 def nothing() -> None:
     """Do nothing: the default of ``Engine.results(between=...)``."""
+
+
+def batch_of(slots: int) -> str:
+    """Return "1 recording at a time" or "N recordings at a time", for messages."""
+    return "1 recording at a time" if slots == 1 else f"{slots} recordings at a time"
+
+
+def in_input_order(results: Iterator[tuple[int, Transcript | Exception]], count: int) -> list[Transcript]:
+    """Return the transcripts of ``count`` recordings from ``Engine.results``, in the order of the recordings.
+
+    Raises the first error among the results.
+    """
+    transcripts: dict[int, Transcript] = {}
+    for index, result in results:
+        if isinstance(result, Exception):
+            raise result
+        transcripts[index] = result
+    return [transcripts[index] for index in range(count)]
 
 
 @runtime_checkable
@@ -76,9 +95,11 @@ class Engine(Protocol):
 class LocalEngine(Engine, Protocol):
     """An engine whose model is in this process: the native engine and stock NeMo."""
 
-    config: dict
+    config: ModelConfig
     chunk_ms: int | None
     """Length of the attention chunk in use, in milliseconds; None for a checkpoint that does not attend in chunks."""
+    readers: int
+    """Threads that decode audio ahead of the model; with 0 it is decoded in the caller's thread."""
     frame_seconds: float
     """Seconds of audio of one encoder frame."""
 

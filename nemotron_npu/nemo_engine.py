@@ -1,13 +1,14 @@
-"""Stock NeMo behind the calls of ``recognizer.py``: ``restore_from``, its preprocessor, encoder and ``transcribe``."""
+"""Stock NeMo as a ``LocalEngine``: its ``restore_from``, preprocessor, encoder and ``transcribe``."""
 
 from __future__ import annotations
 
 import copy
-import math
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn, overload
 
 import numpy as np
 import torch
@@ -15,30 +16,38 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.collections.asr.parts.context_biasing.boosting_graph_batched import GPUBoostingTreeModel
 from nemo.collections.asr.parts.context_biasing.context_graph_universal import ContextGraph
 from nemo.collections.asr.parts.mixins.transcription import TranscribeConfig
+from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from omegaconf import OmegaConf
 
-from .audio import SAMPLE_RATE, is_source, read_audio
+from .audio import SAMPLE_RATE, Source, is_source, read_audio
 from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
 from .checkpoint.archive import read_member
-from .checkpoint.config import TOKENIZER_FILES, USED, tokenizer_parts
-from .checkpoint.load import MOST_TOKENIZER, Checkpoint, choose_context, frame_seconds, read_checkpoint
+from .checkpoint.config import MAX_SYMBOLS, ModelConfig
+from .checkpoint.config_reader import TOKENIZER_FILES, tokenizer_parts
+from .checkpoint.load import Checkpoint, read_checkpoint
+from .checkpoint.tokenizer import MAX_TOKENIZER
 from .checkpoint.weights import Tensors, Weights
 from .confidence import ALPHA as CONFIDENCE_ALPHA
-from .decoder import MOST_SYMBOLS, Emission
+from .decoder import Emission
 from .device import is_out_of_memory, release_memory, too_little_memory
-from .engine import ModelOptions, nothing
-from .errors import InputError, ModelError, SetupError, first_line, shown
+from .engine import ModelOptions, batch_of, in_input_order, nothing
+from .errors import InputError, ModelError, SetupError, first_line, one_line, shown
 from .transcript import Speller, Transcript
 
 DEFAULTS = ModelOptions("nemo")
 
 
 class NemoRecognizer:
-    """A NeMo model on one device; see ``recognizer.Recognizer`` for the calls."""
+    """A NeMo model on one device, a ``LocalEngine``; see ``recognizer.Recognizer`` for the arguments.
+
+    Of ``options`` only the chunk length is used.  ``checkpoint`` is what ``read_checkpoint`` has returned for ``path``,
+    if it has been read already.
+    """
 
     engine = "nemo"
-    batch_slots = 1  # unless more are asked for: a batch is padded to its longest
+    batch_slots = 1  # a batch is padded to its longest recording, so larger ones are an option
+    readers = 0
 
     def __init__(
         self,
@@ -48,27 +57,27 @@ class NemoRecognizer:
         options: ModelOptions = DEFAULTS,
         announce: Callable[[str], None] = warnings.warn,
         checkpoint: Checkpoint | None = None,
-    ):
+    ) -> None:
         checkpoint = checkpoint or read_checkpoint(path)
         config = checkpoint.config
-        chunk_ms, context = choose_context(config, options.chunk_ms)
-        model = _restore(path, checkpoint)
         self.config = config
         self.device = device
-        self.chunk_ms = chunk_ms
-        self.frame_seconds = frame_seconds(config)
+        self.chunk_ms, context = config.choose_context(options.chunk_ms)
+        self.frame_seconds = config.frame_seconds
+        model = _restore(path, checkpoint)
         self.parameters = sum(p.numel() for p in model.parameters())
         if context:
             model.encoder.set_default_att_context_size(context)
         featurizer = model.preprocessor.featurizer
-        featurizer.dither = 0.0  # noise that would make two runs differ
+        featurizer.dither = 0.0  # noise, which would make two runs differ
         featurizer.pad_to = 0
         self.stride = featurizer.hop_length
+        """Samples of one mel frame."""
         self.model = model.to(device).eval()
         self.model.encoder.register_forward_hook(self._check_finite, with_kwargs=True)
         self.announce = announce
-        self.most_slots = math.inf
-        """What memory held, once it has run out: recordings side by side."""
+        self.max_slots = sys.maxsize
+        """Recordings in a batch that fit into memory, known once memory has run out."""
         self.speller = Speller(list(model.tokenizer.vocab), model.tokenizer.ids_to_text, self.frame_seconds)
         self.method: str | None = None
         self.tree: GPUBoostingTreeModel | None = None
@@ -77,15 +86,16 @@ class NemoRecognizer:
     # ------------------------------------------------------------------ settings
 
     def measure_confidence(self, method: str) -> None:
-        """Have NeMo measure the tokens' confidence; without it there is none."""
+        """Have NeMo measure the tokens' confidence; by default it measures none."""
         self.method = method
         self._set_decoding()
 
     def boost(self, phrases: list[Phrase], alpha: float = ALPHA) -> list[Phrase]:
-        """NeMo's own boosting tree of ``phrases``; those that the vocabulary cannot spell are returned."""
+        """Boost ``phrases`` by NeMo's own boosting tree; return those that the vocabulary cannot spell."""
         tokenizer = self.model.tokenizer
         spelled, unknown = spell(phrases, tokenizer.text_to_ids, tokenizer.unk_id)
-        self.tree, self.alpha = None, alpha
+        self.tree = None
+        self.alpha = alpha
         if spelled:
             graph = ContextGraph(context_score=SCORE, depth_scaling=DEPTH)
             graph.build([tokens for tokens, _ in spelled], scores=[score for _, score in spelled])
@@ -95,30 +105,31 @@ class NemoRecognizer:
         return unknown
 
     def _set_decoding(self) -> None:
-        """Build NeMo's search anew with the confidence and the boosting tree in use."""
+        """Build NeMo's decoding again, with the confidence and the boosting tree in use."""
         decoding = OmegaConf.create(OmegaConf.to_container(self.model.cfg.decoding))
         if self.method:
-            entropy = self.method != "max_prob"
-            method = {"name": "entropy" if entropy else "max_prob", "alpha": CONFIDENCE_ALPHA if entropy else 1.0}
-            if entropy:
-                method |= {"entropy_type": self.method, "entropy_norm": "exp"}
-            decoding.confidence_cfg = {"preserve_token_confidence": True, "method_cfg": method}
+            decoding.confidence_cfg = {"preserve_token_confidence": True, "method_cfg": _confidence(self.method)}
         if self.tree:
             decoding.strategy = "greedy_batch"  # the only one that NeMo boosts
         self.model.change_decoding_strategy(decoding, verbose=False)
         if self.tree:
-            search = self.model.decoding.decoding.decoding_computer
-            search.fusion_models, search.fusion_models_alpha = [self.tree], [self.alpha]
+            computer = self.model.decoding.decoding.decoding_computer
+            computer.fusion_models = [self.tree]
+            computer.fusion_models_alpha = [self.alpha]
 
     def at_chunk(self, chunk_ms: int) -> NemoRecognizer:
-        """This one, with another chunk of attention.  Raises SetupError if it is not offered."""
-        self.chunk_ms, context = choose_context(self.config, chunk_ms)
+        """Set another attention chunk, and return this engine.  Raises SetupError if it is not offered."""
+        self.chunk_ms, context = self.config.choose_context(chunk_ms)
         self.model.encoder.set_default_att_context_size(context)
         return self
 
-    # ------------------------------------------------------------------ recognising
+    # ------------------------------------------------------------------ stages
 
     def preprocess(self, waveforms: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute log-mel features of float32 waveforms [samples], mono, 16 kHz.
+
+        Returns float32 [batch, mels, features] and the valid lengths, int64 [batch], on the device.
+        """
         lengths = torch.tensor([len(w) for w in waveforms])
         samples = torch.zeros(len(waveforms), int(lengths.max()))
         for row, waveform in zip(samples, waveforms, strict=True):
@@ -127,22 +138,69 @@ class NemoRecognizer:
             return self.model.preprocessor(input_signal=samples.to(self.device), length=lengths.to(self.device))
 
     def encode(self, features: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode whole recordings, given as ``preprocess`` returns them.
+
+        Returns float32 [batch, width, frames] and the valid lengths, int64 [batch], on the device.
+        """
         with torch.inference_mode():
             return self.model.encoder(audio_signal=features, length=lengths)
 
+    def _check_finite(self, encoder: Any, args: tuple, kwargs: dict, output: tuple) -> None:
+        """Raise ModelError, naming the first layer, when the encoder's output is not finite (a forward hook)."""
+        if _is_finite(output[0]):
+            return
+        found: list[int] = []
+
+        def check(index: int, output: torch.Tensor | tuple) -> None:
+            if not _is_finite(output[0] if isinstance(output, tuple) else output):
+                found.append(index)
+
+        hooks = [
+            layer.register_forward_hook(lambda *call, index=index: check(index, call[-1]))
+            for index, layer in enumerate(encoder.layers)
+        ]
+        try:
+            encoder.forward(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        problem = "not finite (NaN or infinity)"
+        if found:
+            problem += f", first in layer {found[0]}"
+        raise ModelError("encoder output", problem, "the checkpoint may be damaged")
+
+    # ------------------------------------------------------------------ recordings
+
+    def stream(self) -> NoReturn:
+        """Raise SetupError: NeMo's own streaming differs from its offline pass and is not offered here."""
+        raise SetupError("live stream", "needs the native engine", "use --engine native")
+
+    @overload
+    def transcribe(self, sources: Source, slots: int = 1) -> Transcript: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def transcribe(self, sources: Sequence[Source], slots: int = 1) -> list[Transcript]: ...
+
+    def transcribe(self, sources: Any, slots: int = 1) -> Transcript | list[Transcript]:
+        """Transcribe one recording, or a list of them, ``slots`` in a batch; see ``Recognizer.transcribe``."""
+        if is_source(sources):
+            return in_input_order(self.results([sources]), 1)[0]
+        return in_input_order(self.results(sources, slots), len(sources))
+
     def results(
-        self, sources: Sequence, slots: int = 1, between: Callable[[], None] = nothing
+        self, sources: Sequence[Source], slots: int = 1, between: Callable[[], None] = nothing
     ) -> Iterator[tuple[int, Transcript | Exception]]:
-        """Yield (index, transcript or what went wrong), ``slots`` recordings at a time, in order.
+        """Yield (index, transcript or error), ``slots`` recordings in a batch, in order.
 
         ``between`` is called between batches; a KeyboardInterrupt that it raises ends the run.
-        A batch that fails is tried again file by file, so that one recording costs no other; one for which there is
-        not enough memory by halves, and those that follow are as small.
+        After an error the recordings of the batch are tried alone, so that one costs no other.  Where memory runs out,
+        the batch is halved, and so are those that follow.
         """
         first = 0
         while first < len(sources):
             between()
-            size, batch = min(slots, self.most_slots), {}
+            size = min(slots, self.max_slots)
+            batch: dict[int, np.ndarray] = {}
             for index, source in enumerate(sources[first : first + size], first):
                 try:
                     batch[index] = source if isinstance(source, np.ndarray) else read_audio(source)
@@ -153,7 +211,8 @@ class NemoRecognizer:
                 yield from self._batch(batch)
 
     def _batch(self, batch: dict[int, np.ndarray]) -> Iterator[tuple[int, Transcript | Exception]]:
-        results, error = [], None
+        results: list[Transcript] = []
+        error = None
         try:
             results = self._transcribe_batch(list(batch.values()))
         except Exception as failure:
@@ -161,106 +220,80 @@ class NemoRecognizer:
         if error is None:
             yield from zip(batch, results, strict=True)
             return
-        short = is_out_of_memory(error)
+        ran_out = is_out_of_memory(error)
         if len(batch) == 1:
-            yield next(iter(batch)), too_little_memory(self.device, error) if short else error
+            yield next(iter(batch)), too_little_memory(self.device, error) if ran_out else error
             return
-        del error  # and with it what the batch holds on the device
+        del error  # its traceback holds what the batch has on the device
         size = 1
-        if short:
-            release_memory(self.device)
+        if ran_out:
             size = len(batch) // 2
-            if size < self.most_slots:
-                self.most_slots = size
-                many = f"{size} recording{'s' * (size > 1)} at a time"
-                self.announce(f"{self.device} is out of memory: going on with {many}")
+            self._limit_slots(size)
         indices = list(batch)
         for first in range(0, len(indices), size):
             yield from self._batch({index: batch[index] for index in indices[first : first + size]})
 
-    def _check_finite(self, encoder, args: tuple, kwargs: dict, output: tuple) -> None:
-        """A hook: raise ModelError, naming the first layer, when the encoder's output is not finite."""
-        if bool(output[0].isfinite().all()):
-            return
-        found: list[int] = []
-
-        def look(index: int, result) -> None:
-            if not bool((result[0] if isinstance(result, tuple) else result).isfinite().all()):
-                found.append(index)
-
-        hooks = [
-            layer.register_forward_hook(lambda *call, index=index: look(index, call[-1]))
-            for index, layer in enumerate(encoder.layers)
-        ]
-        try:
-            encoder.forward(*args, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        first = f", first that of layer {found[0]}" if found else ""
-        raise ModelError(f"the encoder's output is not finite (NaN or infinity){first}: the checkpoint may be damaged")
-
-    def stream(self):
-        """NeMo's own streaming differs from its offline pass and is not offered here."""
-        raise SetupError("live streams need the native engine (--engine native)")
-
-    def transcribe(self, sources, slots: int = 1) -> Transcript | list[Transcript]:
-        """Transcribe one recording, or a list of them, ``slots`` in a batch; see ``Recognizer.transcribe``."""
-        if is_source(sources):
-            return self.transcribe([sources])[0]
-        results: list = [None] * len(sources)
-        for index, result in self.results(sources, slots):
-            if isinstance(result, Exception):
-                raise result
-            results[index] = result
-        return results
+    def _limit_slots(self, slots: int) -> None:
+        """Free device memory and, from now on, put at most ``slots`` recordings in a batch."""
+        release_memory(self.device)
+        if slots < self.max_slots:
+            self.max_slots = slots
+            self.announce(one_line(str(self.device), "out of memory", f"continuing with {batch_of(slots)}"))
 
     def _transcribe_batch(self, waveforms: list[np.ndarray]) -> list[Transcript]:
-        """The transcripts of recordings float32 [samples], mono, 16 kHz, as one batch."""
-        # shorter than one mel frame: nothing to recognise, and NeMo fails on a batch without any frame
+        """Transcribe recordings, float32 [samples], mono, 16 kHz, as one batch."""
+        # NeMo fails on a batch in which every recording is shorter than one mel frame
         audible = [i for i, waveform in enumerate(waveforms) if len(waveform) >= self.stride]
         transcripts = [Transcript("", (), len(waveform) / SAMPLE_RATE) for waveform in waveforms]
         if audible:
             options = TranscribeConfig(batch_size=len(audible), return_hypotheses=True, verbose=False)
-            options.pad_min_duration = (
-                0.0  # else NeMo centres short recordings in 1 s of silence, which moves all times
-            )
+            # else NeMo centers short recordings in 1 s of silence, which moves all times
+            options.pad_min_duration = 0.0
             hypotheses = self.model.transcribe([waveforms[i] for i in audible], override_config=options)
             self.model.eval()  # transcribe() leaves its parts in training mode, with dropout
             for i, hypothesis in zip(audible, hypotheses, strict=True):
-                transcripts[i] = self._transcript(hypothesis, waveforms[i])
+                transcripts[i] = self.transcript(hypothesis, len(waveforms[i]))
         return transcripts
 
-    def _transcript(self, hypothesis, waveform: np.ndarray) -> Transcript:
+    def transcript(self, hypothesis: Hypothesis, samples: int) -> Transcript:
+        """Return the transcript of a recording of ``samples`` samples that NeMo has decoded to ``hypothesis``."""
         ids = [int(i) for i in hypothesis.y_sequence]
         frames = [int(frame) for frame in hypothesis.timestamp]
-        measured = [float(c) for c in hypothesis.token_confidence] if self.method else [None] * len(ids)
-        emissions = [Emission(*emission) for emission in zip(ids, frames, [None] * len(ids), measured, strict=True)]
-        return self.speller.transcript(emissions, len(waveform) / SAMPLE_RATE)
+        confidences: list = [None] * len(ids)
+        if self.method:
+            confidences = [float(confidence) for confidence in hypothesis.token_confidence]
+        emissions = [
+            Emission(id, frame, None, confidence)  # type: ignore[arg-type]  # NeMo reports no probability
+            for id, frame, confidence in zip(ids, frames, confidences, strict=True)
+        ]
+        return self.speller.transcript(emissions, samples / SAMPLE_RATE)
+
+    def _transcript(self, hypothesis: Hypothesis, waveform: np.ndarray) -> Transcript:
+        return self.transcript(hypothesis, len(waveform))
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    return bool(values.isfinite().all())
+
+
+def _confidence(method: str) -> dict:
+    """Return NeMo's config of a confidence method."""
+    if method == "max_prob":
+        return {"name": "max_prob", "alpha": 1.0}
+    return {"name": "entropy", "alpha": CONFIDENCE_ALPHA, "entropy_type": method, "entropy_norm": "exp"}
 
 
 def _restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
-    """NeMo's ``restore_from``, of what ``read_checkpoint`` has checked: NeMo itself never opens the file.
+    """Call NeMo's ``restore_from`` with what ``read_checkpoint`` has checked: NeMo itself never opens the file.
 
-    It is given the parts of the config that recognising needs, the tensors, and a folder with the tokenizer's files,
-    which is gone afterwards.  Raises SetupError if the weights do not fit the model that NeMo makes of the config.
+    It gets the parts of the config that transcribing needs, the tensors, and a temporary folder with the tokenizer's
+    files.  Raises SetupError if the weights do not fit the model that NeMo builds from the config.
     """
-    config = copy.deepcopy({part: checkpoint.config[part] for part in USED if part in checkpoint.config})
-    config.pop("labels", None)  # NeMo takes them from the tokenizer
-    config["joint"].pop("vocabulary", None)
-    decoding = config["decoding"] = config.get("decoding") or {"strategy": "greedy_batch"}
-    greedy = decoding["greedy"] = decoding.get("greedy") or {}
-    if not greedy.get("max_symbols") and not greedy.get("max_symbols_per_step"):
-        greedy["max_symbols"] = MOST_SYMBOLS
+    config = _config_for_nemo(checkpoint.config)
     try:
         with tempfile.TemporaryDirectory() as folder:
             for part in tokenizer_parts(config):
-                part["dir"] = folder
-                for key in TOKENIZER_FILES:
-                    if part.get(key):
-                        name = part[key].removeprefix("nemo:")
-                        content, part[key] = read_member(path, name, MOST_TOKENIZER), f"{folder}/{name}"
-                        Path(part[key]).write_bytes(content)
+                _write_tokenizer(path, part, folder)
             connector = _Connector(path, checkpoint.tensors)
             connector.model_extracted_dir = folder
             return EncDecRNNTBPEModel.restore_from(
@@ -269,21 +302,47 @@ def _restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
     except SetupError:
         raise
     except Exception as error:
-        raise SetupError(f"{path}: NeMo cannot restore this checkpoint: {shown(first_line(error))}") from error
+        problem = f"NeMo cannot restore this checkpoint: {shown(first_line(error))}"
+        raise SetupError(str(path), problem) from error
+
+
+def _config_for_nemo(checked: ModelConfig) -> dict[str, Any]:
+    """Return a copy of the parts of the config that NeMo needs, with a limit of tokens per frame."""
+    config = copy.deepcopy(checked.raw)
+    config.pop("labels", None)  # NeMo takes them from the tokenizer
+    config["joint"].pop("vocabulary", None)
+    decoding = config["decoding"] = config.get("decoding") or {"strategy": "greedy_batch"}
+    greedy = decoding["greedy"] = decoding.get("greedy") or {}
+    if not greedy.get("max_symbols") and not greedy.get("max_symbols_per_step"):
+        greedy["max_symbols"] = MAX_SYMBOLS
+    return config
+
+
+def _write_tokenizer(path: Path, part: dict, folder: str) -> None:
+    """Write the files that a tokenizer's config names into ``folder``, and have the config name them there."""
+    part["dir"] = folder
+    for key in TOKENIZER_FILES:
+        if part.get(key):
+            name = part[key].removeprefix("nemo:")
+            content = read_member(path, name, MAX_TOKENIZER)
+            part[key] = f"{folder}/{name}"
+            Path(part[key]).write_bytes(content)
 
 
 class _Connector(SaveRestoreConnector):
-    """Gives NeMo tensors that were read already, once each is found to fit."""
+    """Gives NeMo tensors that are read already, and checks that each of them fits the model."""
 
-    def __init__(self, path: Path, tensors: Tensors):
+    def __init__(self, path: Path, tensors: Tensors) -> None:
         super().__init__()
-        self.path, self.tensors = path, tensors
+        self.path = path
+        self.tensors: Tensors | None = tensors
 
-    def _load_state_dict_from_disk(self, *_, **__) -> Tensors:
-        tensors, self.tensors = self.tensors, None  # NeMo keeps its connector
+    def _load_state_dict_from_disk(self, *_: Any, **__: Any) -> Tensors | None:
+        tensors = self.tensors
+        self.tensors = None  # NeMo keeps its connector
         return tensors
 
-    def load_instance_with_state_dict(self, instance, state_dict: Tensors, strict: bool) -> None:
+    def load_instance_with_state_dict(self, instance: torch.nn.Module, state_dict: Tensors, *strict: bool) -> None:
         weights = Weights(state_dict, torch.device("cpu"), None)
         try:
             for name, weight in instance.state_dict().items():
@@ -291,5 +350,5 @@ class _Connector(SaveRestoreConnector):
                     weights(name, *weight.shape)
             weights.check_all_taken()
         except SetupError as error:
-            raise SetupError(f"{self.path}: {error}") from error
-        super().load_instance_with_state_dict(instance, state_dict, strict)
+            raise SetupError(str(self.path), str(error)) from error
+        super().load_instance_with_state_dict(instance, state_dict, *strict)

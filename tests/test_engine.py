@@ -170,7 +170,7 @@ def test_streams_side_by_side_do_not_disturb_each_other(demo):
 
 
 def test_the_text_of_a_long_stream_is_that_of_the_file(demo, monkeypatch):
-    monkeypatch.setattr("nemotron_npu.recognizer.SETTLE_TOKENS", 5)
+    monkeypatch.setattr("nemotron_npu.streaming.SETTLE_TOKENS", 5)
     clip = np.tile(read_audio(str(CLIP)), 4)
     with demo.stream() as stream:
         seen = ""

@@ -17,6 +17,7 @@ from checkpoints import TINY_SIZE, make_random_checkpoint
 from support import CLIP, CLIP_WORDS, GUARD, ROOT, make_once, run_process
 
 import nemotron_npu
+from nemotron_npu.audio import read_audio
 from nemotron_npu.benchmark import startup
 from nemotron_npu.doctor.environment import PYTHONS
 from nemotron_npu.engine import ModelOptions
@@ -161,7 +162,7 @@ def test_package_import_is_cheap_and_has_its_names():
 def test_library_takes_strings_and_one_recording_or_a_list():
     """One recording gives one transcript, a list gives a list, with either engine."""
     recognizer = nemotron_npu.load_recognizer(str(DEMO), "cpu")
-    for one in (str(CLIP), CLIP, nemotron_npu.recognizer.audio.read_audio(CLIP)):
+    for one in (str(CLIP), CLIP, read_audio(CLIP)):
         assert recognizer.transcribe(one).text == CLIP_WORDS
     assert [transcript.text for transcript in recognizer.transcribe([CLIP, str(CLIP)], 2)] == [CLIP_WORDS] * 2
     assert nemotron_npu.Recognizer(str(DEMO), "cpu", options=ModelOptions(chunk_ms=80)).chunk_ms == 80
@@ -251,7 +252,7 @@ def test_missing_packages_are_one_line_and_exit_code_2(tmp_path):
         ("--benchmark",): "--benchmark without --engine native: needs NeMo, which is not installed "
         "(source setup_env.sh)",
         (CLIP, "--device", "cpu", "--quiet", "--model_path", other): "other.nemo: not supported by the native engine: "
-        "encoder.self_attention_model: abs_pos: NeMo is not installed: source setup_env.sh",
+        "encoder.self_attention_model: abs_pos; NeMo is not installed (source setup_env.sh)",
         ("--benchmark", "--engine", "native", "--report", tmp_path): "--report: needs matplotlib, which is not "
         "installed (pip install matplotlib)",
         ("--model_path", "acme/voice", "--quiet"): "acme/voice: a Hugging Face id needs huggingface_hub: "

@@ -122,7 +122,7 @@ def test_memory_that_runs_out_is_answered_by_fewer_and_smaller_and_said_once(dem
     sizes, said = short_of_memory(60, RuntimeError("NPU out of memory. Tried to allocate 2.00 GiB (NPU 0; 60.97 GiB)"))
     assert [tokens(t) for t in demo.transcribe(waveforms, 4)] == expected
     assert sizes[0][0] == 4 and sizes[0][0] * sizes[0][1] > 60
-    assert said == ["cpu is out of memory: going on with 1 recording at a time and blocks of 2240 ms"]
+    assert said == ["cpu: out of memory (continuing with 1 recording at a time and blocks of 2240 ms)"]
     assert [tokens(t) for t in demo.transcribe(waveforms[:2], 4)] == expected[:2] and len(said) == 1, "it is remembered"
 
 
@@ -142,7 +142,7 @@ def test_a_stream_that_catches_up_goes_on_in_smaller_steps(demo, clip, short_of_
         stream.feed(sound[:100])
         stream.feed(sound[100:])
     assert tokens(stream.finish()) == expected and sizes[:2] == [(1, 14), (1, 7)]
-    assert said == ["cpu is out of memory: going on with blocks of 560 ms"]
+    assert said == ["cpu: out of memory (continuing with blocks of 560 ms)"]
 
 
 def test_the_command_line_says_it_on_stderr_and_results_are_the_same(cli, calls, monkeypatch, tmp_path):
@@ -159,7 +159,7 @@ def test_the_command_line_says_it_on_stderr_and_results_are_the_same(cli, calls,
     code, _, err = cli(calls, "--output_dir", tmp_path, "--device", "cpu")
     assert code == 0 and assert_whole(tmp_path) == 12
     assert [line for line in err.splitlines() if "memory" in line] == [
-        "cpu is out of memory: going on with 2 recordings at a time and blocks of 2240 ms"
+        "cpu: out of memory (continuing with 2 recordings at a time and blocks of 2240 ms)"
     ]
 
 
@@ -177,7 +177,7 @@ def test_nemos_batches_are_halved(tiny, clip):
     nemo._transcribe_batch = limited
     waveforms = [clip[:20000], clip[20000:40000], clip[:30000], clip[:9000], clip[5000:25000], clip[7000:27000]]
     results = dict(nemo.results(waveforms, 4))
-    assert sizes == [4, 2, 2, 2] and said == ["cpu is out of memory: going on with 2 recordings at a time"]
+    assert sizes == [4, 2, 2, 2] and said == ["cpu: out of memory (continuing with 2 recordings at a time)"]
     assert all(tokens(results[i]) == tokens(transcribe([w])[0]) for i, w in enumerate(waveforms))
 
     # the same model: what is not finite names the first layer
@@ -185,8 +185,8 @@ def test_nemos_batches_are_halved(tiny, clip):
     with torch.no_grad():
         nemo.model.encoder.layers[1].feed_forward2.linear2.weight[0, 0] = float("nan")
     error = dict(nemo.results(waveforms[:1]))[0]
-    assert isinstance(error, ModelError) and "the encoder's output is not finite" in str(error)
-    assert "first that of layer 1" in str(error)
+    assert isinstance(error, ModelError) and str(error).startswith("encoder output: not finite")
+    assert "first in layer 1" in str(error)
 
 
 # ---------------------------------------------------------------- numbers
@@ -212,14 +212,11 @@ def broken(tiny):
 @pytest.mark.parametrize(
     "part, says",
     [
-        (
-            lambda r: r.encoder.subsampling.out.bias,
-            "the encoder's output is not finite (NaN or infinity), first that of the sub",
-        ),
-        (lambda r: r.encoder.layers[0].norm_out[0], "first that of layer 0, at 0.00 s"),
-        (lambda r: r.encoder.layers[1].attention.bias_uv, "first that of layer 1, at 0.00 s"),
-        (lambda r: r.encoder.layers[1].feed_forward2.norm.bias, "first that of layer 1, at 0.00 s"),
-        (lambda r: r.decoder.output[1], "the scores of the tokens are not finite (NaN or infinity), at 0.00 s"),
+        (lambda r: r.encoder.subsampling.out.bias, "encoder output: not finite (NaN or infinity), first in the sub"),
+        (lambda r: r.encoder.layers[0].norm_out[0], "first in layer 0, at 0.00 s"),
+        (lambda r: r.encoder.layers[1].attention.bias_uv, "first in layer 1, at 0.00 s"),
+        (lambda r: r.encoder.layers[1].feed_forward2.norm.bias, "first in layer 1, at 0.00 s"),
+        (lambda r: r.decoder.output[1], "token scores: not finite (NaN or infinity), at 0.00 s"),
     ],
 )
 def test_what_is_not_finite_names_the_first_part_and_is_never_an_empty_text(broken, clip, part, says):
@@ -252,8 +249,8 @@ def test_neighbours_of_what_is_not_finite_are_recognised_and_the_time_is_told(cl
     monkeypatch.setattr(ConformerLayer, "__call__", overflowing)
     code, out, err = cli(CLIP, bad, CLIP, "--batch_size", 3, "--device", "cpu", "--quiet")
     assert code == 1 and out.splitlines() == [f"{CLIP}: {CLIP_WORDS}"] * 2
-    assert err.startswith(f"inference.py: {bad}: cannot be transcribed: the encoder's output is not finite"), err
-    assert "first that of layer 2, at 18.00 s: the checkpoint may be damaged" in err and len(err.splitlines()) == 1
+    assert err.startswith(f"inference.py: {bad}: cannot be transcribed: encoder output: not finite"), err
+    assert "first in layer 2, at 18.00 s (the checkpoint may be damaged)" in err and len(err.splitlines()) == 1
 
 
 def live(cli, monkeypatch, data: bytes, *args) -> tuple[int, str, str]:
@@ -282,7 +279,7 @@ def test_a_live_stream_that_becomes_not_finite_keeps_what_it_heard(cli, monkeypa
     monkeypatch.setattr("nemotron_npu.live_input.os.read", lambda file, size, read=os.read: read(file, 4000))
     code, out, err = live(cli, monkeypatch, pcm(clip[:60000]), "--chunk_ms", 560)
     assert code == 1 and out == "three one\n"
-    assert err.startswith("inference.py: stdin: cannot be transcribed: the scores of the tokens are not finite"), err
+    assert err.startswith("inference.py: stdin: cannot be transcribed: token scores: not finite"), err
 
 
 @pytest.mark.parametrize("heard", [0, 30000])

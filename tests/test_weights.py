@@ -78,7 +78,8 @@ def test_reading_writes_nothing_to_disk(tiny, tmp_path, mode):
     code = (
         "import resource, sys, torch; from pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "from nemotron_npu.checkpoint.load import read_config, read_tokenizers\n"
+        "from nemotron_npu.checkpoint.config_reader import read_config\n"
+        "from nemotron_npu.checkpoint.tokenizer import read_tokenizers\n"
         "from nemotron_npu.checkpoint.weights import read_weights\n"
         "path = Path(sys.argv[1])\n"
         "print(len(read_tokenizers(path, read_config(path))[0]), len(read_weights(path)))"

@@ -57,7 +57,7 @@ def _set_bounds(candidate: Candidate, engine: Recognizer, chunk_ms: int, rates: 
     candidate.step_work[chunk_ms] = work
     candidate.step_bound_ms[chunk_ms] = work.bound(rates, candidate.dtype)
     if candidate.rtfx_bound is None:
-        block = engine.block(1)
+        block = engine.block_frames(1)
         bound = step_work(engine.encoder, block).bound(rates, candidate.dtype)
         candidate.rtfx_bound = 1000 * block * engine.frame_seconds / bound
 

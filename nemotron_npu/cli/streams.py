@@ -127,7 +127,7 @@ def transcribe_stream(
 
 def _transcript_so_far(stream: Any, error: Exception) -> Transcript:
     """Return what was decoded before ``error``; if the model failed, it cannot finish the stream."""
-    return stream.heard() if isinstance(error, ModelError) else stream.finish()
+    return stream.transcript() if isinstance(error, ModelError) else stream.finish()
 
 
 class LiveText:

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.load import NO_HUB, attention_contexts, find_checkpoint, is_hub_id, read_config
+from ..checkpoint.config_reader import read_config
+from ..checkpoint.hub import NEEDS_HUB, find_checkpoint, is_hub_id
 from ..errors import SetupError, first_line
 from ..host.program import command
 from ..host.provenance import sha256
@@ -26,9 +27,9 @@ def checkpoint(context: Context) -> list[Finding]:
         if is_hub_id(context.path):
             fix = f"{command()} --model_path {context.path}   (downloads it)"
         return [Finding(PROBLEM, without_folders(context, error), fix)]
-    lengths = ", ".join(str(ms) for ms in sorted(attention_contexts(config)))
+    lengths = ", ".join(str(ms) for ms in sorted(config.contexts))
     chunks = f"chunks of {lengths} ms" if lengths else "for whole recordings"
-    model_class = config["target"].rpartition(".")[2]
+    model_class = config.target.rpartition(".")[2]
     size = f"{path.stat().st_size:,} bytes"
     return [Finding(OK, f"{path.name}: {model_class}, {chunks}, {size}"), Finding(OK, f"SHA-256 {sha256(path)}")]
 
@@ -42,7 +43,7 @@ def find(context: Context) -> Path:
         return find_checkpoint(context.path)
     hub: Any = try_import("huggingface_hub")
     if isinstance(hub, Exception):
-        raise SetupError(NO_HUB)
+        raise SetupError(context.path, NEEDS_HUB, "pip install huggingface_hub")
     name = context.path.split("/")[1] + ".nemo"
     found = hub.try_to_load_from_cache(context.path, name)
     if not isinstance(found, str):

@@ -1,0 +1,180 @@
+"""Live streams, and the buffer of feature rows that streams and batches share."""
+
+from __future__ import annotations
+
+import copy
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .audio import SAMPLE_RATE
+from .decoder import Emission
+from .device import is_out_of_memory, release_memory
+from .errors import one_line
+from .features import FeatureStream
+from .model import Model, Step
+from .transcript import WORD_START, Transcript
+
+LIVE_FRAMES = 16  # encoder frames in one step of a live stream, at most: more than a chunk only helps to catch up
+SETTLE_TOKENS = 256  # tokens of a live stream that are spelled again for each ``Stream.text``
+
+
+class RowBuffer:
+    """The feature rows of one recording that wait for the encoder, after the zeros that precede the first."""
+
+    def __init__(self, model: Model) -> None:
+        self.encoder = model.encoder
+        self.rows = torch.zeros(self.encoder.lead, model.frontend.mels)
+        """Waiting rows, float32 [rows, mels]."""
+        self.features = 0
+        """Features added so far."""
+        self.position = 0
+        """Encoder frames taken so far."""
+        self.ended = False
+        """Whether all features of the recording have been added."""
+
+    def add(self, features: torch.Tensor) -> None:
+        """Append features, float32 [features, mels]."""
+        self.rows = torch.cat([self.rows, features])
+        self.features += len(features)
+
+    @property
+    def ready(self) -> int:
+        """Encoder frames that can be encoded: all that are left once the recording has ended."""
+        if not self.ended:
+            return len(self.rows) // self.encoder.factor
+        if not self.features:
+            return 0
+        return self.encoder.frames(self.features) - self.position
+
+    def take(self, frames: int) -> tuple[torch.Tensor, int | None, int]:
+        """Remove and return the rows of the next encoder frames.
+
+        Returns (rows, end, count): ``rows`` is float32 [frames * factor, mels], padded with zeros; ``end`` is the
+        number of features of the recording if it ends in these rows, else None; ``count`` of the frames belong to it.
+        """
+        count = min(self.ready, frames)
+        end = None
+        if self.ended and self.ready <= frames:
+            end = self.features
+        length = frames * self.encoder.factor
+        rows = self.rows[:length]
+        self.rows = self.rows[len(rows) :]
+        self.position += count
+        return F.pad(rows, (0, 0, 0, length - len(rows))), end, count
+
+
+class Stream:
+    """One live stream, made by ``Recognizer.stream``.  Leaving its ``with`` block finishes it.
+
+    Tokens are final as soon as they are emitted; decoding never takes one back.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.chunk = model.encoder.chunk
+        self.block = max(self.chunk, LIVE_FRAMES // self.chunk * self.chunk)
+        """Encoder frames in one step, at most."""
+        self.features = FeatureStream(model.frontend)
+        self.rows = RowBuffer(model)
+        self.encoder_state = model.encoder.new_state(1, self.block)
+        self.decoder_state = model.decoder.new_state(1)
+        self.emissions: list[Emission] = []
+        self.settled = 0
+        """Tokens whose words are in ``settled_text``: a long stream is not spelled from its start each time."""
+        self.settled_text = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is None:
+            self.finish()
+
+    def feed(self, samples: np.ndarray) -> None:
+        """Transcribe the next samples, float32 [any number], mono, 16 kHz, as far as they fill whole chunks.
+
+        Raises ValueError for samples of another shape or after the end, and ModelError when the model's values are not
+        finite: the stream has ended then, and ``transcript`` returns what came before.
+        """
+        if self.rows.ended:
+            raise ValueError("the stream has ended: start a new one")
+        samples = np.ascontiguousarray(samples, dtype=np.float32)
+        if samples.ndim != 1:
+            raise ValueError(f"samples have shape {list(samples.shape)}: expected one channel, [samples]")
+        self.rows.add(self.features.feed(torch.from_numpy(samples)))
+        while self.rows.ready >= self.chunk:
+            chunks = self.rows.ready // self.chunk
+            self._step(min(chunks * self.chunk, self.block))
+
+    def finish(self) -> Transcript:
+        """Transcribe the rest: the audio has ended.  Returns the final transcript."""
+        if not self.rows.ended:
+            self.rows.add(self.features.finish())
+            self.rows.ended = True
+            if self.rows.ready:
+                self._step(self.chunk)
+        return self.transcript()
+
+    def transcript(self) -> Transcript:
+        """Return the transcript so far."""
+        return self.model.transcript(self.emissions, self.features.samples)
+
+    heard = transcript  # until its callers have moved on
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        speller = self.model.speller
+        tokens = self.emissions[self.settled :]
+        if len(tokens) > SETTLE_TOKENS:
+            starts = [i for i, token in enumerate(tokens) if speller.pieces[token.id].startswith(WORD_START)]
+            if starts and starts[-1]:
+                self.settled_text = self._join(speller.text([token.id for token in tokens[: starts[-1]]]))
+                self.settled += starts[-1]
+                tokens = tokens[starts[-1] :]
+        return self._join(speller.text([token.id for token in tokens]))
+
+    def _join(self, text: str) -> str:
+        """Append ``text`` to the settled text."""
+        if not self.settled:
+            return text
+        return self.settled_text + self.model.speller.tidy(f" {text}")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio fed so far."""
+        return self.features.samples / SAMPLE_RATE
+
+    def _step(self, frames: int) -> None:
+        """Transcribe the next frames.  If memory runs out, leave them for smaller steps, down to one chunk."""
+        kept = []
+        if frames > self.chunk:  # a live stream that keeps up steps chunk by chunk and needs no copies
+            kept = [row.clone() for row in self.encoder_state.kept_rows]
+        before = copy.copy(self.rows)
+        rows, end, count = self.rows.take(frames)
+        encoded = None
+        try:
+            step = Step(rows[None].to(self.model.device), self.encoder_state, [end])
+            encoded = self.model.encoder.step(*step)
+        except Exception as error:
+            if frames <= self.chunk or not is_out_of_memory(error):
+                raise
+        if encoded is None:  # here the error is gone, and with it the device memory that its traceback holds
+            self.rows = before
+            self._shrink(frames, kept)
+        else:
+            self.emissions += self.model.decode(encoded, self.decoder_state, [count], step)[0]
+
+    def _shrink(self, frames: int, kept: list[torch.Tensor]) -> None:
+        """Restore the encoder state from before a step of ``frames`` frames, and halve the steps."""
+        for row, copied in zip(self.encoder_state.kept_rows, kept, strict=True):
+            row.copy_(copied)
+        self.block = max(frames // 2 // self.chunk, 1) * self.chunk
+        model = self.model
+        release_memory(model.device)
+        milliseconds = self.block * model.frame_seconds * 1000
+        model.announce(one_line(str(model.device), "out of memory", f"continuing with blocks of {milliseconds:.0f} ms"))
