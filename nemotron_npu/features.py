@@ -9,6 +9,7 @@ from .checkpoint.config import PreprocessorConfig
 from .checkpoint.weights import Weights
 from .errors import SetupError, Unsupported, shown
 
+
 class Frontend:
     """The settings and filters of one checkpoint's log-mel features.  Runs on the host.
 
@@ -27,7 +28,8 @@ class Frontend:
         self.n_fft = config.n_fft or 1 << (window_length - 1).bit_length()
         if max(self.hop, window_length) > self.n_fft:
             raise SetupError(
-                "model_config.yaml", f"windows of {window_length} samples, {self.hop} apart, do not fit n_fft {self.n_fft}"
+                "model_config.yaml",
+                f"windows of {window_length} samples, {self.hop} apart, do not fit n_fft {self.n_fft}",
             )
         self.pad = (self.n_fft - self.hop) // 2 if config.exact_pad else self.n_fft // 2
         # NeMo pads an exact_pad signal before pre-emphasis and then silences the samples past the *unpadded* length

@@ -570,12 +570,15 @@ CASES = [
         2,
         "encoder.extra",
     ),
-    Case("a weight of another shape", with_weights(_set(NORM, lambda x: x[:64])), 2, rf"{NORM} has shape \[64\].*\[128\]"),
+    Case("a weight of another shape", with_weights(_set(NORM, lambda x: x[:64])), 2, rf"{NORM} has shape \[64\]"),
     Case("a weight of int8", with_weights(_set(NORM, lambda x: x.to(torch.int8))), 2, f"{NORM} has dtype int8"),
     Case("a weight of booleans", with_weights(_set(NORM, lambda x: x > 0)), 2, f"{NORM} has dtype bool"),
     Case("NaN in a weight", with_weights(_set(NORM, _poisoned(float("nan")))), 2, f"{NORM} has NaN or infinite values"),
     Case(
-        "an infinite weight", with_weights(_set(NORM, _poisoned(float("-inf")))), 2, f"{NORM} has NaN or infinite values"
+        "an infinite weight",
+        with_weights(_set(NORM, _poisoned(float("-inf")))),
+        2,
+        f"{NORM} has NaN or infinite values",
     ),
     # the tokenizer
     Case("text for a tokenizer", replaced(TOKENIZER, lambda: b"not a tokenizer" * 10), 2, "not a sentencepiece model"),

@@ -194,7 +194,7 @@ def _check_encoder(encoder: EncoderConfig, features: int) -> None:
         raise Refusal(f"has encoder.conv_context_size: {shown(context)}, not causal")
 
 
-def _is_context(pair: object, chunked: bool) -> bool:  # noqa: FBT001
+def _is_context(pair: object, chunked: bool) -> bool:
     if not _are_frames(pair, -1):
         return False
     left, right = pair  # type: ignore[misc]
