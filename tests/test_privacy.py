@@ -14,14 +14,15 @@ from support import ROOT, run_process
 
 @pytest.fixture
 def caught(tmp_path, monkeypatch):
-    """What the guard writes down, without failing this test for it."""
+    """Return what the guard records, without failing this test for it."""
     log = tmp_path / "caught"
     log.touch()
     monkeypatch.setenv("NETWORK_GUARD", str(log))
     return log.read_text
 
 
-def test_a_hugging_face_id_is_what_it_takes_to_go_online(caught, monkeypatch, tmp_path):
+def test_only_a_hugging_face_id_goes_online(caught, monkeypatch, tmp_path):
+    """A Hugging Face id as --model_path is the one request that looks up another machine."""
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -43,7 +44,8 @@ def test_a_hugging_face_id_is_what_it_takes_to_go_online(caught, monkeypatch, tm
         "socket.gethostbyname('example.com')",
     ],
 )
-def test_the_guard_sees_every_way_out_even_where_the_error_is_swallowed(attempt, caught):
+def test_guard_records_every_connection_attempt(attempt, caught):
+    """The guard records each attempt, in this process and in children, even if the error is suppressed."""
     code = f"import socket\ntry: {attempt}\nexcept OSError: pass"
     subprocess.run([sys.executable, "-c", code], check=True)  # in a child ...
     assert len(caught().splitlines()) == 1
@@ -51,7 +53,8 @@ def test_the_guard_sees_every_way_out_even_where_the_error_is_swallowed(attempt,
     assert len(caught().splitlines()) == 2
 
 
-def test_this_machine_itself_may_be_talked_to(caught):
+def test_guard_allows_connections_to_this_machine(caught):
+    """Connections to this machine are allowed."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(("localhost", server.getsockname()[1])).close()
     assert not caught()

@@ -338,7 +338,7 @@ def test_a_disk_that_fills_loses_nothing_that_was_done_and_resume_goes_on(cli, c
     options = [calls, "--output_dir", folder, "--device", "cpu", "--batch_size", 2]
     code, _, err = cli(*options)
     done = assert_whole(folder)
-    assert code == 2 and 0 < done < 12 and f"12 recordings: {done} done, 0 failed, {12 - done} left: --resume" in err
+    assert code == 2 and 0 < done < 12 and f"12 recordings: {done} done, 0 failed, {12 - done} left (--resume" in err
     last = err.splitlines()[-1]
     assert last.startswith(f"inference.py: {folder}/call") and last.endswith(
         "cannot be written: No space left on device"

@@ -15,6 +15,7 @@ every stage after it.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from .metrics import verdict
 from .probes import NemoProbe, make_probe
 from .stages import Failure, LockstepRun
 from .tolerances import TOLERANCES, Tolerances
+
+if TYPE_CHECKING:
+    from ..nemo_engine import NemoRecognizer
 
 SCHEMA = "nemotron-npu/precision"
 SCHEMA_VERSION = 1  # of ``precision.json``, see report.schema.json in this folder
@@ -86,7 +90,7 @@ class Precision:
     ) -> None:
         config = candidate.config
         self.candidate, self.reference = candidate, reference
-        self.probes = Probes(make_probe(candidate), NemoProbe(reference))
+        self.probes = Probes(make_probe(candidate), NemoProbe(cast("NemoRecognizer", reference)))
         self.tolerances = tolerances or TOLERANCES[getattr(candidate, "dtype", "float32")]
         self.max_symbols = config.decoding.max_symbols
         streams = self.probes.candidate.streams and self.probes.reference.streams

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..engine import LocalEngine
 from ..errors import ModelError
 from ..features import FeatureStream
 from ..recognizer import Recognizer
@@ -87,9 +88,11 @@ class Probe(Protocol):
         """Transcribe a recording, or a live stream that is fed ``block_samples`` at a time."""
 
 
-def make_probe(recognizer: Recognizer | NemoRecognizer) -> Probe:
+def make_probe(recognizer: LocalEngine) -> Probe:
     """Return the probe for the recognizer's engine."""
-    return NemoProbe(recognizer) if recognizer.engine == "nemo" else NativeProbe(recognizer)
+    if recognizer.engine == "nemo":
+        return NemoProbe(cast("NemoRecognizer", recognizer))
+    return NativeProbe(cast(Recognizer, recognizer))
 
 
 class NativeProbe:
@@ -102,7 +105,7 @@ class NativeProbe:
     def use(self, chunk_ms: int | None) -> None:
         """See ``Probe``; the weights are shared with the recognizer."""
         own = self.recognizer
-        self.current = own if chunk_ms == own.chunk_ms else own.at_chunk(chunk_ms)
+        self.current = own if chunk_ms in (None, own.chunk_ms) else own.at_chunk(cast(int, chunk_ms))
         self.encoder = self.current.encoder
         self.chunk_ms = chunk_ms
         self.streams, self.chunk = self.encoder.streams, self.encoder.chunk
@@ -181,7 +184,7 @@ class NativeProbe:
         """See ``Probe``.  A model that fails gives an empty transcript; the stages show where it fails."""
         try:
             if not block_samples:
-                return self.current.transcribe([waveform])[0]
+                return cast(list, self.current.transcribe([waveform]))[0]
             with self.current.stream() as stream:
                 for first in range(0, len(waveform), block_samples):
                     stream.feed(waveform[first : first + block_samples])
@@ -218,8 +221,8 @@ class NemoProbe:
 
     def use(self, chunk_ms: int | None) -> None:
         """See ``Probe``; the recognizer itself changes, since NeMo has one context a model."""
-        if chunk_ms != self.recognizer.chunk_ms:
-            self.recognizer.at_chunk(chunk_ms)
+        if chunk_ms not in (None, self.recognizer.chunk_ms):
+            self.recognizer.at_chunk(cast(int, chunk_ms))
         encoder = self.model.encoder
         self.chunk_ms = chunk_ms
         left, right = encoder.att_context_size
