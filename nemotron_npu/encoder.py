@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -82,7 +82,7 @@ class Encoder:
         _check(config)
         load = LayerLoader(weights, options.dtype)
         self.device = weights.device
-        self.tensor_options = {"dtype": weights.dtype, "device": weights.device}
+        self.tensor_options: dict[str, Any] = {"dtype": weights.dtype, "device": weights.device}
         """dtype and device of the state, and of everything else but the matrix products."""
         self.dtype = options.dtype
         self.graph = options.graph

@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -175,7 +176,7 @@ def read_member(path: Path, name: str, limit: int) -> bytes:
         return bytes(buffer)
 
 
-def read_into(path: Path, file: BinaryIO, member: Member, buffer: bytearray) -> None:
+def read_into(path: Path, file: BinaryIO, member: Member, buffer: bytearray | mmap) -> None:
     """Fill ``buffer``, of the member's size or more, with the bytes of a member of an archive that is ``opened``."""
     with reading(path):
         file.seek(member.offset)

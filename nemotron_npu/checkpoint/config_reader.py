@@ -185,7 +185,7 @@ def _check_encoder(encoder: EncoderConfig, features: int) -> None:
     if encoder.d_model % encoder.n_heads or encoder.d_model % 2:
         raise Refusal(f"has encoder.d_model: {encoder.d_model}, not a multiple of {encoder.n_heads} heads and of 2")
     for pair in encoder.contexts:
-        if not _is_context(pair, encoder.chunked):
+        if not _is_context(pair, chunked=encoder.chunked):
             raise Refusal(f"has encoder.att_context_size: {shown(pair)}, not [left, right] of whole chunks")
     context = encoder.conv_context_size
     if context in (None, "causal"):
@@ -194,10 +194,10 @@ def _check_encoder(encoder: EncoderConfig, features: int) -> None:
         raise Refusal(f"has encoder.conv_context_size: {shown(context)}, not causal")
 
 
-def _is_context(pair: object, chunked: bool) -> bool:
+def _is_context(pair: Any, *, chunked: bool) -> bool:
     if not _are_frames(pair, -1):
         return False
-    left, right = pair  # type: ignore[misc]
+    left, right = pair
     if not chunked:
         return True
     return right >= 0 and (left <= 0 or left % (right + 1) == 0)

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from ..errors import SetupError, first_line
+from ..errors import SetupError
 from ..host.packages import can_import
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -41,31 +41,6 @@ def is_hub_id(model_path: str) -> bool:
 def _download(repo: str) -> Path:
     if not can_import("huggingface_hub"):
         raise SetupError(repo, NEEDS_HUB, "pip install huggingface_hub")
-    # optional, and half a second to import
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from .download import download  # huggingface_hub is optional, and takes half a second
 
-    try:
-        from httpx import HTTPError  # the client of huggingface_hub 1.0 and later; before, errors were OSErrors
-    except ModuleNotFoundError:
-        HTTPError = OSError
-    name = repo.split("/")[1] + ".nemo"  # NVIDIA names the file after the repository
-    try:
-        return Path(huggingface_hub.hf_hub_download(repo, name))
-    except GatedRepoError as error:
-        raise SetupError(repo, "gated on Hugging Face", "accept its terms there and run `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise SetupError(repo, "no such model on Hugging Face, or it is private", "check the id") from error
-    except EntryNotFoundError as error:
-        if isinstance(error, FileNotFoundError):  # nothing is cached and the hub cannot be reached
-            raise _unreachable(repo, name, "no connection to Hugging Face") from error
-        raise SetupError(repo, f"has no file {name}", "download its .nemo file and give the path") from error
-    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        raise _unreachable(repo, name, first_line(error)) from error
-
-
-def _unreachable(repo: str, name: str, reason: str) -> SetupError:
-    hint = f"go online, or fetch {name} elsewhere and give its path"
-    if not os.environ.get("HF_ENDPOINT"):
-        hint += "; HF_ENDPOINT selects a mirror"
-    return SetupError(repo, f"cannot be downloaded: {reason}", hint)
+    return download(repo)

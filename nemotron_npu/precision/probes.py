@@ -361,7 +361,7 @@ class NemoProbe:
             encoded_lengths=torch.tensor([len(encoded)], device=self.device),
             return_hypotheses=True,
         )
-        return self.recognizer._transcript(hypotheses[0], np.empty(samples, np.float32))
+        return self.recognizer.transcript(hypotheses[0], samples)
 
     def transcribe(self, waveform: np.ndarray, block_samples: int | None, encoded: torch.Tensor) -> Transcript:
         """See ``Probe``.  NeMo offers no live streams here: its decoding gets the encoder output."""
