@@ -36,7 +36,7 @@ def broken(tiny):
 
 
 @pytest.mark.parametrize(
-    "part, says",
+    "part, message",
     [
         (lambda r: r.encoder.subsampling.out.bias, "encoder output: not finite (NaN or infinity), first in the sub"),
         (lambda r: r.encoder.layers[0].norm_out[0], "first in layer 0, at 0.00 s"),
@@ -45,11 +45,11 @@ def broken(tiny):
         (lambda r: r.decoder.output[1], "token scores: not finite (NaN or infinity), at 0.00 s"),
     ],
 )
-def test_not_finite_output_names_the_first_part(broken, clip, part, says):
+def test_not_finite_output_names_the_first_part(broken, clip, part, message):
     """Output that is not finite is an error that names the first part of the model, never an empty text."""
     recognizer = broken(part)
     (_, error) = next(recognizer.results([clip]))
-    assert isinstance(error, ModelError) and says in str(error)
+    assert isinstance(error, ModelError) and message in str(error)
     with pytest.raises(ModelError, match=error.args[0].split(",")[0].split("(")[0]), recognizer.stream() as stream:
         stream.feed(clip)
 

@@ -50,9 +50,8 @@ def test_long_stream_has_the_text_of_the_file(demo_native, monkeypatch):
 def test_streams_fed_in_turn_equal_each_alone(demo, clip):
     """Streams that are fed in turn give the tokens of each recording alone."""
     chance = np.random.default_rng(0)
-    waveforms = [
-        np.roll(np.tile(clip, 2), chance.integers(len(clip)))[: chance.integers(30000, 80000)] for _ in range(20)
-    ]
+    twice = np.tile(clip, 2)
+    waveforms = [np.roll(twice, chance.integers(len(clip)))[: chance.integers(30000, 80000)] for _ in range(20)]
     alone = [token_frames(demo.transcribe([audio])[0]) for audio in waveforms]
     streams, fed = [demo.stream() for _ in waveforms], [0] * len(waveforms)
     while unfinished := [i for i, audio in enumerate(waveforms) if fed[i] < len(audio)]:

@@ -69,9 +69,9 @@ def test_batch_with_replayed_steps_gives_the_cpus_tokens(tiny, long):
         Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=560)),
     )
     waveforms = [long, long[:50000], long[30000:], long[:1000], long[7:]]
-    heard = []
-    assert replays(lambda: heard.extend(recognizer.transcribe(waveforms, 3))) > 20
-    assert tokens(heard) == tokens(on_cpu.transcribe(waveforms))
+    transcripts = []
+    assert replays(lambda: transcripts.extend(recognizer.transcribe(waveforms, 3))) > 20
+    assert tokens(transcripts) == tokens(on_cpu.transcribe(waveforms))
 
 
 def test_replayed_step_takes_three_launches_and_no_transfer(tiny):
@@ -113,10 +113,10 @@ def test_graph_option_selects_where_steps_are_replayed(cli, tiny):
 
 
 @pytest.mark.parametrize(
-    "options, says",
+    "options, message",
     [(["--device", "cpu"], "cpu has no graphs to capture"), (["--engine", "nemo"], "needs the native engine")],
 )
-def test_graph_where_unsupported_is_an_error_line(cli, options, says):
+def test_graph_where_unsupported_is_an_error_line(cli, options, message):
     """--graph on is one error line on a CPU and in NeMo."""
     code, out, err = cli(CLIP, "--graph", "on", *options, "--quiet")
-    assert (code, out) == (2, "") and says in err and len(err.splitlines()) == 1
+    assert (code, out) == (2, "") and message in err and len(err.splitlines()) == 1

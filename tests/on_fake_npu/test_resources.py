@@ -18,7 +18,7 @@ DEMO = ROOT / "demo" / "demo.nemo"
 
 @pytest.fixture
 def memory(monkeypatch):
-    """``memory(mb)``: leave so much beside what is there already."""
+    """``memory(mb)``: leave so many megabytes besides those that are in use."""
 
     def limit(megabytes: float) -> None:
         monkeypatch.setattr(fake_npu, "MEMORY", int(torch.npu.memory_allocated() + 1e6 * megabytes))
@@ -34,8 +34,8 @@ def waveforms():
 
 def test_full_device_gets_smaller_batches_and_equal_tokens(memory, waveforms):
     """A full device gets smaller batches and blocks, with the same tokens."""
-    recognizer, said = Recognizer(DEMO, NPU), []
-    recognizer.announce = said.append
+    recognizer, messages = Recognizer(DEMO, NPU), []
+    recognizer.announce = messages.append
     expected = tokens(recognizer.transcribe(waveforms, 3))
     for megabytes, words in (
         (8, "1 recording at a time and blocks of 4480 ms"),
@@ -43,11 +43,11 @@ def test_full_device_gets_smaller_batches_and_equal_tokens(memory, waveforms):
     ):
         memory(megabytes)
         assert tokens(recognizer.transcribe(waveforms, 3)) == expected
-        assert said[-1] == f"npu:0: out of memory (continuing with {words})"
-    assert len(said) == 2
+        assert messages[-1] == f"npu:0: out of memory (continuing with {words})"
+    assert len(messages) == 2
     memory(1)
     results = dict(recognizer.results(waveforms, 3))
-    assert sorted(results) == [0, 1, 2] and len(said) == 2
+    assert sorted(results) == [0, 1, 2] and len(messages) == 2
     for error in results.values():
         assert isinstance(error, ModelError) and "npu:0: not enough memory for this recording" in str(error)
 
@@ -91,12 +91,12 @@ def test_float16_overflow_names_the_layer_and_other_dtypes(tiny, waveforms):
 def test_decoder_on_the_device_detects_not_finite_output(tiny, waveforms):
     """A decoder on the device reports output that is not finite."""
     recognizer = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU))
-    looks = []
+    results = []
     for bad in (False, True):
         if bad:
             with torch.inference_mode():
                 recognizer.encoder.layers[0].norm_out[0][3] = float("nan")
         fake_npu.COPIES.clear()
-        looks.append(dict(recognizer.results(waveforms[:1]))[0])
-    assert not isinstance(looks[0], Exception)
-    assert "encoder output: not finite (NaN or infinity), first in layer 0" in str(looks[1])
+        results.append(dict(recognizer.results(waveforms[:1]))[0])
+    assert not isinstance(results[0], Exception)
+    assert "encoder output: not finite (NaN or infinity), first in layer 0" in str(results[1])
