@@ -190,7 +190,7 @@ def test_boost_words_option_boosts_and_reports_skipped_phrases(cli, tmp_path):
     assert cli(CLIP, "--device", "cpu", "--boost_words", file, "--boost_alpha", "0.01")[1].strip() == CLIP_WORDS
     file.write_text("HELLO\n")
     code, _, err = cli(CLIP, "--device", "cpu", "--boost_words", file, "--quiet")
-    assert code == 2 and "upper or lower case" in err and len(err.splitlines()) == 1
+    assert code == 2 and "check upper and lower case" in err and len(err.splitlines()) == 1
     assert cli(CLIP, "--boost_alpha", "2")[0] == cli(CLIP, "--boost_words", file, "--boost_alpha", "-1")[0] == 2
 
 
