@@ -5,9 +5,9 @@ Standard library and ``host/`` only: the process that imports this must survive 
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -18,24 +18,20 @@ from ..host.packages import install_command
 if TYPE_CHECKING:
     from ..recognizer import Recognizer
 
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
-SKIPPED = "not checked"
+OK, WARNING, PROBLEM = "ok", "warning", "problem"  # PROBLEM: the request cannot run
+SKIPPED = "not checked"  # its findings name the check or package that is needed
 GB = 1e9
 SETUP = install_command()
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found."""
+    """What a check has found, and the command that fixes it; ``run`` sets the name of the check."""
 
     state: str
-    """``OK``, ``WARNING``, or ``PROBLEM``: the request cannot run; ``SKIPPED`` within ``run``."""
     found: str
-    """Text for the report; of ``SKIPPED`` the check or package that is needed."""
     fix: str = ""
-    """The command that fixes it, or where to download what does; empty for ``OK``."""
     name: str = ""
-    """Name of the check; ``run`` sets it."""
 
 
 @dataclass
@@ -43,32 +39,17 @@ class Context:
     """The request, as on the command line, and what the checks have learned so far."""
 
     device: str | None = None
-    model_path: str | None = None
-    """None: the bundled model."""
+    model_path: str | None = None  # None: the bundled model
     engine: str = "native"
-    demo: Path = Path("demo.nemo")
-    """The bundled model."""
-    clip: Path = Path("digits.wav")
-    """The bundled recording."""
-    usable: set[str] = field(default_factory=set)
-    """Names of the checks that have run and found no problem."""
-    reference: Recognizer | None = None
-    """The native engine on the CPU, once it is loaded."""
+    demo: Path = Path("demo.nemo")  # the bundled model
+    clip: Path = Path("digits.wav")  # the bundled recording
+    usable: set[str] = field(default_factory=set)  # checks that have run and found no problem
+    reference: Recognizer | None = None  # the native engine on the CPU, once it is loaded
 
     @property
     def path(self) -> str:
         """Path or Hugging Face id of the checkpoint."""
         return self.model_path or str(self.demo)
-
-    @property
-    def asks_npu(self) -> bool:
-        """Whether the request names an NPU."""
-        return (self.device or "").startswith("npu")
-
-    @cached_property
-    def has_npu(self) -> bool:
-        """Whether this host has an NPU, or had one."""
-        return ascend.is_here()
 
     @cached_property
     def smi(self) -> list[ascend.Npu] | ascend.SmiError:
@@ -78,11 +59,16 @@ class Context:
         except ascend.SmiError as error:
             return error
 
+    @property
+    def asks_npu(self) -> bool:
+        """Whether the request names an NPU."""
+        return (self.device or "").startswith("npu")
+
     def without_npu_part(self, found: str, fix: str) -> Finding:
         """Return a finding about a missing part that only an NPU needs."""
         if self.asks_npu:
             return Finding(WARNING if "device" in self.usable else PROBLEM, found, fix)
-        if not self.has_npu:
+        if not ascend.is_here():
             return Finding(OK, f"{found} (no NPU on this host)")
         if self.device:
             return Finding(OK, f"{found} (no NPU was requested)")
@@ -96,6 +82,6 @@ class Context:
 def try_import(name: str) -> ModuleType | Exception:
     """Return the module, or what its import raised: a missing C library, a half-removed package."""
     try:
-        return importlib.import_module(name)
+        return import_module(name)
     except Exception as error:
         return error

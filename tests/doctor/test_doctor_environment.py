@@ -50,7 +50,7 @@ def test_packages_of_the_native_engine_are_always_needed(monkeypatch):
 
 def test_torch_that_is_missing_or_was_not_tested(monkeypatch):
     assert states(found("torch")) == ["ok"]
-    monkeypatch.setattr(environment, "needed", lambda: [Requirement("torch<2")])
+    monkeypatch.setattr(environment, "needed", lambda extra: [Requirement("torch<2")])
     assert states(found("torch")) == ["warning"]
     monkeypatch.setattr(environment, "installed", lambda package: None)
     assert states(found("torch")) == ["problem"]
