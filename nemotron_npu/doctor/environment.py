@@ -153,20 +153,15 @@ def disk(context: Context) -> list[Finding]:
         here = Finding(WARNING, "this folder is not writable", f"{command()} --output_dir DIR ...")
     elif free < MIN_DISK:
         here = Finding(WARNING, here.found, "df -h .")
-    return [_temporary_files(context), here]
-
-
-def _temporary_files(context: Context) -> Finding:
     fix = "export TMPDIR=/a/folder/with/space"
-    checkpoint = Path(context.path).expanduser()
-    unpacked = checkpoint.stat().st_size if context.engine == "nemo" and checkpoint.is_file() else 0
     try:
         free = shutil.disk_usage(tempfile.gettempdir()).free
     except FileNotFoundError:
-        return context.without_nemo_part("no folder for temporary files is writable", fix)
+        return [context.without_nemo_part("no folder for temporary files is writable", fix), here]
     found = f"{free / GB:.1f} GB free for temporary files"
-    if free >= unpacked + MIN_DISK:
-        return Finding(OK, found)
-    if unpacked:
-        found += f", where NeMo unpacks {unpacked / GB:.1f} GB"
-    return context.without_nemo_part(found, fix)
+    checkpoint = Path(context.path).expanduser()
+    if context.engine == "nemo" and checkpoint.is_file():
+        free -= checkpoint.stat().st_size
+        found += f", where NeMo unpacks {checkpoint.stat().st_size / GB:.1f} GB"
+    temporary = Finding(OK, found) if free >= MIN_DISK else context.without_nemo_part(found, fix)
+    return [temporary, here]

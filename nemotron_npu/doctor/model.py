@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..audio import read_audio, sine
-from ..checkpoint.load import read_weights
+from ..checkpoint.weights import read_weights
 from ..device import choose_device, traits_of
 from ..engine import ModelOptions
 from ..errors import SetupError, Unsupported
 from ..host.packages import can_import, install_command
 from ..host.program import command
+from ..precision.metrics import difference
 from ..precision.tolerances import TOLERANCES
 from ..recognizer import Recognizer, load_recognizer
 from ..transcript import Transcript
@@ -37,9 +37,8 @@ def engine(context: Context) -> list[Finding]:
         return [Finding(PROBLEM, f"{found}, and NeMo is not installed", install_command("nemo"))]
     except SetupError as error:
         return [Finding(PROBLEM, without_folders(context, error), REPLACE)]
-    weights = read_weights(find(context))
-    dtypes = dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in weights.values())
-    saved = " and ".join(dtypes)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in read_weights(find(context)).values()}
+    saved = " and ".join(sorted(dtypes))
     return [Finding(OK, f"{recognizer.parameters:,} parameters, saved in {saved}: the native engine runs it")]
 
 
@@ -62,7 +61,7 @@ def forward_pass(context: Context) -> list[Finding]:
         if traits_of(chosen).is_host and context.engine == "native":
             equal, found = _compare_stream(context, reference, speech)
         else:
-            equal, found = _compare_device(context, chosen, reference, speech)
+            equal, found = _compare_device(context, chosen, speech)
     except Exception as error:  # an operator that the device lacks, values that are not finite ...
         equal = False
         found = f"fails on {chosen}: {type(error).__name__}: {without_folders(context, error)}"
@@ -74,7 +73,7 @@ def forward_pass(context: Context) -> list[Finding]:
 def _compare_stream(context: Context, recognizer: Recognizer, speech: np.ndarray) -> tuple[bool, str]:
     """Compare the transcript of a file with the expected words, and with that of a live stream."""
     began = time.perf_counter()
-    transcript = _transcribe(recognizer, speech)
+    (transcript,) = recognizer.transcribe([speech])
     seconds = time.perf_counter() - began
     if context.model_path is None and context.clip.exists() and transcript.text != DEMO_WORDS:
         return False, f"the CPU transcribes {transcript.text!r} instead of {DEMO_WORDS!r}"
@@ -89,29 +88,19 @@ def _compare_stream(context: Context, recognizer: Recognizer, speech: np.ndarray
     return equal, f"{found}; a live stream gives {verdict}"
 
 
-def _compare_device(
-    context: Context, chosen: torch.device, reference: Recognizer, speech: np.ndarray
-) -> tuple[bool, str]:
+def _compare_device(context: Context, chosen: torch.device, speech: np.ndarray) -> tuple[bool, str]:
     """Compare encoder output and tokens of device and engine with those of the native engine on the CPU."""
-    options = ModelOptions(context.engine)
-    candidate = load_recognizer(find(context), chosen, options=options, announce=lambda _: None)
-    ours = candidate.encode(*candidate.preprocess([speech]))[0].float().cpu()
-    theirs = reference.encode(*reference.preprocess([speech]))[0]
-    difference = (ours - theirs).abs()
-    percent = float(100 * difference.sum() / theirs.abs().sum())
-    expected = _tokens(_transcribe(reference, speech))
-    equal = _tokens(_transcribe(candidate, speech)) == expected
-    verdict = "equal" if equal else "not equal"
+    candidate = load_recognizer(find(context), chosen, options=ModelOptions(context.engine), announce=lambda _: None)
+    engines = (candidate, _reference(context))
+    encoded = [engine.encode(*engine.preprocess([speech]))[0].float().cpu() for engine in engines]
+    error = difference(*encoded)
+    ours, theirs = (_tokens(engine.transcribe([speech])[0]) for engine in engines)
+    verdict = "equal" if ours == theirs else "not equal"
     found = (
         f"encoder of {chosen} ({context.engine}) against the CPU (native): largest difference "
-        f"{float(difference.max()):.2g} ({percent:.2g} %), {len(expected)} tokens {verdict}"
+        f"{error.max_error:.2g} ({error.relative_error_percent:.2g} %), {len(theirs)} tokens {verdict}"
     )
-    return equal and percent <= TOLERANCES["float32"].encoder, found  # False for NaN
-
-
-def _transcribe(recognizer: Any, speech: np.ndarray) -> Transcript:
-    (transcript,) = recognizer.transcribe([speech])
-    return transcript
+    return ours == theirs and error.relative_error_percent <= TOLERANCES["float32"].encoder, found  # False for NaN
 
 
 def _tokens(transcript: Transcript) -> list[tuple[int, int]]:

@@ -112,7 +112,6 @@ def examine(context: Context, *, debug: bool = False) -> Iterator[Finding]:
     while left:
         for findings in _run_in_child(context, list(left), debug=debug):
             name = left.pop(0)
-            _record(context, name, findings)
             for finding in findings:
                 if finding.state == SKIPPED:
                     unmet[name] = unmet.get(finding.found, finding.found)
@@ -135,7 +134,8 @@ def _run_in_child(context: Context, names: list[str], *, debug: bool) -> Iterato
             if not receiving.poll(TIMEOUT_SECONDS):
                 yield [_stopped(name, f"no answer within {TIMEOUT_SECONDS} s")]
                 return
-            yield receiving.recv()
+            findings, context.usable = receiving.recv()
+            yield findings
     except (EOFError, OSError):  # closed between messages, or within one
         yield [_stopped(name, f"ended the process with {_exit(child)}")]
     finally:
@@ -161,7 +161,7 @@ def _work(context: Context, names: list[str], sending: Connection, *, debug: boo
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         for name in names:
-            sending.send(run_check(context, name))
+            sending.send((run_check(context, name), context.usable))
     finally:
         os._exit(0)
 
@@ -179,13 +179,9 @@ def run_check(context: Context, name: str) -> list[Finding]:
         traceback.print_exc()
         stopped = _stopped(name, f"the check failed: {type(error).__name__}: {error_text(error)}")
         findings = [replace(stopped, state=WARNING)]
-    _record(context, name, findings)
-    return [replace(f, name=name, found=private(f.found), fix=private(f.fix)) for f in findings]
-
-
-def _record(context: Context, name: str, findings: list[Finding]) -> None:
     if all(finding.state in (OK, WARNING) for finding in findings):
         context.usable.add(name)
+    return [replace(f, name=name, found=private(f.found), fix=private(f.fix)) for f in findings]
 
 
 def _stopped(name: str, found: str) -> Finding:
