@@ -11,8 +11,7 @@ from ..checkpoint.hub import NEEDS_HUB, find_checkpoint, is_hub_id
 from ..errors import SetupError, first_line
 from ..host.program import command
 from ..host.provenance import sha256
-from .finding import OK, PROBLEM, Context, Finding, try_import
-from .privacy import anonymous
+from .finding import OK, PROBLEM, Context, Finding, anonymous, try_import
 
 REPLACE = "download it again, or name another one: --model_path M.nemo"
 

@@ -15,8 +15,7 @@ from ..host.program import command
 from ..host.provenance import processor
 from ..host.resources import cores, free_memory
 from .checkpoint import find
-from .finding import GB, OK, PROBLEM, SKIPPED, WARNING, Context, Finding
-from .privacy import error_text
+from .finding import GB, OK, PROBLEM, SKIPPED, WARNING, Context, Finding, error_text
 
 CPU = torch.device("cpu")
 PEAK_MEMORY = {"native": (1.15, 0.3 * GB), "nemo": (2.0, 0.9 * GB)}
@@ -30,21 +29,18 @@ def device(context: Context) -> list[Finding]:
     try:
         chosen, _ = choose_device(context.device)
     except SetupError as error:
-        return [Finding(PROBLEM, error_text(error), _fix(context.device or "", error))]
+        kind = (context.device or "").partition(":")[0]
+        fix = TRAITS[kind].tool or ""
+        if "does not exist" in str(error):
+            fix = f"{command()} --device {kind}:0"
+        elif kind == "cuda" and not torch.version.cuda:
+            release = torch.__version__.partition("+")[0]
+            fix = f"pip install --force-reinstall torch=={release}"
+        return [Finding(PROBLEM, error_text(error), fix)]
     if not traits_of(chosen).is_host:
         return [Finding(OK, f"{chosen}: {device_name(chosen)}")]
     name = processor() or "unknown"
     return [Finding(OK, f"cpu: {name} ({instructions()})")]
-
-
-def _fix(name: str, error: SetupError) -> str:
-    kind = name.partition(":")[0]
-    if "does not exist" in str(error):
-        return f"{command()} --device {kind}:0"
-    if kind == "cuda" and not torch.version.cuda:
-        release = torch.__version__.partition("+")[0]
-        return f"pip install --force-reinstall torch=={release}"
-    return TRAITS[kind].tool or ""
 
 
 def dtypes(context: Context) -> list[Finding]:
@@ -91,14 +87,13 @@ def _room(free: float, total: float, where: str, need: float) -> str:
 def arithmetic(context: Context) -> list[Finding]:
     """Check what an NPU may lack; the native engine needs neither, since it computes log-mel on the CPU."""
     chosen, _ = choose_device(context.device)
-    works = {name: _works(compute, chosen) for name, compute in (("float64", _float64), ("stft", _stft))}
-    has = " and ".join(name for name, fine in works.items() if fine)
-    lacks = " and ".join(name for name, fine in works.items() if not fine)
+    probes = {"float64": _float64, "stft": _stft}
+    lacks = [name for name, compute in probes.items() if not _works(compute, chosen)]
     if not lacks:
-        return [Finding(OK, f"{chosen} has {has}")]
-    found = f"{chosen} has {has} and lacks {lacks}" if has else f"{chosen} lacks {lacks}"
-    if works["stft"] or context.engine == "native":
-        return [Finding(OK, f"{found}, which the native engine does not need")]
+        return [Finding(OK, f"{chosen} has float64 and stft")]
+    found = f"{chosen} lacks {' and '.join(lacks)}"
+    if context.engine == "native" or "stft" not in lacks:
+        return [Finding(OK, f"{found}, which the {context.engine} engine does not need")]
     return [Finding(WARNING, f"{found}: NeMo computes log-mel with stft", "--engine native")]
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import platform
 import runpy
 import shutil
 import sys
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from ..host.packages import CLONE, bundled, fits, install_command, installed, needed
 from ..host.program import command
-from .finding import GB, OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding, try_import
-from .privacy import error_text
+from .finding import GB, OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding, error_text, try_import
 
 PYTHONS = ((3, 10), (3, 13))
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3")
@@ -97,18 +98,13 @@ def _other_versions(package: str, extra: str = "") -> str:
 
 def triton(context: Context) -> list[Finding]:
     """Check that triton's patches are applied."""
-    patcher = runpy.run_path(str(bundled("patches") / "apply.py"))  # in a clone it is in no package
-    folder = patcher["find_triton"]()
-    if folder is None:
-        return [Finding(OK, "not installed: nothing to patch")]
-    states = []
-    found = installed("triton") or installed("triton-ascend") or "of unknown version"
-    for number, (path, texts) in enumerate(patcher["survey"](folder).values(), 1):
-        states.append("does not fit this version")
-        if texts:
-            states[-1] = "applied" if path.read_text() == texts[1] else "not applied"
-        found += f", patch {number} ({path.parent.name}) {states[-1]}"
-    if set(states) == {"applied"}:
+    version = installed("triton") or installed("triton-ascend")
+    report = io.StringIO()
+    with redirect_stdout(report), redirect_stderr(report):
+        script = runpy.run_path(str(bundled("patches") / "apply.py"))  # in a clone it is in no package
+        exit_code = script["main"](["--check"])
+    found = "; ".join([*filter(None, [version]), *report.getvalue().splitlines()])
+    if exit_code == 0:
         return [Finding(OK, found)]
     fix = "python patches/apply.py" if CLONE else "python -m nemotron_npu.patches.apply"
     return [context.without_npu_part(found, fix)]

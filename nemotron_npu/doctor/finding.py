@@ -1,10 +1,17 @@
-"""The data of ``--doctor``: findings, and the context that the checks share.
+"""The data of ``--doctor``: findings, the context that the checks share, and what the report leaves out.
+
+Users paste the report into bug reports: it has no names, no addresses and no folders.
 
 Standard library and ``host/`` only: the process that imports this must survive an environment where nothing works.
 """
 
 from __future__ import annotations
 
+import os
+import platform
+import pwd
+import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -12,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ..errors import first_line
 from ..host import ascend
 from ..host.packages import install_command
 
@@ -22,6 +30,11 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"  # PROBLEM: the request cannot
 SKIPPED = "not checked"  # its findings name the check or package that is needed
 GB = 1e9
 SETUP = install_command()
+PUBLIC = "(?!usr/local/|dev/|proc/|sys/)"
+QUOTED_FOLDERS = re.compile(rf"(?<=['\"])/{PUBLIC}(?:[^'\"/]+/)+")  # may contain spaces
+FOLDERS = re.compile(rf"(?<![\w.~/])/{PUBLIC}(?:[^\s:'\",()/]+/)+")
+IP_ADDRESS = re.compile(r"(?<![\d.])\d{1,3}(\.\d{1,3}){3}(?![\d.])")
+PUBLIC_NAMES = {"", "root", "localhost", "npu", "cuda", "cpu"}  # of users and hosts
 
 
 @dataclass(frozen=True)
@@ -85,3 +98,29 @@ def try_import(name: str) -> ModuleType | Exception:
         return import_module(name)
     except Exception as error:
         return error
+
+
+def private(text: str) -> str:
+    """Return the text without the home folder, the folders of files and control characters."""
+    home = os.path.expanduser("~").rstrip("/")
+    if home:
+        text = re.sub(rf"{re.escape(home)}(?![^/\s'\",;:)])", "~", text)
+    for folders in (QUOTED_FOLDERS, FOLDERS):
+        text = folders.sub(".../", text)
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def anonymous(text: str) -> str:
+    """Return the text without the names of user and host, and without IP addresses."""
+    names = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER")}
+    names.add(platform.node())
+    with suppress(KeyError):
+        names.add(pwd.getpwuid(os.getuid()).pw_name)
+    for name in names - PUBLIC_NAMES:
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "...", text)
+    return IP_ADDRESS.sub("...", text)
+
+
+def error_text(error: Exception) -> str:
+    """Return the first line of an error's message, without names and addresses."""
+    return anonymous(first_line(error).rstrip("."))

@@ -19,8 +19,7 @@ from ..precision.tolerances import TOLERANCES
 from ..recognizer import Recognizer, load_recognizer
 from ..transcript import Transcript
 from .checkpoint import REPLACE, find, without_folders
-from .finding import OK, PROBLEM, SKIPPED, WARNING, Context, Finding
-from .privacy import error_text
+from .finding import OK, PROBLEM, SKIPPED, WARNING, Context, Finding, error_text
 
 DEMO_WORDS = "three one four one five nine two six"
 BLOCK_SAMPLES = 1600  # 0.1 s, which a live stream gets in one call
@@ -29,7 +28,7 @@ BLOCK_SAMPLES = 1600  # 0.1 s, which a live stream gets in one call
 def engine(context: Context) -> list[Finding]:
     """Load the native engine on the CPU."""
     try:
-        recognizer = _reference(context)
+        context.reference = Recognizer(find(context), torch.device("cpu"))
     except Unsupported as reason:
         found = f"the native engine does not support {error_text(reason)}"
         if can_import("nemo"):
@@ -39,29 +38,20 @@ def engine(context: Context) -> list[Finding]:
         return [Finding(PROBLEM, without_folders(context, error), REPLACE)]
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in read_weights(find(context)).values()}
     saved = " and ".join(sorted(dtypes))
-    return [Finding(OK, f"{recognizer.parameters:,} parameters, saved in {saved}: the native engine runs it")]
-
-
-def _reference(context: Context) -> Recognizer:
-    """Return the native engine on the CPU, loaded once; raises SetupError or Unsupported."""
-    if context.reference is None:
-        context.reference = Recognizer(find(context), torch.device("cpu"))
-    return context.reference
+    return [Finding(OK, f"{context.reference.parameters:,} parameters, saved in {saved}: the native engine runs it")]
 
 
 def forward_pass(context: Context) -> list[Finding]:
     """Transcribe the bundled recording: compare a device, or NeMo, with the CPU; on the CPU, a stream with a file."""
     chosen, _ = choose_device(context.device)
-    try:
-        reference = _reference(context)
-    except Unsupported:
+    if context.reference is None:
         return [Finding(SKIPPED, "engine")]
     speech = read_audio(str(context.clip)) if context.clip.exists() else sine()
     try:
         if traits_of(chosen).is_host and context.engine == "native":
-            equal, found = _compare_stream(context, reference, speech)
+            equal, found = _compare_stream(context, context.reference, speech)
         else:
-            equal, found = _compare_device(context, chosen, speech)
+            equal, found = _compare_device(context, context.reference, speech)
     except Exception as error:  # an operator that the device lacks, values that are not finite ...
         equal = False
         found = f"fails on {chosen}: {type(error).__name__}: {without_folders(context, error)}"
@@ -88,10 +78,11 @@ def _compare_stream(context: Context, recognizer: Recognizer, speech: np.ndarray
     return equal, f"{found}; a live stream gives {verdict}"
 
 
-def _compare_device(context: Context, chosen: torch.device, speech: np.ndarray) -> tuple[bool, str]:
+def _compare_device(context: Context, reference: Recognizer, speech: np.ndarray) -> tuple[bool, str]:
     """Compare encoder output and tokens of device and engine with those of the native engine on the CPU."""
+    chosen, _ = choose_device(context.device)
     candidate = load_recognizer(find(context), chosen, options=ModelOptions(context.engine), announce=lambda _: None)
-    engines = (candidate, _reference(context))
+    engines = (candidate, reference)
     encoded = [engine.encode(*engine.preprocess([speech]))[0].float().cpu() for engine in engines]
     error = difference(*encoded)
     ours, theirs = (_tokens(engine.transcribe([speech])[0]) for engine in engines)

@@ -10,8 +10,7 @@ from contextlib import suppress
 
 from ..host import ascend
 from ..host.packages import install_command, installed
-from .finding import OK, PROBLEM, SETUP, WARNING, Context, Finding, try_import
-from .privacy import error_text
+from .finding import OK, PROBLEM, SETUP, WARNING, Context, Finding, error_text, try_import
 
 CANN_DOWNLOAD = "https://www.hiascend.com/cann/download"
 DRIVER_DOWNLOAD = "https://www.hiascend.com/hardware/firmware-drivers"
@@ -74,7 +73,11 @@ def driver(context: Context) -> list[Finding]:
     version = ascend.driver_version()
     firmware = ascend.field(ascend.FIRMWARE, "version")
     if not (version and firmware):  # a container seldom has the version files
-        board = _board(context)
+        board = {}
+        if isinstance(context.smi, list) and context.smi:
+            with suppress(ascend.SmiError):
+                lines = ascend.npu_smi("info", "-t", "board", "-i", str(context.smi[0].card))
+                board = dict(re.findall(r"^\s*(.+?)\s*:\s*(.*)", lines, re.MULTILINE))
         version = version or board.get("Software Version")
         firmware = firmware or board.get("Firmware Version")
     if not version:
@@ -86,16 +89,6 @@ def driver(context: Context) -> list[Finding]:
     allowed = ascend.field(ascend.DRIVER, "compatible_version_fw")
     found = f"driver {version} does not work with firmware {firmware}, but with {allowed}"
     return [context.without_npu_part(found, f"{DRIVER_DOWNLOAD} has both; then: sudo reboot")]
-
-
-def _board(context: Context) -> dict[str, str]:
-    """Return the fields that npu-smi prints of the first card."""
-    if isinstance(context.smi, ascend.SmiError) or not context.smi:
-        return {}
-    with suppress(ascend.SmiError):
-        board = ascend.npu_smi("info", "-t", "board", "-i", str(context.smi[0].card))
-        return dict(re.findall(r"^\s*(.+?)\s*:\s*(.*)", board, re.MULTILINE))
-    return {}
 
 
 def npus(context: Context) -> list[Finding]:

@@ -20,25 +20,23 @@ from multiprocessing.connection import Connection
 
 from ..host.program import command
 from . import environment, npu
-from .finding import OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding
-from .privacy import error_text, private
+from .finding import OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding, error_text, private
 
 TIMEOUT_SECONDS = 300  # for one check; an NPU compiles each operator at its first call
 EXIT_CODES = {OK: 0, WARNING: 1, PROBLEM: 2}
 COLORS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 WIDTH, INDENT, STATE_WIDTH = 100, 23, 9
-Function = Callable[[Context], list[Finding]]
 
 
 @dataclass(frozen=True)
 class Check:
     """A check, and the names of those that must have found no problem before it can run."""
 
-    run: Function
+    run: Callable[[Context], list[Finding]]
     needs: tuple[str, ...] = ()
 
 
-def late(module: str, name: str) -> Function:
+def late(module: str, name: str) -> Callable[[Context], list[Finding]]:
     """Return a check whose module is imported when it runs, in the child: that may fail, hang or crash."""
     return lambda context: getattr(import_module(f".{module}", __package__), name)(context)
 
@@ -50,6 +48,7 @@ CHECKS = {
     "torch_npu": Check(npu.torch_npu, needs=("torch",)),
     "device": Check(late("device", "device"), needs=("torch", "torch_npu")),
     "dtypes": Check(late("device", "dtypes"), needs=("device",)),
+    "arithmetic": Check(late("device", "arithmetic"), needs=("device",)),
     "CANN": Check(npu.cann),
     "driver": Check(npu.driver),
     "NPUs": Check(npu.npus),
@@ -61,7 +60,6 @@ CHECKS = {
     "checkpoint": Check(late("checkpoint", "checkpoint")),
     "memory": Check(late("device", "memory"), needs=("torch", "checkpoint")),
     "engine": Check(late("model", "engine"), needs=("torch", "audio", "checkpoint")),
-    "arithmetic": Check(late("device", "arithmetic"), needs=("device",)),
     "forward pass": Check(late("model", "forward_pass"), needs=("device", "engine")),
 }
 

@@ -14,8 +14,7 @@ import torch
 from doctors import NPU, found, states
 
 from nemotron_npu.doctor import npu
-from nemotron_npu.doctor.finding import Context
-from nemotron_npu.doctor.privacy import private
+from nemotron_npu.doctor.finding import Context, private
 from nemotron_npu.host import ascend
 
 # Atlas 800T A2, driver 25.2.0; an A3 has two chips on a card and numbers them; a 310P has DDR; all are of real hosts.
