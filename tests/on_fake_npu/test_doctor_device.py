@@ -61,7 +61,7 @@ def test_float64_and_stft_are_reported_and_only_nemo_needs_them(contexts, monkey
     """Missing float64 and stft are reported, and are a warning only with NeMo."""
     assert one(contexts[0], "arithmetic")[:2] == (
         "ok",
-        "npu:0 has stft and lacks float64, which the native engine does not need",
+        "npu:0 lacks float64, which the native engine does not need",
     )
     monkeypatch.setattr(fake_npu, "DENY", {"aten._fft_r2c"})
     assert one(contexts[0], "arithmetic")[0] == "ok"
