@@ -95,9 +95,10 @@ class RelativeAttention:
         RelPositionalEncoding: sin and cos of distance * 10000^(-2 i / width).  Returns [heads, head_width,
         left + 2 n - 1] in the dtype of the weights.
         """
-        on_device = {"dtype": torch.float32, "device": self.position.device}
-        distances = torch.arange(left + count - 1, -count, -1, **on_device)
-        rates = torch.exp(torch.arange(0, self.width, 2, **on_device) * -(math.log(10000.0) / self.width))
+        device = self.position.device
+        distances = torch.arange(left + count - 1, -count, -1, dtype=torch.float32, device=device)
+        columns = torch.arange(0, self.width, 2, dtype=torch.float32, device=device)
+        rates = torch.exp(columns * -(math.log(10000.0) / self.width))
         angles = distances[:, None] * rates
         sinusoids = torch.stack([angles.sin(), angles.cos()], -1).view(len(distances), self.width)
         projected = torch.mm(sinusoids.to(self.position.dtype), self.position.t()) * self.scale

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from .attention import RelativeAttention
 from .cache import LayerCache
+from .checkpoint.config import EncoderConfig
 from .device import trim_memory
 from .linear import AnyLinear, LayerLoader
 
@@ -22,12 +23,12 @@ BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm1d's own
 class ConformerLayer:
     """``layers.N`` of a checkpoint."""
 
-    def __init__(self, load: LayerLoader, config: dict) -> None:
-        """Load the weights; ``config`` is the checkpoint's ``encoder`` part with all defaults."""
-        width = config["d_model"]
-        inner = width * config["ff_expansion_factor"]
+    def __init__(self, load: LayerLoader, config: EncoderConfig) -> None:
+        """Load the weights; ``config`` is the checkpoint's ``encoder`` part."""
+        width = config.d_model
+        inner = width * config.ff_expansion_factor
         self.feed_forward1 = FeedForward(load, 1, width, inner)
-        self.attention = RelativeAttention(load, width, config["n_heads"])
+        self.attention = RelativeAttention(load, width, config.n_heads)
         self.convolution = Convolution(load, config)
         self.feed_forward2 = FeedForward(load, 2, width, inner)
         self.norm_out = load.norm("norm_out", width)
@@ -76,19 +77,19 @@ class FeedForward:
 class Convolution:
     """``norm_conv`` and ``conv``: gated pointwise, depthwise over time, normalized, pointwise."""
 
-    def __init__(self, load: LayerLoader, config: dict) -> None:
+    def __init__(self, load: LayerLoader, config: EncoderConfig) -> None:
         """Load the weights.  A batch norm is folded into the depthwise convolution."""
-        width = config["d_model"]
+        width = config.d_model
         self.left, self.right = convolution_context(config)
         self.norm = load.norm("norm_conv", width)
         self.pointwise1 = load.linear("conv.pointwise_conv1", (2 * width, width, 1))
-        depthwise, bias = load.weight_and_bias("conv.depthwise_conv", (width, 1, config["conv_kernel_size"]))
+        depthwise, bias = load.weight_and_bias("conv.depthwise_conv", (width, 1, config.conv_kernel_size))
         depthwise = depthwise[:, 0]  # [width, kernel]
         self.depthwise_norm = None
-        if config["conv_norm_type"] == "layer_norm":
+        if config.conv_norm_type == "layer_norm":
             self.depthwise_norm = load.norm("conv.batch_norm", width)
         else:
-            scale, shift = _batch_norm(load, config["conv_norm_type"], width)
+            scale, shift = _batch_norm(load, config.conv_norm_type, width)
             depthwise = depthwise * scale[:, None]
             bias = shift if bias is None else shift + bias * scale
         self.depthwise = depthwise.t().contiguous()[:, None]
@@ -129,10 +130,10 @@ class Convolution:
         return y if self.depthwise_bias is None else y + self.depthwise_bias
 
 
-def convolution_context(config: dict) -> tuple[int, int]:
+def convolution_context(config: EncoderConfig) -> tuple[int, int]:
     """Return (left, right) padding of the depthwise convolution (ConformerEncoder._calc_context_sizes)."""
-    size = config["conv_context_size"]
-    kernel = config["conv_kernel_size"]
+    size = config.conv_context_size
+    kernel = config.conv_kernel_size
     if size == "causal":
         return kernel - 1, 0
     if size:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .boosting import BoostingTree, Node
+from .checkpoint.config import ModelConfig
 from .checkpoint.weights import Weights
 from .confidence import confidence, statistic
 from .device import traits_of
@@ -25,7 +26,6 @@ from .linear import AnyLinear, make_linear
 
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 LOOKAHEAD = 8  # frames whose joint is evaluated together: static shapes, few synchronizations, little waste
-MOST_SYMBOLS = 100  # tokens of a frame where the checkpoint sets no limit: broken weights would never end
 
 
 @dataclass(frozen=True, slots=True)  # a stream of hours keeps many
@@ -125,36 +125,34 @@ class Decoder:
     Raises Unsupported for a transducer that is not an LSTM with greedy decoding, and SetupError as ``Weights`` does.
     """
 
-    def __init__(self, config: dict, weights: Weights, dtype: str = "float32") -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, dtype: str = "float32") -> None:
         _check(config)
         prediction = weights.inside("decoder.prediction.")
-        self.width = config["decoder"]["prednet"]["pred_hidden"]
+        self.width = config.decoder.prednet.pred_hidden
         embedding = prediction("embed.weight", None, self.width)
         self.layers: list[tuple[Callable[[torch.Tensor], torch.Tensor], AnyLinear]] = [
             _lstm_layer(prediction.inside("dec_rnn.lstm."), layer, self.width, dtype)
-            for layer in range(config["decoder"]["prednet"]["pred_rnn_layers"])
+            for layer in range(config.decoder.prednet.pred_rnn_layers)
         ]
         joint = weights.inside("joint.")
-        inner = config["joint"]["jointnet"]["joint_hidden"]
-        encoded = config["encoder"].get("feat_out", -1)
-        encoded = encoded if encoded > 0 else config["encoder"]["d_model"]
-        output = 2 if config["joint"]["jointnet"].get("dropout") else 1  # its index, after activation and dropout
+        inner = config.joint.jointnet.joint_hidden
+        encoded = config.encoder.output_width
+        output = 2 if config.joint.jointnet.dropout else 1  # its index, after activation and dropout
         self.encoder_projection = make_linear(joint("enc.weight", inner, encoded), joint("enc.bias", inner), dtype)
         self.prediction_projection = make_linear(
             joint("pred.weight", inner, self.width), joint("pred.bias", inner), dtype
         )
         self.output = joint(f"joint_net.{output}.weight", None, inner).t(), joint(f"joint_net.{output}.bias", None)
-        self.activation = ACTIVATIONS[config["joint"]["jointnet"]["activation"].lower()]
+        self.activation = ACTIVATIONS[config.joint.jointnet.activation.lower()]
         self.blank = self.output[1].shape[0] - 1
         if len(embedding) not in (self.blank, self.blank + 1) or len(self.output[1]) != self.output[0].shape[1]:
-            raise SetupError("model_weights.ckpt inside is of two vocabularies: decoder.prediction and joint differ")
+            raise SetupError("model_weights.ckpt", "decoder.prediction and joint have different vocabularies")
         if len(embedding) == self.blank:  # no blank_as_pad: the start symbol is a zero vector
             embedding = torch.cat([embedding, embedding.new_zeros(1, embedding.shape[1])])
         # the first layer's product of each symbol is computed once: a step reads one row instead of a matrix
         self.symbols = self.layers[0][0](embedding)
         self.layers[0] = self.symbols.__getitem__, self.layers[0][1]
-        greedy = (config.get("decoding") or {}).get("greedy") or {}
-        self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step") or MOST_SYMBOLS
+        self.max_symbols = config.decoding.max_symbols
         """Tokens that one frame may emit."""
         self.device = weights.device
         self.confidence = "max_prob"
@@ -318,24 +316,20 @@ def _lstm(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.
     return output_gate.sigmoid() * cell.tanh(), cell
 
 
-def _check(config: dict) -> None:
+def _check(config: ModelConfig) -> None:
     """Raise Unsupported, which names the first unsupported part."""
-    decoder = config["decoder"]
-    joint = config["joint"]
-    decoding = config.get("decoding") or {}
-    for part, supported in ((decoder, "RNNTDecoder"), (joint, "RNNTJoint")):
-        target = str(part.get("_target_", supported)).rsplit(".", 1)[-1]
-        if target != supported:
-            raise Unsupported(f"a {target}")
-    if decoder.get("normalization_mode"):
-        raise Unsupported(f"decoder.normalization_mode: {decoder['normalization_mode']}")
-    if decoder["prednet"].get("rnn_hidden_size", -1) > 0:
+    for target, supported in ((config.decoder.target, "RNNTDecoder"), (config.joint.target, "RNNTJoint")):
+        name = target.rsplit(".", 1)[-1]
+        if name != supported:
+            raise Unsupported(f"a {name}")
+    if config.decoder.normalization_mode:
+        raise Unsupported(f"decoder.normalization_mode: {config.decoder.normalization_mode}")
+    if (config.decoder.prednet.rnn_hidden_size or -1) > 0:
         raise Unsupported("an LSTM with projections (decoder.prednet.rnn_hidden_size)")
-    if joint.get("num_extra_outputs"):
+    if config.joint.num_extra_outputs:
         raise Unsupported("a joint network with extra outputs (TDT durations)")
-    activation = str(joint["jointnet"]["activation"]).lower()
+    activation = config.joint.jointnet.activation.lower()
     if activation not in ACTIVATIONS:
         raise Unsupported(f"joint.jointnet.activation: {activation}")
-    strategy = decoding.get("strategy", "greedy_batch")
-    if strategy not in ("greedy", "greedy_batch"):
-        raise Unsupported(f"decoding.strategy: {strategy}")
+    if config.decoding.strategy not in ("greedy", "greedy_batch"):
+        raise Unsupported(f"decoding.strategy: {config.decoding.strategy}")

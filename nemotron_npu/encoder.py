@@ -15,13 +15,13 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .attention import ContextMask
 from .cache import EncoderState, RollingCache
-from .checkpoint.config import context_sizes
+from .checkpoint.config import EncoderConfig
 from .checkpoint.weights import Weights
 from .conformer import ConformerLayer, convolution_context
 from .device import traits_of
@@ -32,23 +32,6 @@ from .subsampling import Subsampling
 
 LOADERS = 4  # layers that are loaded in parallel: each holds copies of its weights for a moment
 
-DEFAULTS = {  # ConformerEncoder's own, NeMo 2.7.3
-    "subsampling": "striding",
-    "subsampling_factor": 4,
-    "subsampling_conv_channels": -1,
-    "causal_downsampling": False,
-    "reduction": None,
-    "feat_out": -1,
-    "n_heads": 4,
-    "ff_expansion_factor": 4,
-    "self_attention_model": "rel_pos",
-    "att_context_size": None,
-    "att_context_style": "regular",
-    "xscaling": True,
-    "conv_kernel_size": 31,
-    "conv_norm_type": "batch_norm",
-    "conv_context_size": None,
-}
 SUPPORTED = {
     "subsampling": ("striding", "dw_striding"),
     "self_attention_model": ("rel_pos",),
@@ -94,36 +77,35 @@ class Encoder:
     ``Weights`` does.
     """
 
-    def __init__(self, config: dict, weights: Weights, options: EncoderOptions) -> None:
+    def __init__(self, config: EncoderConfig, weights: Weights, options: EncoderOptions) -> None:
         """Load the weights, several layers in parallel."""
-        config = {**DEFAULTS, **config}
         _check(config)
         load = LayerLoader(weights, options.dtype)
         self.device = weights.device
-        self.tensor_options = {"dtype": weights.dtype, "device": weights.device}
+        self.tensor_options: dict[str, Any] = {"dtype": weights.dtype, "device": weights.device}
         """dtype and device of the state, and of everything else but the matrix products."""
         self.dtype = options.dtype
         self.graph = options.graph
         self.max_block = options.max_block
-        self.width = config["d_model"]
-        self.heads = config["n_heads"]
-        self.x_scale = math.sqrt(self.width) if config["xscaling"] else None
-        self.chunked = config["att_context_style"] == "chunked_limited"
+        self.width = config.d_model
+        self.heads = config.n_heads
+        self.x_scale = math.sqrt(self.width) if config.xscaling else None
+        self.chunked = config.chunked
         self.conv_left, self.conv_right = convolution_context(config)
-        self._set_context(options.context or context_sizes(config["att_context_size"])[0])
+        self._set_context(options.context or config.contexts[0])
         limit = traits_of(self.device).subsampled_frames or options.max_block
         self.subsampling = Subsampling(load.inside("pre_encode."), config, limit)
-        self.mels = config["feat_in"]
+        self.mels = config.feat_in
         self.factor = self.subsampling.factor
         """Feature frames of an encoder frame."""
         self.lead = self.subsampling.lead
         """Rows of zeros before a recording's first feature frame."""
-        loaders = [load.inside(f"layers.{index}.") for index in range(config["n_layers"])]
+        loaders = [load.inside(f"layers.{index}.") for index in range(config.n_layers)]
         with ThreadPoolExecutor(min(LOADERS, torch.get_num_threads())) as pool:  # packing keeps one core busy
             self.layers = list(pool.map(lambda loader: ConformerLayer(loader, config), loaders))
         self.out = None
         if weights.has("out_proj.weight"):
-            self.out = load.linear("out_proj", (config["feat_out"], self.width))
+            self.out = load.linear("out_proj", (config.feat_out, self.width))
         self.positions = self._project_positions() if self.streams else None
         weights.release()
         self.observer: Observer | None = None
@@ -305,11 +287,12 @@ class Encoder:
         return list(zip(keys, values, state.convolution.kept[:, :, 0].float().cpu(), strict=True))
 
 
-def _check(config: dict) -> None:
+def _check(config: EncoderConfig) -> None:
     """Raise Unsupported, which names the first unsupported part."""
     for name, known in SUPPORTED.items():
-        if config[name] not in known:
-            raise Unsupported(f"encoder.{name}: {config[name]}")
-    factor = config["subsampling_factor"]
+        value = getattr(config, name)
+        if value not in known:
+            raise Unsupported(f"encoder.{name}: {value}")
+    factor = config.subsampling_factor
     if factor < 2 or factor & (factor - 1):
         raise Unsupported(f"encoder.subsampling_factor: {factor}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from .boosting import Phrase
+    from .checkpoint.config import ModelConfig
     from .transcript import Transcript
 
 
@@ -94,7 +95,7 @@ class Engine(Protocol):
 class LocalEngine(Engine, Protocol):
     """An engine whose model is in this process: the native engine and stock NeMo."""
 
-    config: dict
+    config: ModelConfig
     chunk_ms: int | None
     """Length of the attention chunk in use, in milliseconds; None for a checkpoint that does not attend in chunks."""
     readers: int

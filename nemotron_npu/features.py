@@ -5,63 +5,47 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .checkpoint.config import PreprocessorConfig
 from .checkpoint.weights import Weights
 from .errors import SetupError, Unsupported, shown
-
-DEFAULTS = {  # AudioToMelSpectrogramPreprocessor's own, NeMo 2.7.3
-    "sample_rate": 16000,
-    "window_size": 0.02,
-    "window_stride": 0.01,
-    "n_fft": None,
-    "features": 64,
-    "preemph": 0.97,
-    "normalize": "per_feature",
-    "log": True,
-    "log_zero_guard_type": "add",
-    "log_zero_guard_value": 2**-24,
-    "frame_splicing": 1,
-    "exact_pad": False,
-    "mag_power": 2.0,
-}
 
 
 class Frontend:
     """The settings and filters of one checkpoint's log-mel features.  Runs on the host.
 
-    ``config`` is the checkpoint's whole config, of which ``preprocessor`` is read; ``weights`` are its tensors whose
-    names begin with ``preprocessor.featurizer.``: ``fb`` and ``window``.
+    ``weights`` are the checkpoint's tensors whose names begin with ``preprocessor.featurizer.``: ``fb`` and ``window``.
     Raises Unsupported for settings that need the whole recording at once.
     """
 
-    def __init__(self, config: dict, weights: Weights) -> None:
-        settings = {**DEFAULTS, **config["preprocessor"]}
-        if settings["normalize"] not in ("NA", None, False, ""):
-            raise Unsupported(
-                f"features normalized over the whole recording (normalize: {shown(settings['normalize'])})"
-            )
-        if settings["frame_splicing"] != 1:
+    def __init__(self, config: PreprocessorConfig, weights: Weights) -> None:
+        if config.normalize not in ("NA", None, False, ""):
+            raise Unsupported(f"features normalized over the whole recording (normalize: {shown(config.normalize)})")
+        if config.frame_splicing != 1:
             raise Unsupported("spliced feature frames")
-        rate = settings["sample_rate"]
-        self.hop = settings.get("n_window_stride") or int(settings["window_stride"] * rate)
-        window_length = settings.get("n_window_size") or int(settings["window_size"] * rate)
-        self.n_fft = settings["n_fft"] or 1 << (window_length - 1).bit_length()
+        rate = config.sample_rate
+        self.hop = config.n_window_stride or int(config.window_stride * rate)
+        window_length = config.n_window_size or int(config.window_size * rate)
+        self.n_fft = config.n_fft or 1 << (window_length - 1).bit_length()
         if max(self.hop, window_length) > self.n_fft:
-            raise SetupError(f"windows of {window_length} samples, {self.hop} apart, do not fit {self.n_fft} (n_fft)")
-        self.pad = (self.n_fft - self.hop) // 2 if settings["exact_pad"] else self.n_fft // 2
+            raise SetupError(
+                "model_config.yaml",
+                f"windows of {window_length} samples, {self.hop} apart, do not fit n_fft {self.n_fft}",
+            )
+        self.pad = (self.n_fft - self.hop) // 2 if config.exact_pad else self.n_fft // 2
         # NeMo pads an exact_pad signal before pre-emphasis and then silences the samples past the *unpadded* length
-        self.dropped = self.pad if settings["exact_pad"] and settings["preemph"] is not None else 0
-        self.preemph = settings["preemph"]
-        self.mag_power = settings["mag_power"]
-        self.log = settings["log"]
-        self.clamp = settings["log_zero_guard_type"] == "clamp"
-        self.guard = settings["log_zero_guard_value"]
+        self.dropped = self.pad if config.exact_pad and config.preemph is not None else 0
+        self.preemph = config.preemph
+        self.mag_power = config.mag_power
+        self.log = config.log
+        self.clamp = config.log_zero_guard_type == "clamp"
+        self.guard = config.log_zero_guard_value
         if isinstance(self.guard, str):
             self.guard = getattr(torch.finfo(torch.float32), self.guard)
         window = weights("window", window_length)
         lead = (self.n_fft - len(window)) // 2  # torch.stft centres a shorter window
         self.window = F.pad(window, (lead, self.n_fft - len(window) - lead))
         self.reach = int(self.window.nonzero().max()) + 1 if self.window.any() else self.n_fft
-        filters = weights("fb", 1, settings["features"], self.n_fft // 2 + 1)
+        filters = weights("fb", 1, config.features, self.n_fft // 2 + 1)
         self.filters = filters[0].t().contiguous()  # [n_fft // 2 + 1, mels]
         self.mels = self.filters.shape[1]
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from .audio import SAMPLE_RATE
 from .boosting import ALPHA, BoostingTree, Phrase, spell
 from .cache import EncoderState
-from .checkpoint.load import Checkpoint, choose_context, frame_seconds, read_checkpoint
+from .checkpoint.load import Checkpoint, read_checkpoint
 from .checkpoint.weights import Weights
 from .decoder import Decoder, DecoderState, Emission, NotFinite
 from .device import choose_device, traits_of
@@ -33,6 +33,7 @@ BLOCK_FRAMES = 128  # encoder frames in one step of a recording, at most: large 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: stored, but no parameters
 CPU = torch.device("cpu")
 DEFAULTS = ModelOptions()
+ModelType = TypeVar("ModelType", bound="Model")
 NO_LIMIT = sys.maxsize
 
 
@@ -92,11 +93,11 @@ class Model:
         self.config = config
         self.device = device
         self.dtype = options.dtype
-        self.chunk_ms, context = choose_context(config, options.chunk_ms)
+        self.chunk_ms, context = config.choose_context(options.chunk_ms)
         """Length of the attention chunk in milliseconds; None for a checkpoint that does not attend in chunks."""
-        self.frame_seconds = frame_seconds(config)
+        self.frame_seconds = config.frame_seconds
         """Seconds of audio of one encoder frame."""
-        if config["tokenizer"]["type"] != "bpe":
+        if config.multilingual:
             raise Unsupported("a tokenizer for each language")
         self.tokenizer = checkpoint.tokenizers[0]
         pieces = [self.tokenizer.id_to_piece(i) for i in range(self.tokenizer.get_piece_size())]
@@ -123,10 +124,10 @@ class Model:
         frames = BLOCK_FRAMES
         if options.block_ms:
             frames = round(options.block_ms / 1000 / self.frame_seconds)
-        self.frontend = Frontend(config, on_host.inside("preprocessor.featurizer."))
+        self.frontend = Frontend(config.preprocessor, on_host.inside("preprocessor.featurizer."))
         self.decoder = Decoder(config, for_decoder, self.dtype if traits.is_host else "float32")
         encoder_options = EncoderOptions(context, frames, self.dtype, options.graph)
-        self.encoder = Encoder(config["encoder"], for_encoder, encoder_options)
+        self.encoder = Encoder(config.encoder, for_encoder, encoder_options)
         on_host.check_all_taken()
 
     @property
@@ -150,13 +151,13 @@ class Model:
         self.decoder.boosting = tree if spelled else None
         return unknown
 
-    def at_chunk(self, chunk_ms: int) -> Self:
+    def at_chunk(self: ModelType, chunk_ms: int) -> ModelType:
         """Return the model with another attention chunk; the weights are shared.
 
         Raises SetupError if the checkpoint does not offer this chunk length.
         """
         other = copy.copy(self)
-        other.chunk_ms, context = choose_context(self.config, chunk_ms)
+        other.chunk_ms, context = self.config.choose_context(chunk_ms)
         if context:
             other.encoder = self.encoder.at_context(context)
         return other
@@ -251,9 +252,9 @@ def check_fit(path: Path, checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     weights = Weights(checkpoint.tensors, CPU, torch.float32)
     try:
-        Frontend(config, weights.inside("preprocessor.featurizer."))
+        Frontend(config.preprocessor, weights.inside("preprocessor.featurizer."))
         Decoder(config, weights, "plain")
-        Encoder(config["encoder"], weights.inside("encoder."), EncoderOptions(dtype="plain"))
+        Encoder(config.encoder, weights.inside("encoder."), EncoderOptions(dtype="plain"))
         weights.check_all_taken()
     except SetupError as error:
         raise SetupError(str(path), str(error)) from error

@@ -23,11 +23,13 @@ from omegaconf import OmegaConf
 from .audio import SAMPLE_RATE, Source, is_source, read_audio
 from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
 from .checkpoint.archive import read_member
-from .checkpoint.config import TOKENIZER_FILES, USED, tokenizer_parts
-from .checkpoint.load import MOST_TOKENIZER, Checkpoint, choose_context, frame_seconds, read_checkpoint
+from .checkpoint.config import MAX_SYMBOLS, ModelConfig
+from .checkpoint.config_reader import TOKENIZER_FILES, tokenizer_parts
+from .checkpoint.load import Checkpoint, read_checkpoint
+from .checkpoint.tokenizer import MAX_TOKENIZER
 from .checkpoint.weights import Tensors, Weights
 from .confidence import ALPHA as CONFIDENCE_ALPHA
-from .decoder import MOST_SYMBOLS, Emission
+from .decoder import Emission
 from .device import is_out_of_memory, release_memory, too_little_memory
 from .engine import ModelOptions, batch_of, in_input_order, nothing
 from .errors import InputError, ModelError, SetupError, first_line, one_line, shown
@@ -60,8 +62,8 @@ class NemoRecognizer:
         config = checkpoint.config
         self.config = config
         self.device = device
-        self.chunk_ms, context = choose_context(config, options.chunk_ms)
-        self.frame_seconds = frame_seconds(config)
+        self.chunk_ms, context = config.choose_context(options.chunk_ms)
+        self.frame_seconds = config.frame_seconds
         model = _restore(path, checkpoint)
         self.parameters = sum(p.numel() for p in model.parameters())
         if context:
@@ -117,7 +119,7 @@ class NemoRecognizer:
 
     def at_chunk(self, chunk_ms: int) -> NemoRecognizer:
         """Set another attention chunk, and return this engine.  Raises SetupError if it is not offered."""
-        self.chunk_ms, context = choose_context(self.config, chunk_ms)
+        self.chunk_ms, context = self.config.choose_context(chunk_ms)
         self.model.encoder.set_default_att_context_size(context)
         return self
 
@@ -301,15 +303,15 @@ def _restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
         raise SetupError(str(path), problem) from error
 
 
-def _config_for_nemo(config: dict) -> dict:
+def _config_for_nemo(checked: ModelConfig) -> dict[str, Any]:
     """Return a copy of the parts of the config that NeMo needs, with a limit of tokens per frame."""
-    config = copy.deepcopy({part: config[part] for part in USED if part in config})
+    config = copy.deepcopy(checked.raw)
     config.pop("labels", None)  # NeMo takes them from the tokenizer
     config["joint"].pop("vocabulary", None)
     decoding = config["decoding"] = config.get("decoding") or {"strategy": "greedy_batch"}
     greedy = decoding["greedy"] = decoding.get("greedy") or {}
     if not greedy.get("max_symbols") and not greedy.get("max_symbols_per_step"):
-        greedy["max_symbols"] = MOST_SYMBOLS
+        greedy["max_symbols"] = MAX_SYMBOLS
     return config
 
 
@@ -319,7 +321,7 @@ def _write_tokenizer(path: Path, part: dict, folder: str) -> None:
     for key in TOKENIZER_FILES:
         if part.get(key):
             name = part[key].removeprefix("nemo:")
-            content = read_member(path, name, MOST_TOKENIZER)
+            content = read_member(path, name, MAX_TOKENIZER)
             part[key] = f"{folder}/{name}"
             Path(part[key]).write_bytes(content)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torch
@@ -87,7 +86,7 @@ class Stream:
         """Tokens whose words are in ``settled_text``: a long stream is not spelled from its start each time."""
         self.settled_text = ""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

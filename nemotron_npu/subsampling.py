@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .checkpoint.config import EncoderConfig
 from .linear import LayerLoader
 
 
@@ -49,18 +50,18 @@ class Subsampling:
     ``limit`` is the number of encoder frames that are subsampled together: on a CPU their features stay in its cache.
     """
 
-    def __init__(self, load: LayerLoader, config: dict, limit: int) -> None:
-        """Load the weights; ``config`` is the checkpoint's ``encoder`` part with all defaults."""
-        self.factor = config["subsampling_factor"]
-        self.causal = config["causal_downsampling"]
-        self.mels = config["feat_in"]
+    def __init__(self, load: LayerLoader, config: EncoderConfig, limit: int) -> None:
+        """Load the weights; ``config`` is the checkpoint's ``encoder`` part."""
+        self.factor = config.subsampling_factor
+        self.causal = config.causal_downsampling
+        self.mels = config.feat_in
         self.limit = limit
         self.stages = _stages(load.inside("conv."), config)
         features = self.mels
         for _ in self.stages:
             features = self._stage_length(features)
         inner = self.stages[-1].channels * features
-        self.out = load.linear("out", (config["d_model"], inner), floor=0.0)  # its input comes from a rectifier
+        self.out = load.linear("out", (config.d_model, inner), floor=0.0)  # its input comes from a rectifier
 
     @property
     def lead(self) -> int:
@@ -152,14 +153,13 @@ class Subsampling:
         return rows[:, :, 1 : 1 + count, 2 if self.causal else 1 : -1]
 
 
-def _stages(load: LayerLoader, config: dict) -> list[Stage]:
+def _stages(load: LayerLoader, config: EncoderConfig) -> list[Stage]:
     """Load the stages of ConvSubsampling, which numbers its modules together with their activations."""
     stages = []
     number = 0
-    channels = config["subsampling_conv_channels"]
-    channels = config["d_model"] if channels == -1 else channels
-    for index in range(int(math.log2(config["subsampling_factor"]))):
-        separable = index > 0 and config["subsampling"] == "dw_striding"
+    channels = config.channels
+    for index in range(int(math.log2(config.subsampling_factor))):
+        separable = index > 0 and config.subsampling == "dw_striding"
         inputs = channels if index and not separable else 1
         convolution = load.weight_and_bias(str(number), (channels, inputs, 3, 3))
         pointwise = None

@@ -6,7 +6,7 @@ from support import CLIP, ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nemotron_npu.audio import read_audio
-from nemotron_npu.checkpoint.load import read_config
+from nemotron_npu.checkpoint.config_reader import read_config
 from nemotron_npu.recognizer import load_recognizer
 
 
@@ -27,9 +27,9 @@ def test_tiny_checkpoint_has_the_real_class_and_contexts(tiny):
     """It is smaller than 3 MB."""
     assert tiny.stat().st_size < 3_000_000
     config = read_config(tiny)
-    assert config["target"].endswith("EncDecRNNTBPEModel")
-    assert config["encoder"]["att_context_size"] == ATT_CONTEXT_SIZES
-    assert config["encoder"]["n_layers"] == TINY_SIZE["layers"]
+    assert config.target.endswith("EncDecRNNTBPEModel")
+    assert config.encoder.att_context_size == ATT_CONTEXT_SIZES
+    assert config.encoder.n_layers == TINY_SIZE["layers"]
 
 
 def test_tiny_checkpoint_emits_about_three_tokens_a_second(tiny):
@@ -44,5 +44,5 @@ def test_demo_checkpoint_has_the_real_class_and_contexts():
     path = ROOT / "demo" / "demo.nemo"
     assert path.stat().st_size < 16_000_000
     config = read_config(path)
-    assert config["target"].endswith("EncDecRNNTBPEModel")
-    assert config["encoder"]["att_context_size"] == ATT_CONTEXT_SIZES
+    assert config.target.endswith("EncDecRNNTBPEModel")
+    assert config.encoder.att_context_size == ATT_CONTEXT_SIZES

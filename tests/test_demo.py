@@ -10,7 +10,7 @@ import soundfile
 import torch
 from support import ROOT
 
-from nemotron_npu.checkpoint.load import read_config
+from nemotron_npu.checkpoint.config_reader import read_config
 
 sys.path.insert(0, str(ROOT / "demo"))
 import train
@@ -77,7 +77,7 @@ def test_training_writes_a_checkpoint_that_its_seed_decides(tmp_path):
         options = {"data": tmp_path, "voices": None, "leave_out": "bob", "out": tmp_path / name, "steps": 3, "ramp": 2}
         options |= {"batch_size": 3, "lr": 1e-3, "seed": seed, "check_every": 100}
         model = train.train(argparse.Namespace(**options))
-        assert read_config(tmp_path / name)["encoder"]["d_model"] == train.SIZE["width"]
+        assert read_config(tmp_path / name).encoder.d_model == train.SIZE["width"]
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     first = weights("first.nemo", 0)

@@ -18,7 +18,7 @@ import pytest
 from support import CLIP, ROOT, assert_same_run, take_certainties
 from worker_doubles import FakeNpuSetup, PretendSetup
 
-from nemotron_npu.checkpoint.load import find_checkpoint
+from nemotron_npu.checkpoint.hub import find_checkpoint
 from nemotron_npu.cluster.driver import Workers
 from nemotron_npu.engine import Engine
 from nemotron_npu.errors import SetupError

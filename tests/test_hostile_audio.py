@@ -16,7 +16,7 @@ from robustness import documented, row, run_case
 from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu import audio, live_input, recognizer
-from nemotron_npu.checkpoint import load
+from nemotron_npu.checkpoint.config_reader import read_config
 from nemotron_npu.cli import run as cli_run
 from nemotron_npu.cli import transcribe as cli_transcribe
 from nemotron_npu.errors import InputError
@@ -29,7 +29,7 @@ ROWS = documented("audio")
 @pytest.fixture(scope="module", autouse=True)
 def one_model():
     """The bundled model is loaded once for all rows."""
-    config, model = load.read_config(DEMO), recognizer.load_recognizer(DEMO, torch.device("cpu"))
+    config, model = read_config(DEMO), recognizer.load_recognizer(DEMO, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli_run, "read_config", lambda path: config)
         patch.setattr(cli_transcribe, "load_recognizer", lambda *args, **options: model)

@@ -1,4 +1,4 @@
-"""A checkpoint is untrusted input: what is wrong with it is said in one line, and nothing else happens."""
+"""A checkpoint is untrusted input: one line reports what is wrong with it, and nothing else happens."""
 
 import os
 import resource
@@ -44,7 +44,8 @@ def scratch(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_hostile_or_broken_checkpoint_is_refused_in_one_line_by_both_engines(case, tmp_path, scratch, monkeypatch):
+def test_broken_checkpoint_is_refused_in_one_line(case, tmp_path, scratch, monkeypatch):
+    """Both engines refuse it, without writing anything."""
     monkeypatch.setitem(sys.modules, "nemotron_npu.nemo_engine", None)  # NeMo is not even imported
     for engine, options in ENGINES.items():
         folder = tmp_path / engine
@@ -57,7 +58,7 @@ def test_a_hostile_or_broken_checkpoint_is_refused_in_one_line_by_both_engines(c
         assert set(os.listdir(folder)) <= {"model.nemo"} and os.listdir(scratch) == [], "something was written"
 
 
-def test_the_document_has_a_row_for_each_case_and_no_other():
+def test_messages_have_a_row_for_each_case():
     assert [line.split(" | ")[0][2:] for line in documented("checkpoints")] == [case.name for case in CASES]
     assert all(case.code == 2 for case in CASES)
 
@@ -77,7 +78,7 @@ def other(tiny, path: Path, **changes) -> Path:
     return path
 
 
-def test_nemo_opens_nothing_itself_and_leaves_nothing_behind(tiny, scratch, monkeypatch):
+def test_nemo_opens_nothing_and_leaves_nothing_behind(tiny, scratch, monkeypatch):
     from nemotron_npu import nemo_engine
 
     def refuse(*_, **__):
@@ -95,11 +96,11 @@ def test_nemo_opens_nothing_itself_and_leaves_nothing_behind(tiny, scratch, monk
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"self_attention_model": "abs_pos"}, r"model_weights.ckpt inside has encoder.layers.0.self_attn.*not ask for"),
+        ({"self_attention_model": "abs_pos"}, r"model_weights.ckpt: has encoder.layers.0.self_attn.*not ask for"),
         ({"conv_norm_type": "no_norm"}, r"NeMo cannot restore this checkpoint: Error in call to target"),
     ],
 )
-def test_what_only_nemo_knows_and_does_not_fit_is_one_line_too(tiny, tmp_path, scratch, changes, says):
+def test_nemo_checkpoint_that_does_not_fit_is_one_line(tiny, tmp_path, scratch, changes, says):
     path = other(tiny, tmp_path / "model.nemo", **changes)
     with pytest.raises(SetupError, match=says) as caught:
         load_recognizer(path, CPU, announce=lambda line: None)
@@ -110,7 +111,7 @@ def test_what_only_nemo_knows_and_does_not_fit_is_one_line_too(tiny, tmp_path, s
 # ---------------------------------------------------------------- fuzzing
 
 
-def test_of_hundreds_of_checkpoints_broken_at_random_each_is_refused_or_works():
+def test_fuzzed_checkpoints_are_refused_or_work():
     outcomes, wrong = fuzz("checkpoint", first=0, cases=120)
     assert not wrong
     assert outcomes["refused"] > 50 and outcomes["works"] > 5

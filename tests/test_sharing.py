@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import CLIP, ROOT
 
-from nemotron_npu.checkpoint.load import find_checkpoint
+from nemotron_npu.checkpoint.hub import find_checkpoint
 from nemotron_npu.cluster import packed, worker
 from nemotron_npu.cluster.sharing import adopt, share
 from nemotron_npu.cluster.worker import Keeper, Setup, Worker

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint.load import attention_contexts, read_config
+from ..checkpoint.config_reader import read_config
 from ..device import allocated_memory
 from ..engine import ModelOptions
 from ..errors import SetupError
@@ -85,7 +85,7 @@ def _chunks(path: Path, options: BenchmarkOptions) -> list[int | None]:
     """Return the chunk lengths to measure, the longest first; None for a checkpoint that does not attend in chunks."""
     if options.model.chunk_ms:
         return [options.model.chunk_ms]
-    offered = sorted(attention_contexts(read_config(path)), reverse=True)
+    offered = sorted(read_config(path).contexts, reverse=True)
     return [*offered] or [None]
 
 

@@ -1,7 +1,6 @@
-"""A ``.nemo`` file -> its members: a tar, plain or gzipped, that comes from anywhere and is not trusted.
+"""A ``.nemo`` file -> its members: a tar, plain or gzipped, that may come from anywhere.
 
-NeMo writes plain files into it, each once and in no folder; nothing else is accepted, so that nothing else has to be
-thought about.  Nothing is unpacked to disk here.
+NeMo writes plain files into it, each once and in no folder.  Nothing else is accepted, and nothing is unpacked to disk.
 """
 
 from __future__ import annotations
@@ -14,31 +13,34 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..errors import SetupError, shown
+from .refusal import AGAIN, UNSAFE
 
-MOST_MEMBERS = 1000  # a checkpoint has 5
-MOST_HEADER = 1 << 16  # bytes of a member's extended header, which tarfile reads into memory
-MOST_HEADERS = 1 << 22  # of all headers
-EXPANSION, SPARE = 8, 16 << 20  # a gzipped one may unpack to so many times its size: weights shrink by a tenth
+MAX_MEMBERS = 1000  # a checkpoint has 5
+MAX_HEADER = 1 << 16  # bytes of a member's extended header, which tarfile reads into memory
+MAX_HEADERS = 1 << 22  # bytes of all headers
+MAX_EXPANSION = 8  # times its size that a gzipped archive may unpack to: weights shrink by a tenth
+SPARE_BYTES = 16 << 20  # on top of that
 
-KINDS = {
-    stat.S_IFDIR: "a directory: name the .nemo file in it",
-    stat.S_IFIFO: "a named pipe, not a file: weights are read in place: save it to a file first",
-    stat.S_IFCHR: "a device, not a file",
-    stat.S_IFBLK: "a device, not a file",
-    stat.S_IFSOCK: "a socket, not a file",
+FILE_TYPES = {
+    stat.S_IFDIR: ("is a directory", "name the .nemo file in it"),
+    stat.S_IFIFO: ("is a named pipe", "weights are read in place: save it to a file first"),
+    stat.S_IFCHR: ("is a device, not a file", ""),
+    stat.S_IFBLK: ("is a device, not a file", ""),
+    stat.S_IFSOCK: ("is a socket, not a file", ""),
 }
-STRANGERS = (  # what else is found under the name of a checkpoint: its first bytes
-    (b"version https://git-lfs", "it is a Git LFS pointer: fetch the file itself with git lfs pull"),
-    (b"PK\3\4", "it is a zip archive, as a .ckpt or .pt is: name the .nemo file"),
-    (b"<", "it is a web page: the download went wrong: download it again, logged in where that is needed"),
-    (b"BZh", "it is compressed with bzip2: NeMo knows gzip only: unpack it first"),
-    (b"\xfd7zXZ", "it is compressed with xz: NeMo knows gzip only: unpack it first"),
+OTHER_FORMATS = (  # first bytes of what else is found under the name of a checkpoint
+    (b"version https://git-lfs", "it is a Git LFS pointer", "fetch the file itself with git lfs pull"),
+    (b"PK\3\4", "it is a zip archive, as a .ckpt or .pt is", "name the .nemo file"),
+    (b"<", "it is a web page", "download it again, logged in where that is needed"),
+    (b"BZh", "it is compressed with bzip2", "unpack it first: NeMo supports gzip only"),
+    (b"\xfd7zXZ", "it is compressed with xz", "unpack it first: NeMo supports gzip only"),
 )
-TYPES = {
+MEMBER_TYPES = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
     tarfile.CHRTYPE: "a device",
@@ -61,110 +63,139 @@ BROKEN = (
 
 
 class Member(NamedTuple):
+    """A file in the archive: ``size`` bytes from ``offset`` of the unpacked archive."""
+
     name: str
     offset: int
-    """Where its bytes begin in the (unpacked) archive."""
     size: int
+
+
+def not_a_checkpoint(path: Path, problem: str, hint: str = AGAIN) -> SetupError:
+    """Return the error for a file that is no ``.nemo`` checkpoint."""
+    return SetupError(f"{path}", f"not a .nemo checkpoint: {problem}", hint)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The archive at ``path``, unpacked on the fly if it is gzipped; raises SetupError for anything else."""
-    with _file(path) as file:
+    """Open the archive at ``path``, unpacked on the fly if it is gzipped; raise SetupError for anything else."""
+    with _open_file(path) as file:
         first = file.read(tarfile.BLOCKSIZE)
         file.seek(0)
         if first[257:262] == b"ustar":
             yield file
         elif first[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=file) as unpacked:
-                yield unpacked
+                yield unpacked  # type: ignore[misc]  # it has read, readinto, seek and tell
         else:
-            start = first.lstrip()
-            stranger = next((what for begin, what in STRANGERS if start.startswith(begin)), None)
-            what = stranger or f"{'not a tar archive, or cut short' if first else 'it is empty'}: download it again"
-            raise SetupError(f"{path}: not a .nemo checkpoint: {what}")
+            raise _unknown_format(path, first.lstrip())
 
 
-def _file(path: Path) -> BinaryIO:
+def _open_file(path: Path) -> BinaryIO:
     try:
-        kind = KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
-        if kind:  # opening a pipe would wait for ever
-            raise SetupError(f"{path}: is {kind}")
+        problem, hint = FILE_TYPES.get(stat.S_IFMT(os.stat(path).st_mode), ("", ""))
+        if problem:  # opening a pipe would wait for ever
+            raise SetupError(f"{path}", problem, hint)
         return open(path, "rb")
     except OSError as error:
-        raise SetupError(f"{path}: cannot be read: {error.strerror}") from error
+        raise SetupError(f"{path}", f"cannot be read: {error.strerror}") from error
+
+
+def _unknown_format(path: Path, start: bytes) -> SetupError:
+    for first, problem, hint in OTHER_FORMATS:
+        if start.startswith(first):
+            return not_a_checkpoint(path, problem, hint)
+    return not_a_checkpoint(path, "not a tar archive, or cut short" if start else "it is empty")
 
 
 def is_gzipped(file: BinaryIO) -> bool:
+    """Return whether an archive that is ``opened`` is gzipped."""
     return isinstance(file, gzip.GzipFile)
 
 
 def members(path: Path, file: BinaryIO) -> Iterator[Member]:
-    """The members of an archive that is ``opened``, in their order; raises SetupError at the first that is not as NeMo
-    writes them."""
-    packed = os.path.getsize(path)
-    compressed = is_gzipped(file)
+    """Yield the members of an archive that is ``opened``, in their order.
+
+    Raises SetupError at the first one that NeMo would not have written.
+    """
     seen: set[str] = set()
-    with sound(path), tarfile.open(fileobj=_Headers(path, file), mode="r:") as archive:
-        for count, member in enumerate(archive):
-            name = member.name.removeprefix("./")
-            if member.isdir() and name == ".":
+    with reading(path), tarfile.open(fileobj=_Headers(path, file), mode="r:") as archive:  # type: ignore[call-overload]
+        for count, info in enumerate(archive):
+            name = info.name.removeprefix("./")
+            if info.isdir() and name == ".":
                 continue
-            inside = f"{path}: {shown(name)} inside"
-            kind = TYPES.get(member.type) or ("a sparse file" if member.sparse is not None else None)
-            if kind or not member.isreg():
-                raise SetupError(
-                    f"{inside} is {kind or 'no file'}: a checkpoint has plain files only: not safe to load"
-                )
-            if "/" in name or name in ("", ".", ".."):
-                raise SetupError(f"{inside} lies in another folder: a checkpoint has none: not safe to load")
+            if count > MAX_MEMBERS:
+                raise not_a_checkpoint(path, f"it has more than {MAX_MEMBERS} members")
+            _check_member(f"{path}: {shown(name)}", info, name)
             if name in seen:
-                raise SetupError(f"{inside} is there twice: not safe to load")
-            if count > MOST_MEMBERS:
-                raise SetupError(f"{path}: not a .nemo checkpoint: it has more than {MOST_MEMBERS} members")
-            end = member.offset_data + member.size
-            if compressed and end > EXPANSION * packed + SPARE:
-                raise SetupError(
-                    f"{inside} would unpack to {member.size / 1e6:,.0f} MB: a decompression bomb, not safe to load"
-                )
-            if member.size < 0 or not compressed and end > packed:
-                raise SetupError(f"{inside} is cut short: download it again")
+                raise SetupError(f"{path}: {shown(name)}", "is there twice", UNSAFE)
+            _check_extent(path, file, info)
             seen.add(name)
-            yield Member(name, member.offset_data, member.size)
+            yield Member(name, info.offset_data, info.size)
 
 
-def read_member(path: Path, name: str, most: int) -> bytes:
-    """The member ``name``; raises SetupError if there is none, or if it has more than ``most`` bytes."""
+def _check_member(subject: str, info: tarfile.TarInfo, name: str) -> None:
+    """Raise SetupError unless this is a plain file in no folder."""
+    plain = "a checkpoint has plain files only: " + UNSAFE
+    if info.type in MEMBER_TYPES:
+        raise SetupError(subject, f"is {MEMBER_TYPES[info.type]}", plain)
+    if info.sparse is not None:  # type: ignore[attr-defined]
+        raise SetupError(subject, "is a sparse file", plain)
+    if not info.isreg():
+        raise SetupError(subject, "is no file", plain)
+    if "/" in name or name in ("", ".", ".."):
+        raise SetupError(subject, "lies in another folder", "a checkpoint has no folders: " + UNSAFE)
+
+
+def _check_extent(path: Path, file: BinaryIO, info: tarfile.TarInfo) -> None:
+    """Raise SetupError for a member that ends after the archive, or that unpacks to far more than the archive has."""
+    packed = os.path.getsize(path)
+    subject = f"{path}: {shown(info.name.removeprefix('./'))}"
+    end = info.offset_data + info.size
+    if is_gzipped(file):
+        if end > MAX_EXPANSION * packed + SPARE_BYTES:
+            size = f"{info.size / 1e6:,.0f} MB"
+            raise SetupError(subject, f"would unpack to {size}: a decompression bomb", UNSAFE)
+    elif end > packed:
+        raise SetupError(subject, "is cut short", AGAIN)
+    if info.size < 0:
+        raise SetupError(subject, "is cut short", AGAIN)
+
+
+def read_member(path: Path, name: str, limit: int) -> bytes:
+    """Return the bytes of the member ``name``; raise SetupError if there is none, or more than ``limit`` bytes."""
     with opened(path) as file:
-        member = next((member for member in members(path, file) if member.name == name), None)
-        if member is None:
-            raise SetupError(f"{path}: not a .nemo checkpoint: no {shown(name)} inside")
-        if member.size > most:
-            raise SetupError(f"{path}: {shown(name)} inside has {member.size:,} bytes, not {most:,}: not safe to load")
+        for member in members(path, file):
+            if member.name == name:
+                break
+        else:
+            raise not_a_checkpoint(path, f"it has no {shown(name)}")
+        if member.size > limit:
+            raise SetupError(f"{path}: {shown(name)}", f"has {member.size:,} bytes, not {limit:,}", UNSAFE)
         buffer = bytearray(member.size)
         read_into(path, file, member, buffer)
         return bytes(buffer)
 
 
-def read_into(path: Path, file: BinaryIO, member: Member, buffer) -> None:
-    """Fill ``buffer`` with the bytes of a member of an archive that is ``opened``."""
-    with sound(path):
+def read_into(path: Path, file: BinaryIO, member: Member, buffer: bytearray | mmap) -> None:
+    """Fill ``buffer``, of the member's size or more, with the bytes of a member of an archive that is ``opened``."""
+    with reading(path):
         file.seek(member.offset)
-        view, done = memoryview(buffer), 0
+        view = memoryview(buffer)
+        done = 0
         while done < member.size:
-            count = file.readinto(view[done : member.size])
+            count = file.readinto(view[done : member.size])  # type: ignore[attr-defined]
             if not count:
                 raise EOFError
             done += count
 
 
 @contextmanager
-def sound(path: Path):
-    """What goes wrong while an archive is read is a SetupError."""
+def reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while an archive is read into a SetupError."""
     try:
         yield
     except BROKEN as error:
-        raise SetupError(f"{path}: not a .nemo checkpoint, or cut short: download it again") from error
+        raise SetupError(f"{path}", "not a .nemo checkpoint, or cut short", AGAIN) from error
 
 
 class _Headers:
@@ -173,13 +204,16 @@ class _Headers:
     A crafted header can make older versions of tarfile loop (CVE-2025-8194), and all of them read what it claims.
     """
 
-    def __init__(self, path: Path, file: BinaryIO):
-        self.path, self.file, self.tell, self.left = path, file, file.tell, MOST_HEADERS
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.file = file
+        self.tell = file.tell
+        self.left = MAX_HEADERS
 
     def read(self, size: int) -> bytes:
         self.left -= size
-        if size > MOST_HEADER or self.left < 0:
-            raise SetupError(f"{self.path}: has headers of {max(size, MOST_HEADERS):,} bytes or more: not safe to load")
+        if size > MAX_HEADER or self.left < 0:
+            raise SetupError(f"{self.path}", f"has headers of {max(size, MAX_HEADERS):,} bytes or more", UNSAFE)
         return self.file.read(size)
 
     def seek(self, position: int) -> None:

@@ -15,7 +15,6 @@ from ..audio import read_audio
 from ..benchmark.plot import plot_steps
 from ..benchmark.run import BenchmarkOptions, benchmark
 from ..benchmark.table import benchmark_table
-from ..checkpoint.load import attention_contexts
 from ..dtypes import left_out, offered_dtypes
 from ..engine import LocalEngine
 from ..evaluation.report import chunk_table
@@ -82,7 +81,7 @@ def compare_chunks(session: Session, engine: LocalEngine) -> None:
         session.console.notify(f"skipped, without a reference text: {count} of {len(results.todo)}")
     rows: list[tuple[int, Evaluation, float]] = []
     try:
-        for chunk_ms in sorted(attention_contexts(engine.config)):
+        for chunk_ms in sorted(engine.config.contexts):
             session.console.notify(f"transcribing at {chunk_ms} ms ...")
             scored, seconds = _score(session, engine.at_chunk(chunk_ms), indices)
             indices = [index for index in indices if index not in results.broken]  # a failure is reported once

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from tqdm import tqdm
+
 from ..sources import CountedRecording, Recording
 from .console import Console
 
@@ -132,8 +134,6 @@ def show_progress(console: Console, recordings: list[Recording], *, growing: boo
 
 
 def _make_bar(text: str) -> Any:
-    from tqdm import tqdm  # only a terminal has a bar, and torch imports tqdm anyway
-
     tqdm.monitor_interval = 0  # no thread of its own: each block of audio updates the bar
     size = {"dynamic_ncols": True} if _has_size() else {"ncols": 80, "nrows": 24}
     return tqdm(total=1, leave=False, bar_format="{percentage:3.0f}%|{bar}| {desc}", desc=text, **size)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..audio import SINE, sine
 from ..boosting import digest, read_phrases
-from ..checkpoint.load import attention_contexts, choose_context, find_checkpoint, is_hub_id, read_config
+from ..checkpoint.config_reader import read_config
+from ..checkpoint.hub import find_checkpoint, is_hub_id
 from ..cluster.connection import check_ray
 from ..errors import InputError, SetupError
 from ..formats import FORMATS
@@ -107,8 +108,8 @@ def _find_checkpoint(model_path: str | None, console: Console) -> Path:
 def _choose_chunk(checkpoint: Path, options: Options) -> int | None:
     """Return the chunk length in use.  Raises SetupError if the checkpoint does not offer the one that was given."""
     config = read_config(checkpoint)
-    chunk_ms, _ = choose_context(config, options.model.chunk_ms)
-    if options.measure.all_chunks and not attention_contexts(config):
+    chunk_ms, _ = config.choose_context(options.model.chunk_ms)
+    if options.measure.all_chunks and not config.contexts:
         raise SetupError("--chunk_ms all", "this checkpoint does not attend in chunks")
     return chunk_ms
 

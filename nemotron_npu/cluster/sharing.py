@@ -48,7 +48,7 @@ def share(recognizer: Any) -> int:
     """Copy a recognizer on the CPU into new shared memory and return its file descriptor.
 
     FBGEMM's int8 weights give no access to their memory: they go into the pickle, and each process packs them again.
-    Raises ``packed.CannotShare`` where this torch gives no access to oneDNN's.
+    Raises ``CannotShare`` where this torch gives no access to oneDNN's.
     """
     memory = os.memfd_create("recognizer")
     try:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]  # missing in typeshed
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -121,8 +122,7 @@ class Worker:
     def _adopt(self, setup: Setup, keeper: Any) -> WorkerInfo | None:
         """Take the engine from the keeper's memory; return None if it cannot be shared."""
         loading = keeper.load.remote(setup)
-        from . import sharing  # imports torch, which takes as long as the keeper does
-
+        sharing = _import_sharing()  # takes as long as the keeper does
         ray = import_ray()
         try:
             shared = ray.get(loading)
@@ -181,15 +181,20 @@ def _load_shared(setup: Setup) -> tuple[str, WorkerInfo] | None:
     engine, info = setup.load()
     if engine.engine != "native":
         return None
-    from . import packed, sharing  # import torch, which the driver does not need
-
+    sharing = _import_sharing()
     try:
         memory = sharing.share(engine)
-    except packed.CannotShare:
+    except sharing.CannotShare:
         return None
     del engine
     trim_memory()
     return f"/proc/{os.getpid()}/fd/{memory}", info
+
+
+def _import_sharing() -> ModuleType:
+    from . import sharing  # imports torch, which the driver does not need
+
+    return sharing
 
 
 def _portable(result: Any) -> Any:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field
 from functools import cache
 from types import ModuleType
 
 MEASURES = ("words", "characters", "normalized_words", "normalized_characters")
-REMOVED_REPLACEMENTS = ("kinda", "sorta", "dunno", "cause")
-"""Contractions that the whisper-normalizer package expands, but Whisper itself does not."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def word_errors(reference: str, hypothesis: str) -> Errors:
     """Count errors in words, which white space separates."""
     if not reference.split():  # jiwer raises an error
         return Errors(insertions=len(hypothesis.split()))
-    output = _jiwer().process_words(" ".join(reference.split()), " ".join(hypothesis.split()))
+    output = _english().jiwer.process_words(" ".join(reference.split()), " ".join(hypothesis.split()))
     return Errors(output.hits, output.substitutions, output.insertions, output.deletions)
 
 
@@ -122,7 +120,7 @@ def character_errors(reference: str, hypothesis: str) -> Errors:
     """Count errors in characters, spaces included."""
     if not reference:  # jiwer raises an error
         return Errors(insertions=len(hypothesis))
-    jiwer = _jiwer()
+    jiwer = _english().jiwer
     unchanged = jiwer.Compose([jiwer.ReduceToListOfListOfChars()])
     output = jiwer.process_characters(reference, hypothesis, unchanged, unchanged)
     return Errors(output.hits, output.substitutions, output.insertions, output.deletions)
@@ -138,7 +136,7 @@ def align_words(reference: str, hypothesis: str) -> Iterator[tuple[str, str, str
     if not expected:  # jiwer raises an error
         yield from (("insert", "", word) for word in words)
         return
-    for edit in _jiwer().process_words(" ".join(expected), " ".join(words)).alignments[0]:
+    for edit in _english().jiwer.process_words(" ".join(expected), " ".join(words)).alignments[0]:
         left = expected[edit.ref_start_idx : edit.ref_end_idx]
         right = words[edit.hyp_start_idx : edit.hyp_end_idx]
         if edit.type == "insert":
@@ -150,21 +148,11 @@ def align_words(reference: str, hypothesis: str) -> Iterator[tuple[str, str, str
 
 def normalize(text: str) -> str:
     """Apply Whisper's English normalizer: lower case, no punctuation, digits, American spelling, no fillers ("um")."""
-    return _normalizer()(text).strip()
+    return _english().NORMALIZER(text).strip()
 
 
 @cache
-def _normalizer() -> Callable[[str], str]:
-    from whisper_normalizer.english import EnglishTextNormalizer  # 45 ms, which only reference texts need
+def _english() -> ModuleType:
+    from . import english  # 80 ms, which only reference texts need
 
-    normalizer = EnglishTextNormalizer()
-    for word in REMOVED_REPLACEMENTS:
-        normalizer.replacers.pop(rf"\b{word}\b", None)
-    return normalizer
-
-
-@cache
-def _jiwer() -> ModuleType:
-    import jiwer  # 35 ms, which only reference texts need
-
-    return jiwer
+    return english

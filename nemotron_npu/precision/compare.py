@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ..audio import SAMPLE_RATE
-from ..checkpoint.load import attention_contexts
 from ..engine import LocalEngine
 from ..errors import ModelError
 from ..transcript import Transcript
@@ -93,10 +92,9 @@ class Precision:
         self.candidate, self.reference = candidate, reference
         self.probes = Probes(make_probe(candidate), NemoProbe(cast("NemoRecognizer", reference)))
         self.tolerances = tolerances or TOLERANCES[getattr(candidate, "dtype", "float32")]
-        greedy = (config.get("decoding") or {}).get("greedy") or {}
-        self.max_symbols = greedy.get("max_symbols") or greedy.get("max_symbols_per_step")
+        self.max_symbols = config.decoding.max_symbols
         streams = self.probes.candidate.streams and self.probes.reference.streams
-        contexts = attention_contexts(config) if streams else {}
+        contexts = config.contexts if streams else {}
         self.chunks = sorted(ms for ms in contexts if chunk_ms in (None, ms))
         self.totals: dict[str, LockstepRun] = {}
         self.recordings: list[dict] = []

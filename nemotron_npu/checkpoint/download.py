@@ -1,0 +1,46 @@
+"""Download a ``.nemo`` file from Hugging Face.  Importing this module imports huggingface_hub, which may be missing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from ..errors import SetupError, first_line
+
+FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError)
+try:
+    from httpx import HTTPError  # of the client of huggingface_hub 1.0 and later; before, it raised OSErrors
+
+    FAILURES += (HTTPError,)
+except ModuleNotFoundError:
+    pass
+
+
+def download(repo: str) -> Path:
+    """Return the ``.nemo`` file of a model on Hugging Face, from the cache if it was downloaded before.
+
+    Raises SetupError when there is no such model or file, or it cannot be downloaded.
+    """
+    name = repo.split("/")[1] + ".nemo"  # NVIDIA names the file after the repository
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, name))
+    except GatedRepoError as error:
+        raise SetupError(repo, "gated on Hugging Face", "accept its terms there and run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise SetupError(repo, "no such model on Hugging Face, or it is private", "check the id") from error
+    except EntryNotFoundError as error:
+        if isinstance(error, FileNotFoundError):  # nothing is cached and the hub cannot be reached
+            raise _unreachable(repo, name, "no connection to Hugging Face") from error
+        raise SetupError(repo, f"has no file {name}", "download its .nemo file and give the path") from error
+    except FAILURES as error:
+        raise _unreachable(repo, name, first_line(error)) from error
+
+
+def _unreachable(repo: str, name: str, reason: str) -> SetupError:
+    hint = f"go online, or fetch {name} elsewhere and give its path"
+    if not os.environ.get("HF_ENDPOINT"):
+        hint += "; HF_ENDPOINT selects a mirror"
+    return SetupError(repo, f"cannot be downloaded: {reason}", hint)

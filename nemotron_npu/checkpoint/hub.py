@@ -1,0 +1,46 @@
+"""``--model_path`` -> a ``.nemo`` file on this disk, downloaded from Hugging Face where it names a model there."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ..errors import SetupError
+from ..host.packages import can_import
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+EXAMPLE = "nvidia/nemotron-speech-streaming-en-0.6b"
+NEEDS_HUB = "a Hugging Face id needs the package huggingface_hub"
+
+
+def find_checkpoint(model_path: str) -> Path:
+    """Return the local ``.nemo`` file for a path or a Hugging Face id (downloaded once, then taken from the cache).
+
+    Raises SetupError when there is no such file or it cannot be downloaded.
+    """
+    path = Path(model_path).expanduser()
+    try:
+        os.stat(path)
+        return path  # what kind of file it is shows when it is opened
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise SetupError(model_path, f"cannot be read: {error.strerror}") from error
+    if is_hub_id(model_path):
+        return _download(model_path)
+    raise SetupError(model_path, "no such file", f"a Hugging Face id looks like {EXAMPLE}")
+
+
+def is_hub_id(model_path: str) -> bool:
+    """Return whether this names a model on Hugging Face, not a file: ``owner/name`` where no such file is."""
+    is_path = os.path.exists(model_path) or model_path.endswith(".nemo")
+    return not is_path and HUB_ID.fullmatch(model_path) is not None
+
+
+def _download(repo: str) -> Path:
+    if not can_import("huggingface_hub"):
+        raise SetupError(repo, NEEDS_HUB, "pip install huggingface_hub")
+    from .download import download  # huggingface_hub is optional, and takes half a second
+
+    return download(repo)

@@ -1,0 +1,24 @@
+"""What is wrong with one member of a checkpoint, before its path is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import SetupError
+
+AGAIN = "download it again"
+UNSAFE = "not safe to load"
+STRANGER = "it belongs to another checkpoint"
+
+
+class Refusal(Exception):
+    """A member cannot be used; ``problem`` and ``hint`` as in ``SetupError``."""
+
+    def __init__(self, problem: str, hint: str = AGAIN) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+    def of(self, path: Path, member: str) -> SetupError:
+        """Return the error line ``path: member: problem (hint)``."""
+        return SetupError(f"{path}: {member}", self.problem, self.hint)
