@@ -77,6 +77,11 @@ class Context:
         """Whether the request names an NPU."""
         return (self.device or "").startswith("npu")
 
+    @property
+    def nemo_state(self) -> str:
+        """State of a finding about a missing part that only NeMo needs."""
+        return PROBLEM if self.engine == "nemo" else WARNING
+
     def without_npu_part(self, found: str, fix: str) -> Finding:
         """Return a finding about a missing part that only an NPU needs."""
         if self.asks_npu:
@@ -86,10 +91,6 @@ class Context:
         if self.device:
             return Finding(OK, f"{found} (no NPU was requested)")
         return Finding(WARNING, found, fix)
-
-    def without_nemo_part(self, found: str, fix: str) -> Finding:
-        """Return a finding about a missing part that only NeMo needs."""
-        return Finding(PROBLEM if self.engine == "nemo" else WARNING, found, fix)
 
 
 def try_import(name: str) -> ModuleType | Exception:
