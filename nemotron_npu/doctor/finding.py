@@ -13,7 +13,6 @@ import pwd
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -63,14 +62,6 @@ class Context:
     def path(self) -> str:
         """Path or Hugging Face id of the checkpoint."""
         return self.model_path or str(self.demo)
-
-    @cached_property
-    def smi(self) -> list[ascend.Npu] | ascend.SmiError:
-        """The chips that ``npu-smi info`` lists, or why there is no list; run once, since it may time out."""
-        try:
-            return ascend.npus(ascend.npu_smi("info"))
-        except ascend.SmiError as error:
-            return error
 
     @property
     def asks_npu(self) -> bool:
