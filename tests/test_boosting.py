@@ -186,7 +186,7 @@ def test_the_command_line_boosts_and_names_what_it_leaves_out(cli, tmp_path):
     assert cli(CLIP, "--device", "cpu", "--boost_words", file, "--boost_alpha", "0.01")[1].strip() == CLIP_WORDS
     file.write_text("HELLO\n")
     code, _, err = cli(CLIP, "--device", "cpu", "--boost_words", file, "--quiet")
-    assert code == 2 and "upper or lower case" in err and len(err.splitlines()) == 1
+    assert code == 2 and "upper and lower case" in err and len(err.splitlines()) == 1
     assert cli(CLIP, "--boost_alpha", "2")[0] == cli(CLIP, "--boost_words", file, "--boost_alpha", "-1")[0] == 2
 
 
