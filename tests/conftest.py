@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import importlib.util
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background; programs under test would too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from live_audio import start_inference, to_pcm
 from support import CLIP, CLIP_WORDS, DEMO, GUARD, PARITY, POISON
 
 if str(GUARD) not in os.environ.get("PYTHONPATH", ""):  # else this is a pytest that a test has started
@@ -93,6 +96,58 @@ def clip():
     from nemotron_npu.audio import read_audio
 
     return read_audio(str(CLIP))
+
+
+@pytest.fixture(scope="session")
+def demo_560():
+    """The bundled model in the native engine with chunks of 560 ms, loaded once: see ``demo``."""
+    from nemotron_npu.engine import ModelOptions
+    from nemotron_npu.recognizer import load_recognizer
+
+    return load_recognizer(DEMO, "cpu", options=ModelOptions(chunk_ms=560))
+
+
+@pytest.fixture
+def demo(demo_560):
+    """A copy of ``demo_560`` and of its encoder, which a test may change."""
+    recognizer = copy.copy(demo_560)
+    recognizer.encoder = copy.copy(demo_560.encoder)
+    return recognizer
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """A folder of 12 copies of the bundled clip."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(12):
+        shutil.copy(CLIP, folder / f"call{number:02}.wav")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pcm(clip) -> bytes:
+    """The bundled clip as raw PCM at 16 kHz."""
+    return to_pcm(clip)
+
+
+@pytest.fixture
+def start():
+    """Start the command line with a pipe as its stdin (``live_audio.start_inference``), and kill it after the test."""
+    running = []
+
+    def call(*args, **options) -> subprocess.Popen:
+        running.append(start_inference(*args, **options))
+        return running[-1]
+
+    yield call
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                with suppress(BrokenPipeError):
+                    stream.close()
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +255,7 @@ def cli(capsys):
 
 
 QUICK = "audio boosting config checkpoints confidence device dtypes engine output_folder output_names"
-QUICK += " live_input sources transcript"
+QUICK += " live_input sources streaming transcript"
 
 
 def pytest_collection_modifyitems(items):

@@ -497,6 +497,7 @@ def main() -> None:
     sys.path[0] = str(Path(script).resolve().parent)
     sys.modules["fake_npu"] = sys.modules["__main__"]
     install()
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))  # the doctor's child has none of its threads
     runpy.run_path(script, run_name="__main__")
 
 

@@ -50,7 +50,7 @@ CPU revision\t: 1
 
 """
 SUBJECTS = ["audio", "config", "weights", "checkpoints", "engine", "dtypes", "formats", "live_input", "transcript"]
-SUBJECTS += ["output_folder"]
+SUBJECTS += ["output_folder", "streaming"]
 TEST_PACKAGES = ["pytest>=8", "pytest-xdist>=3.2", "hypothesis>=6", "jsonschema", "srt>=3", "webvtt-py>=0.5"]
 TEST_PACKAGES += ["huggingface_hub>=0.34,<1.0"]
 DTYPES = ["float32", "bfloat16", "int8"]

@@ -129,3 +129,20 @@ def poison_the_decoder(monkeypatch):
     from nemotron_npu.decoder import Decoder
 
     fail_where(monkeypatch, Decoder, "step", lambda frames, state, counts: POISON_FRAMES in counts)
+
+
+def token_frames(transcript) -> list[tuple[int, int]]:
+    """Return what has to be equal in two transcripts of a recording: the id and the frame of each token."""
+    return [(token.id, token.frame) for token in transcript.tokens]
+
+
+def assert_whole(folder: Path) -> int:
+    """Assert that all recorded results of the fixture ``clips`` are whole, and no others begun; return their number."""
+    record = lines(folder / "results.jsonl")
+    assert len(lines(folder / "manifest.jsonl")) == len(record)
+    for document in record:
+        assert document["text"] == CLIP_WORDS
+        assert all((folder / f"{document['output']}.{kind}").stat().st_size for kind in PER_FILE)
+        assert json.loads((folder / f"{document['output']}.json").read_text())["text"] == CLIP_WORDS
+    assert not list(folder.glob("*.part"))
+    return len(record)

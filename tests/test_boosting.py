@@ -1,4 +1,4 @@
-"""Boosted phrases: the tree's scores and the tokens that the search then chooses are those of NeMo 2.7.3."""
+"""Boosted phrases have the scores and give the tokens of NeMo 2.7.3."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from support import CLIP, CLIP_WORDS, ROOT
+from support import CLIP, CLIP_WORDS, ROOT, token_frames
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.boosting import SCORE, BoostingTree, Phrase, read_phrases, spell
@@ -27,8 +27,8 @@ def nemos_tree(phrases: list[tuple[list[int], float]], size: int):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_every_score_in_every_state_is_nemos(seed):
-    """Over a small alphabet, so that phrases begin, contain and end in each other."""
+def test_boosting_tree_scores_equal_nemos_in_every_state(seed):
+    """Every state scores every token as NeMo's tree does, for phrases that begin, contain and end in each other."""
     rng, size, alpha = random.Random(seed), 12, 0.75
     phrases = [(rng.choices(range(4), k=rng.randrange(1, 6)), rng.choice([0.5, 1.0, 1.7])) for _ in range(12)]
     ours, theirs = BoostingTree(phrases, size, alpha, CPU), nemos_tree(phrases, size)
@@ -43,7 +43,8 @@ def test_every_score_in_every_state_is_nemos(seed):
     assert len(visited) > 10
 
 
-def test_an_unfinished_phrase_gives_back_what_it_was_given_and_a_whole_one_keeps_it():
+def test_boosting_tree_takes_back_the_score_of_a_broken_phrase():
+    """An unfinished phrase loses the score that it was given, and a complete one keeps it."""
     tree = BoostingTree([([1, 2, 3], SCORE)], 5, 1.0, CPU)
     node, given = tree.root, 0.0
     for token in (1, 2):
@@ -59,13 +60,10 @@ def clip():
     return read_audio(str(CLIP))
 
 
-def said(transcript) -> list[tuple[int, int]]:
-    return [(token.id, token.frame) for token in transcript.tokens]
-
-
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("checkpoint", ["demo", "tiny"])
-def test_both_engines_choose_the_same_tokens_parity(checkpoint, alpha, tiny, clip, engines):
+def test_boosted_tokens_of_both_engines_are_equal_parity(checkpoint, alpha, tiny, clip, engines):
+    """Both engines choose the same tokens and frames with boosted phrases, and the same as before without them."""
     native, nemo = engines(DEMO if checkpoint == "demo" else tiny)
     if checkpoint == "demo":
         phrases = [Phrase("seven nine"), Phrase("one seven", 1.5), Phrase("zero five zero"), Phrase("two", 0.3)]
@@ -74,21 +72,21 @@ def test_both_engines_choose_the_same_tokens_parity(checkpoint, alpha, tiny, cli
         words = ["".join(rng.sample([p for p in pieces if p.isalpha()], 3)) for _ in range(30)]
         phrases = [Phrase(" ".join(rng.sample(words, 2)), rng.choice([1.0, 2.0])) for _ in range(30)]
     waveforms = [clip, clip[:50000], clip[30000:]]
-    plain = [said(t) for t in native.transcribe(waveforms)]
+    plain = [token_frames(t) for t in native.transcribe(waveforms)]
     assert native.boost(phrases, alpha) == nemo.boost(phrases, alpha) == []
     try:
         ours = native.transcribe(waveforms, slots=3)
-        assert [said(t) for t in ours] == [said(t) for t in nemo.transcribe(waveforms)]
+        assert [token_frames(t) for t in ours] == [token_frames(t) for t in nemo.transcribe(waveforms)]
         if alpha == 5:
-            assert [said(t) for t in ours] != plain
+            assert [token_frames(t) for t in ours] != plain
     finally:
         native.boost([])
         nemo.boost([])
-    assert [said(t) for t in native.transcribe(waveforms)] == plain
+    assert [token_frames(t) for t in native.transcribe(waveforms)] == plain
 
 
-def test_a_tree_that_nemo_builds_from_its_own_config_gives_the_same_tokens_parity(clip, engines, tmp_path):
-    """``decoding.greedy.boosting_tree`` with a ``key_phrases_file``, which is also a --boost_words file."""
+def test_boosting_tree_of_nemos_own_config_is_equal_parity(clip, engines, tmp_path):
+    """NeMo's own ``decoding.greedy.boosting_tree`` gives the same tokens for one phrase file."""
     native, nemo = engines(DEMO)
     file = tmp_path / "phrases.txt"
     file.write_text("seven nine\none seven\nzero five zero\n")
@@ -104,10 +102,11 @@ def test_a_tree_that_nemo_builds_from_its_own_config_gives_the_same_tokens_parit
     ours = native.transcribe([clip])[0]
     native.boost([])
     nemo.boost([])
-    assert said(ours) == said(theirs) != said(native.transcribe([clip])[0])
+    assert token_frames(ours) == token_frames(theirs) != token_frames(native.transcribe([clip])[0])
 
 
-def test_the_phrase_is_recognised_where_it_was_a_close_second(engines, clip):
+def test_boosted_phrase_wins_where_it_was_a_close_second(engines, clip):
+    """A boosted phrase replaces a likelier word, and its tokens keep the model's own probabilities."""
     native, _ = engines(DEMO)
     native.boost([Phrase("one seven nine", 4.0)])
     boosted = native.transcribe([clip])[0]
@@ -117,17 +116,18 @@ def test_the_phrase_is_recognised_where_it_was_a_close_second(engines, clip):
     assert changed and all(0 < token.probability < 0.5 for token in changed), "the model's own probability of the token"
 
 
-def test_streams_and_slots_are_boosted_as_files_are(engines, clip):
+def test_boosted_streams_and_batches_equal_single_files(engines, clip):
+    """Streams and batches with boosted phrases give the tokens of each recording alone."""
     native, _ = engines(DEMO)
     sources = [clip, clip[:70000], clip[10000:], clip]
     native.boost([Phrase("one seven nine"), Phrase("zero five")], 4.0)
-    alone = [said(native.transcribe([source])[0]) for source in sources]
-    assert [said(t) for t in native.transcribe(sources, slots=2)] == alone
+    alone = [token_frames(native.transcribe([source])[0]) for source in sources]
+    assert [token_frames(t) for t in native.transcribe(sources, slots=2)] == alone
     with native.stream() as stream:
         for first in range(0, len(clip), 2500):
             stream.feed(clip[first : first + 2500])
             native.boost([Phrase("zero")])  # for the next stream: this one keeps the phrases that it began with
-    assert said(stream.finish()) == alone[0]
+    assert token_frames(stream.finish()) == alone[0]
     native.boost([])
     assert native.transcribe([clip])[0].text == CLIP_WORDS
 
@@ -135,7 +135,8 @@ def test_streams_and_slots_are_boosted_as_files_are(engines, clip):
 # ---------------------------------------------------------------- the file
 
 
-def test_phrases_are_read_with_and_without_scores(tmp_path):
+def test_phrase_file_lines_may_have_scores(tmp_path):
+    """A phrase file may give scores, blank lines, and a phrase twice."""
     file = tmp_path / "words.txt"
     file.write_text("\ufeffAscend NPU\n\n  kunpeng \t2.5\r\nkunpeng\t3\nopen  euler\t\n", encoding="utf-8")
     assert read_phrases(file) == [Phrase("Ascend NPU", 1.0, 1), Phrase("kunpeng", 3.0, 4), Phrase("open euler", 1.0, 5)]
@@ -154,7 +155,8 @@ def test_phrases_are_read_with_and_without_scores(tmp_path):
         (None, "No such file"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_said_in_one_line(tmp_path, cli, content, reason):
+def test_invalid_phrase_file_is_an_error_line(tmp_path, cli, content, reason):
+    """An invalid phrase file is one error line that names the line and the problem."""
     file = tmp_path / "words.txt"
     if content is not None:
         file.write_bytes(content)
@@ -164,7 +166,8 @@ def test_a_file_that_makes_no_sense_is_said_in_one_line(tmp_path, cli, content, 
     assert (code, out) == (2, "") and reason in err and len(err.splitlines()) == 1
 
 
-def test_what_the_vocabulary_cannot_spell_is_left_out(engines):
+def test_phrase_that_the_vocabulary_cannot_spell_is_skipped(engines):
+    """Both engines skip and return the phrases that the vocabulary cannot spell."""
     native, nemo = engines(DEMO)
     phrases = [Phrase("Hello"), Phrase("five"), Phrase("ünf")]
     spelled, unknown = spell(phrases, native.tokenizer.encode, native.tokenizer.unk_id())
@@ -173,7 +176,8 @@ def test_what_the_vocabulary_cannot_spell_is_left_out(engines):
     nemo.boost([])
 
 
-def test_the_command_line_boosts_and_names_what_it_leaves_out(cli, tmp_path):
+def test_boost_words_option_boosts_and_reports_skipped_phrases(cli, tmp_path):
+    """--boost_words boosts files and streams in both engines and reports each phrase that it skips."""
     file = tmp_path / "words.txt"
     file.write_text("Hello\none seven nine\t4\n")
     code, out, err = cli(CLIP, "--device", "cpu", "--boost_words", file)
@@ -186,11 +190,12 @@ def test_the_command_line_boosts_and_names_what_it_leaves_out(cli, tmp_path):
     assert cli(CLIP, "--device", "cpu", "--boost_words", file, "--boost_alpha", "0.01")[1].strip() == CLIP_WORDS
     file.write_text("HELLO\n")
     code, _, err = cli(CLIP, "--device", "cpu", "--boost_words", file, "--quiet")
-    assert code == 2 and "upper and lower case" in err and len(err.splitlines()) == 1
+    assert code == 2 and "check upper and lower case" in err and len(err.splitlines()) == 1
     assert cli(CLIP, "--boost_alpha", "2")[0] == cli(CLIP, "--boost_words", file, "--boost_alpha", "-1")[0] == 2
 
 
-def test_results_of_other_phrases_are_not_mixed_in(cli, tmp_path):
+def test_resume_with_other_phrases_is_refused(cli, tmp_path):
+    """--resume refuses results of other phrases or another alpha, and accepts a renamed phrase file."""
     file, other = tmp_path / "words.txt", tmp_path / "renamed.txt"
     file.write_text("one seven nine\t4\n")
     options = [CLIP, "--device", "cpu", "--output_dir", tmp_path / "out", "--output_format", "txt", "--resume"]

@@ -1,4 +1,4 @@
-"""Confidences are those of NeMo 2.7.3: its formulas, and its values on the same model."""
+"""Confidences have the formulas of NeMo 2.7.3, and its values on the same model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ DEMO = ROOT / "demo" / "demo.nemo"
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [29, 53, 1025])
-def test_the_formulas_are_nemos_for_any_distribution(method, size):
+def test_confidence_formulas_equal_nemos_for_any_distribution(method, size):
+    """Each formula gives NeMo's value for distributions from flat to sharp."""
     from nemo.collections.asr.parts.utils.asr_confidence_utils import get_confidence_measure_bank
 
     torch.manual_seed(size)
@@ -30,7 +31,8 @@ def test_the_formulas_are_nemos_for_any_distribution(method, size):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_from_uniform_to_certain_it_goes_from_0_to_1(method):
+def test_confidence_is_0_for_uniform_and_1_for_certain(method):
+    """Each method gives 0 for a uniform distribution and 1 for a certain one."""
     size = 1025
     uniform = torch.zeros(size).log_softmax(-1)
     certain = torch.full((size,), -200.0).index_fill(0, torch.tensor(3), 0.0).log_softmax(-1)
@@ -46,7 +48,8 @@ def waveforms():
 
 @pytest.mark.parametrize("checkpoint", ["demo", "tiny"])
 @pytest.mark.parametrize("method", METHODS)
-def test_tokens_and_words_of_both_engines_are_equally_sure_parity(checkpoint, method, tiny, waveforms, engines):
+def test_confidences_of_both_engines_are_equal_parity(checkpoint, method, tiny, waveforms, engines):
+    """Both engines give the same tokens and words the same confidences."""
     native, nemo = engines(DEMO if checkpoint == "demo" else tiny)
     native.measure_confidence(method)
     nemo.measure_confidence(method)
@@ -56,7 +59,8 @@ def test_tokens_and_words_of_both_engines_are_equally_sure_parity(checkpoint, me
         assert [w.confidence for w in ours.words] == pytest.approx([w.confidence for w in theirs.words], abs=5e-5)
 
 
-def test_words_are_as_sure_as_in_nemos_own_word_confidence(waveforms, engines):
+def test_word_confidences_equal_nemos_own(waveforms, engines):
+    """The confidences of words are NeMo's own ``word_confidence``."""
     native, nemo = engines(DEMO)
     native.measure_confidence("tsallis")
     nemo.measure_confidence("tsallis")
@@ -72,7 +76,8 @@ def test_words_are_as_sure_as_in_nemos_own_word_confidence(waveforms, engines):
     assert [w.confidence for w in native.transcribe(waveforms[:1])[0].words] == pytest.approx(expected, abs=1e-5)
 
 
-def test_live_streams_have_the_confidences_of_the_file(waveforms, engines):
+def test_live_stream_has_the_confidences_of_the_file(waveforms, engines):
+    """A live stream gives its tokens the confidences of the file."""
     native, _ = engines(DEMO)
     native.measure_confidence("gibbs")
     with native.stream() as stream:
@@ -84,7 +89,8 @@ def test_live_streams_have_the_confidences_of_the_file(waveforms, engines):
     )
 
 
-def test_the_search_looks_at_the_device_no_more_often_for_confidences(waveforms, engines, monkeypatch):
+def test_confidence_methods_synchronize_equally_often(waveforms, engines, monkeypatch):
+    """No method makes the decoder read more values from the device than another."""
     native, _ = engines(DEMO)
     looks = {}
     tolist = torch.Tensor.tolist
@@ -98,7 +104,9 @@ def test_the_search_looks_at_the_device_no_more_often_for_confidences(waveforms,
     assert len(set(looks.values())) == 1 and looks["max_prob"] > 8
 
 
-def test_the_command_line_measures_by_max_prob_or_as_asked(cli):
+def test_confidence_option_selects_the_method(cli):
+    """The command line measures by max_prob unless --confidence names another method; NeMo measures on request only."""
+
     def confidences(*options):
         code, out, _ = cli(CLIP, "--device", "cpu", "--output_format", "json", "--quiet", *options)
         assert code == 0

@@ -1,4 +1,4 @@
-"""Which device is used, and one clear line when it cannot be."""
+"""The device is chosen or refused with one clear line."""
 
 import sys
 import types
@@ -21,29 +21,35 @@ def torch_npu_without_cann(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
-def test_the_cpu_is_always_there():
+def test_cpu_is_always_available():
+    """The CPU can always be chosen."""
     assert choose_device("cpu") == (torch.device("cpu"), None)
     assert device_name(torch.device("cpu")) == "cpu"
 
 
-def test_without_torch_npu_the_default_is_the_cpu_and_the_reason_is_told(no_torch_npu):
+def test_default_device_without_torch_npu_is_the_cpu(no_torch_npu):
+    """Without torch_npu the default device is the CPU, with the reason."""
     device, reason = choose_device(None)
     assert device == torch.device("cpu") and "torch_npu is not installed" in reason
 
 
-def test_an_npu_that_was_asked_for_is_never_replaced_by_the_cpu(no_torch_npu):
+def test_requested_npu_is_never_replaced_by_the_cpu(no_torch_npu):
+    """An NPU that the user requests and that cannot be used is an error."""
     with pytest.raises(SetupError, match="npu:0: torch_npu is not installed"):
         choose_device("npu:0")
 
 
-def test_without_cann_the_remedy_is_its_set_env_sh(torch_npu_without_cann):
+def test_npu_without_cann_hints_at_set_env_sh(torch_npu_without_cann):
+    """Where CANN's libraries are missing, the hint is to source its set_env.sh."""
     with pytest.raises(SetupError, match=r"libhccl.so.*source /usr/local/Ascend/ascend-toolkit/set_env.sh"):
         choose_device("npu:0")
     device, reason = choose_device(None)
     assert device == torch.device("cpu") and "set_env.sh" in reason
 
 
-def test_a_driver_that_fails_is_one_line(monkeypatch):
+def test_failing_driver_is_an_error_line(monkeypatch):
+    """A driver error of several lines becomes an error of one line."""
+
     def fail():
         raise RuntimeError("drvGetDevNum failed\nERR99999 UNKNOWN application exception")
 
@@ -56,16 +62,19 @@ def test_a_driver_that_fails_is_one_line(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")
-def test_a_gpu_that_is_not_there_is_named():
+def test_missing_gpu_is_a_setup_error():
+    """A GPU that this host lacks is an error that names the device."""
     with pytest.raises(SetupError, match="cuda:0: torch"):
         choose_device("cuda:0")
 
 
 @pytest.mark.parametrize("name", ["tpu", "npu:", "npu:x", "cpu:0", "npu0", ""])
-def test_a_name_that_is_no_device_is_refused(name):
+def test_unknown_device_name_is_a_setup_error(name):
+    """A name that is no device is an error."""
     with pytest.raises(SetupError, match="no such device"):
         choose_device(name)
 
 
-def test_peak_memory_is_that_of_this_process():
+def test_peak_memory_on_the_cpu_is_that_of_this_process():
+    """The peak memory on the CPU is that of this process."""
     assert peak_memory(torch.device("cpu"))["host"] > 50 * 2**20

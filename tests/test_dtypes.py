@@ -1,4 +1,4 @@
-"""The cheaper dtypes: how far they are from float32, that they hear the same words, and which CPU offers them."""
+"""The cheaper dtypes stay close to float32, transcribe the same words, and are offered only where the CPU has them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ LAYERS += [("int8", cls, 0.025) for cls in INT8]
 @pytest.mark.parametrize("dtype, kernel, bound", LAYERS)
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("floor, rows", [(None, 1), (0.0, 7), (-0.5, 14), (None, 113)])
-def test_every_linear_layer_computes_what_the_plain_one_does(dtype, kernel, bound, with_bias, floor, rows):
+def test_linear_layer_of_any_dtype_equals_the_plain_one(dtype, kernel, bound, with_bias, floor, rows):
+    """Each kind of linear layer computes what the plain one does, within the tolerance of its dtype."""
     torch.manual_seed(rows)
     x, residual, weight = torch.randn(rows, 97), torch.randn(rows, 160), torch.randn(160, 97)
     x *= torch.logspace(0, 3, rows)[:, None]  # the last rows are 1000 times as loud as the first
@@ -56,7 +57,7 @@ def test_every_linear_layer_computes_what_the_plain_one_does(dtype, kernel, boun
 @pytest.mark.parametrize("rows", [1, 14, 113])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_int8_products_do_not_overflow(kernel, rows, sign):
-    """The worst case: neighbouring weights of one sign, as large as they may be, and activations at their limit."""
+    """In the worst case, adjacent weights of one sign and activations at their limit, int8 products do not overflow."""
     torch.manual_seed(0)
     weight = sign * torch.rand(64, 1024)
     weight[:, 1::2] = sign * (1 - weight[:, ::2].abs())  # of each pair the sum is 1
@@ -67,7 +68,8 @@ def test_int8_products_do_not_overflow(kernel, rows, sign):
 
 
 @pytest.mark.parametrize("columns", [96, 97])
-def test_two_neighbouring_int8_weights_of_one_sign_add_up_to_128_at_most(columns):
+def test_int8_weight_pairs_of_one_sign_sum_to_128_at_most(columns):
+    """Two adjacent int8 weights of one sign add up to 128 at most where the kernel needs it."""
     torch.manual_seed(0)
     weight = torch.cat([torch.randn(500, columns), torch.rand(500, columns), torch.ones(1, columns)])
     quantized, scales = linear.quantize(weight, 128)
@@ -78,7 +80,8 @@ def test_two_neighbouring_int8_weights_of_one_sign_add_up_to_128_at_most(columns
 
 
 @pytest.mark.parametrize("kernel", INT8)
-def test_an_int8_row_does_not_depend_on_the_others(kernel):
+def test_int8_row_does_not_depend_on_the_others(kernel):
+    """An int8 layer gives a row the same result whatever the other rows are."""
     torch.manual_seed(0)
     x = torch.randn(16, 256) * torch.logspace(-3, 3, 16)[:, None]
     x[3] = 0
@@ -87,14 +90,16 @@ def test_an_int8_row_does_not_depend_on_the_others(kernel):
         assert torch.allclose(layer(x)[:rows], layer(x[:rows].clone()), rtol=1e-6)
 
 
-def test_making_int8_layers_leaves_torch_s_own_choice_of_kernels_alone():
+def test_int8_layer_keeps_the_quantized_engine_of_torch():
+    """Making an int8 layer does not change torch's global choice of kernels."""
     before = torch.backends.quantized.engine
     if "int8" in OFFERED:
         make_linear(torch.zeros(4, 4), None, "int8")
     assert torch.backends.quantized.engine == before
 
 
-def test_without_torch_s_quantized_tensors_int8_is_onednn_s(monkeypatch):
+def test_int8_without_quantized_tensors_uses_onednn(monkeypatch):
+    """Where torch lacks quantized tensors, int8 layers use oneDNN."""
     monkeypatch.delattr(torch, "_make_per_channel_quantized_tensor")
     assert not dtypes.has_fbgemm()
     if "int8" in OFFERED:
@@ -103,7 +108,8 @@ def test_without_torch_s_quantized_tensors_int8_is_onednn_s(monkeypatch):
 
 @pytest.mark.parametrize("chunk_ms", [80, 1120])
 @pytest.mark.parametrize("dtype", [dtype for dtype in BOUNDS if dtype in OFFERED])
-def test_a_cheaper_dtype_hears_the_same_words(dtype, chunk_ms):
+def test_cheaper_dtype_transcribes_the_same_words(dtype, chunk_ms):
+    """A cheaper dtype transcribes the same words, with a relative error of the encoder within the tolerance."""
     recognizer, reference = (
         Recognizer(DEMO, CPU, options=ModelOptions(chunk_ms=chunk_ms, dtype=dtype)),
         Recognizer(DEMO, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
@@ -117,7 +123,8 @@ def test_a_cheaper_dtype_hears_the_same_words(dtype, chunk_ms):
 
 
 @pytest.mark.parametrize("dtype", LACKS)
-def test_a_dtype_that_this_cpu_lacks_is_one_line(dtype, cli):
+def test_dtype_that_this_cpu_lacks_is_an_error_line(dtype, cli):
+    """A dtype that this CPU lacks is one error line that names those it has."""
     reason = dtypes.missing(dtype)
     compare = [["--precision_compare"]] if importlib.util.find_spec("nemo") else []
     for options in ([], ["--benchmark", "--engine", "native"], *compare):
@@ -126,7 +133,8 @@ def test_a_dtype_that_this_cpu_lacks_is_one_line(dtype, cli):
         assert (code, out, err) == (2, "", f"inference.py: --dtype {dtype}: {reason} (use {others})\n")
 
 
-def test_a_cpu_without_avx512_has_float32_and_int8(monkeypatch, cli):
+def test_cpu_without_avx512_offers_float32_and_int8(monkeypatch, cli):
+    """A CPU without AVX-512 offers float32 and int8."""
     monkeypatch.setattr(dtypes, "packs_weights", lambda: True)
     monkeypatch.setattr(dtypes.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
@@ -139,7 +147,8 @@ def test_a_cpu_without_avx512_has_float32_and_int8(monkeypatch, cli):
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in BOUNDS if dtype in OFFERED])
-def test_the_command_line_takes_a_dtype_and_says_it(dtype, cli):
+def test_dtype_option_is_reported_in_json(dtype, cli):
+    """--dtype is used and appears in the JSON document."""
     code, out, err = cli(
         CLIP, "--dtype", dtype, "--threads", 1, "--device", "cpu", "--output_format", "json", "--quiet"
     )
@@ -147,7 +156,8 @@ def test_the_command_line_takes_a_dtype_and_says_it(dtype, cli):
     assert (code, document["dtype"], document["text"], err) == (0, dtype, CLIP_WORDS, "")
 
 
-def test_a_dtype_that_does_not_run_there_is_one_line(cli):
+def test_dtype_of_another_device_or_engine_is_an_error_line(cli):
+    """A dtype that the device or the engine does not support is one error line."""
     code, _, err = cli(CLIP, "--dtype", "float16", "--device", "cpu", "--quiet")
     others = " or ".join(reversed(OFFERED))
     assert (code, err) == (2, f"inference.py: --dtype float16: not for cpu (use {others})\n")
@@ -157,7 +167,8 @@ def test_a_dtype_that_does_not_run_there_is_one_line(cli):
         assert "needs the native engine" in err
 
 
-def test_the_cheaper_dtypes_are_refused_off_x86(monkeypatch, cli):
+def test_cheaper_dtypes_off_x86_are_refused(monkeypatch, cli):
+    """On a CPU that is not x86 only float32 is offered."""
     monkeypatch.setattr(dtypes.platform, "machine", lambda: "riscv64")
     assert dtypes.offered_dtypes(CPU) == ("float32",)
     assert isinstance(make_linear(torch.zeros(4, 4), None, "float32"), Linear)

@@ -1,4 +1,4 @@
-"""Choosing the engine, and what the native one costs."""
+"""The native engine is chosen where it supports the checkpoint, and stays within its costs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def demo() -> Recognizer:
     return Recognizer(DEMO, CPU)
 
 
-def test_a_native_transcription_and_stream_import_neither_nemo_nor_what_it_needs():
+def test_native_engine_does_not_import_nemo_or_its_dependencies():
+    """A native transcription and a native stream import neither NeMo nor its dependencies."""
     code = """
 import sys, torch
 from pathlib import Path
@@ -46,7 +47,8 @@ print(sorted({"nemo", "lightning", "transformers", "librosa", "omegaconf", "hydr
     assert result.stdout.splitlines() == [CLIP_WORDS, CLIP_WORDS, "[]"], result.stderr
 
 
-def test_a_checkpoint_that_the_native_engine_does_not_know_is_named_and_runs_on_nemo(cli, tmp_path):
+def test_checkpoint_unknown_to_the_native_engine_runs_on_nemo(cli, tmp_path):
+    """A checkpoint that the native engine does not support runs on NeMo, with a message; streaming it is refused."""
     pytest.importorskip("nemo")
     path = tmp_path / "other.nemo"
     make_random_checkpoint(path, TINY_SIZE, encoder={"self_attention_model": "abs_pos"})
@@ -68,13 +70,15 @@ def test_a_checkpoint_that_the_native_engine_does_not_know_is_named_and_runs_on_
         (dict(decoding={"strategy": "beam", "beam": {"beam_size": 2}}), "decoding.strategy: beam"),
     ],
 )
-def test_what_the_native_engine_does_not_know_is_said(tmp_path, parts, reason):
+def test_unsupported_setting_is_named(tmp_path, parts, reason):
+    """The error of an unsupported checkpoint names the setting."""
     make_random_checkpoint(tmp_path / "other.nemo", TINY_SIZE, speak=False, **parts)
     with pytest.raises(Unsupported, match=reason):
         Recognizer(tmp_path / "other.nemo", CPU)
 
 
-def test_a_model_of_the_whole_recording_transcribes_but_does_not_stream(tmp_path):
+def test_model_of_unlimited_context_does_not_stream(tmp_path):
+    """A model that needs the whole recording transcribes files and refuses to stream."""
     path = tmp_path / "whole.nemo"
     make_random_checkpoint(path, TINY_SIZE, encoder={"att_context_style": "regular", "att_context_size": [-1, -1]})
     recognizer = Recognizer(path, CPU)
@@ -83,7 +87,8 @@ def test_a_model_of_the_whole_recording_transcribes_but_does_not_stream(tmp_path
         recognizer.stream()
 
 
-def test_a_steady_step_of_24_layers_takes_at_most_650_operators(tmp_path):
+def test_steady_step_of_24_layers_takes_650_operators_at_most(tmp_path):
+    """A steady encoder step of 24 layers calls 650 operators at most."""
     make_random_checkpoint(tmp_path / "deep.nemo", TINY_SIZE, speak=False, encoder={"n_layers": 24})
     for chunk_ms in (80, 160, 560, 1120):
         assert (
@@ -95,7 +100,8 @@ def test_a_steady_step_of_24_layers_takes_at_most_650_operators(tmp_path):
         )
 
 
-def test_a_long_recording_needs_no_more_memory_than_a_short_one(tmp_path):
+def test_long_recording_needs_no_more_memory_than_a_short_one(tmp_path):
+    """A recording of 20 minutes needs no more memory than one of a minute."""
     peaks = []
     for minutes in (1, 20):
         path = tmp_path / f"{minutes}.wav"
@@ -111,7 +117,8 @@ def test_a_long_recording_needs_no_more_memory_than_a_short_one(tmp_path):
     assert peaks[1] - peaks[0] < 60, f"MiB for 1 and 20 minutes: {peaks}"
 
 
-def test_slots_are_refilled_and_results_are_in_input_order(demo):
+def test_batch_slots_are_refilled_and_keep_results_equal(demo):
+    """Recordings in refilled batch slots give the results of each alone, each as soon as it is done."""
     clip = read_audio(str(CLIP))
     sources = [clip[:16000], clip, str(CLIP), clip[:100], np.concatenate([clip, clip]), clip[:40000], clip]
     alone = [demo.transcribe([source])[0] for source in sources]
@@ -128,7 +135,8 @@ def test_slots_are_refilled_and_results_are_in_input_order(demo):
     assert order.index(0) < order.index(1) and order.index(3) < order.index(4), "each as soon as it is done"
 
 
-def test_a_failure_inside_the_model_costs_only_its_own_recording(demo, monkeypatch):
+def test_failure_inside_the_model_is_limited_to_its_recording(demo, monkeypatch):
+    """A failure inside the model is the result of its own recording and of no other."""
     clip, poison = read_audio(str(CLIP)), np.full(50000, 0.123, np.float32)
     step, bad = demo.encoder.step, demo.preprocess([poison])[0][0, :, 50]
 
@@ -144,45 +152,14 @@ def test_a_failure_inside_the_model_costs_only_its_own_recording(demo, monkeypat
 
 
 def test_tokens_have_probabilities_frames_and_times(demo):
+    """Each token has a probability, a frame and a time."""
     tokens = demo.transcribe([str(CLIP)])[0].tokens
     assert all(0 < token.probability <= 1 for token in tokens)
     assert all(token.time == pytest.approx(token.frame * 0.08) for token in tokens)
 
 
-def test_a_stream_refuses_what_is_no_mono_sound_and_what_comes_after_its_end(demo):
-    with demo.stream() as stream, pytest.raises(ValueError, match="one channel"):
-        stream.feed(np.zeros((100, 2), np.float32))
-    with pytest.raises(ValueError, match="has ended"):
-        stream.feed(np.zeros(100, np.float32))
-
-
-def test_streams_side_by_side_do_not_disturb_each_other(demo):
-    clip = read_audio(str(CLIP))
-    streams = [demo.stream() for _ in range(5)]
-    cursors = [0] * 5
-    rng = np.random.default_rng(0)
-    while any(cursor < len(clip) for cursor in cursors):
-        i = rng.integers(5)
-        count = int(rng.integers(1, 9000))
-        streams[i].feed(clip[cursors[i] : cursors[i] + count])
-        cursors[i] += count
-    assert {stream.finish().text for stream in streams} == {CLIP_WORDS}
-
-
-def test_the_text_of_a_long_stream_is_that_of_the_file(demo, monkeypatch):
-    monkeypatch.setattr("nemotron_npu.streaming.SETTLE_TOKENS", 5)
-    clip = np.tile(read_audio(str(CLIP)), 4)
-    with demo.stream() as stream:
-        seen = ""
-        for first in range(0, len(clip), 5000):
-            stream.feed(clip[first : first + 5000])
-            assert stream.text.startswith(seen)
-            seen = stream.text
-    assert stream.text == demo.transcribe([clip])[0].text
-    assert stream.settled > 5
-
-
-def test_nemo_stays_available_by_name(cli):
+def test_nemo_engine_is_available_by_name(cli):
+    """--engine nemo and ``ModelOptions("nemo")`` select NeMo."""
     pytest.importorskip("nemo")
     code, out, _ = cli(CLIP, "--engine", "nemo", "--device", "cpu", "--output_format", "json")
     document = json.loads(out)

@@ -1,4 +1,4 @@
-"""The package's house rules: layers, file lengths, imports at the top.  CONTRIBUTING.md has the layout."""
+"""The project's house rules: layers, file lengths, imports, names of tests.  CONTRIBUTING.md has the layout."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from support import ROOT
 PACKAGE = ROOT / "nemotron_npu"
 MAX_LINES = 400
 MAX_LAZY_IMPORTS = 19
+MAX_TEST_NAME = 60
 LAYERS = {"errors": 0, "host": 1, "checkpoint": 2, "evaluation": 4, "cluster": 4, "precision": 5, "benchmark": 5}
 LAYERS |= {"doctor": 6, "cli": 7, "__main__": 8, "": 9}
 """Rank of each file and folder at the top of the package; ``""`` is the package itself, whose ``__init__`` offers the
@@ -130,3 +131,14 @@ def test_no_file_is_too_long():
     """A file of more than 400 lines does several jobs."""
     lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
     assert not {name: length for name, length in lengths.items() if length > MAX_LINES}
+
+
+def test_no_test_has_a_long_name():
+    """The name of a test function has 60 characters at most; the sentence belongs in its docstring."""
+    long = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_test = isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+            if is_test and len(node.name) > MAX_TEST_NAME:
+                long.append(f"{path.name}:{node.lineno} {node.name}")
+    assert not long, "\n".join(long)

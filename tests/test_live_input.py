@@ -314,3 +314,20 @@ def test_delay_depends_on_the_rate_of_the_stream(monkeypatch):
     source.started, source.received = 100.0, 4 * 16000
     assert source.delay(1.0) == pytest.approx(3)
     os.close(writing)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_pipe_faster_than_real_time_waits_unless_live(monkeypatch, live):
+    """A pipe that is faster than real time has to wait; a live speaker never has to, however late the reader is."""
+    monkeypatch.setattr("nemotron_npu.live_input.BACKLOG_BYTES", 200_000)
+    reading, writing = os.pipe()
+    source = LiveInput(reading)
+    if live:
+        source.started = time.monotonic() - 100
+    writer = threading.Thread(target=lambda: (os.write(writing, bytes(2_000_000)), os.close(writing)))
+    writer.start()
+    time.sleep(0.4)
+    assert source.received == 2_000_000 if live else 200_000 <= source.received < 400_000
+    assert sum(len(samples) for samples in source) == 1_000_000
+    writer.join()
+    os.close(reading)

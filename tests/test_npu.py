@@ -1,4 +1,4 @@
-"""The NPU path, on a fake ``npu`` device in processes of its own (what the fake cannot show: see ``fake_npu.py``)."""
+"""The command line runs on a fake ``npu`` device in processes of its own; ``fake_npu.py`` lists the fake's limits."""
 
 import re
 
@@ -14,19 +14,22 @@ LONGEST = ROOT / "tests" / "on_fake_npu" / "test_inference.py"
 
 
 @pytest.mark.parametrize("files", [[LONGEST], [path for path in ON_FAKE_NPU if path != LONGEST]], ids=["one", "others"])
-def test_everything_that_was_written_for_the_fake_npu_passes_on_it(files):
+def test_files_in_on_fake_npu_pass(files):
+    """All tests in ``on_fake_npu`` pass in processes with the fake device."""
     result = run_process("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *files, cwd=ROOT, timeout=1200)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_npu_is_the_default_device_and_transcribes_as_the_cpu_does():
+def test_npu_is_the_default_device_and_transcribes_the_clip():
+    """The NPU is the default device, and transcribes what the CPU does."""
     result = run_process(ROOT / "tests" / "fake_npu.py", ROOT / "inference.py")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == CLIP_WORDS
     assert "device: npu:0" in result.stderr
 
 
-def test_the_comparison_table_of_the_write_up_is_printed_and_passes(tiny):
+def test_precision_table_of_the_reference_guide_passes(tiny):
+    """--precision_compare prints the table of the reference guide, and passes."""
     result = run_process(
         ROOT / "tests" / "fake_npu.py",
         ROOT / "inference.py",
@@ -50,21 +53,24 @@ def test_the_comparison_table_of_the_write_up_is_printed_and_passes(tiny):
 
 
 @pytest.mark.parametrize("options", [[CLIP, "--stream"], ["-"]])
-def test_live_sound_is_recognised_on_the_npu(options):
-    with open(CLIP, "rb") as sound:
+def test_live_audio_is_transcribed_on_the_npu(options):
+    """A streamed file and stdin are transcribed on the NPU."""
+    with open(CLIP, "rb") as file:
         command = [ROOT / "tests" / "fake_npu.py", ROOT / "inference.py", *options, "--chunk_ms", 160]
-        result = run_process(*command, stdin=sound)
+        result = run_process(*command, stdin=file)
     assert (result.returncode, result.stdout) == (0, CLIP_WORDS + "\n"), result.stderr
     assert "device: npu:0" in result.stderr
 
 
-def test_an_npu_that_does_not_exist_is_named_with_those_that_do():
+def test_missing_npu_is_an_error_that_lists_the_others():
+    """An NPU that does not exist is one error line that lists those that do."""
     result = run_process(ROOT / "tests" / "fake_npu.py", ROOT / "inference.py", "--device", "npu:7", CLIP)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.splitlines() == ["inference.py: npu:7: does not exist (this host offers npu:0 to npu:1)"]
 
 
-def test_the_doctor_finds_the_npu_and_that_it_computes_what_the_cpu_does():
+def test_doctor_finds_the_npu_equal_to_the_cpu():
+    """--doctor finds the NPU, and that it gives the tokens of the CPU."""
     result = run_process(ROOT / "tests" / "fake_npu.py", ROOT / "inference.py", "--doctor", "--device", "npu:0")
     assert result.returncode == 1, result.stdout + result.stderr  # no driver, no CANN
     assert "ok       device        npu:0: Ascend-fake (CPU)\n" in result.stdout

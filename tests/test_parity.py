@@ -1,4 +1,4 @@
-"""The native engine against stock NeMo, float32: encoder within 1e-4 everywhere, tokens and their frames equal.
+"""The native engine gives NeMo's float32 results: encoder within 1e-4 everywhere, tokens and their frames equal.
 
 ``python -m pytest tests -k parity`` prints the largest differences that it saw.  The full-size checkpoint is compared
 where FULL_NEMO names one (made by ``python tests/checkpoints.py full OUT.nemo``); it takes 6 GB and some minutes.
@@ -15,7 +15,7 @@ import torch
 from checkpoints import ATT_CONTEXT_SIZES, TINY_SIZE, make_random_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CLIP, CLIP_WORDS, PARITY, ROOT
+from support import CLIP, CLIP_WORDS, PARITY, ROOT, token_frames
 
 from nemotron_npu.audio import read_audio
 from nemotron_npu.engine import ModelOptions
@@ -80,11 +80,6 @@ def largest(request):
     return keep
 
 
-def said(transcript) -> list[tuple[int, int]]:
-    """What has to be equal: (token, frame)."""
-    return [(token.id, token.frame) for token in transcript.tokens]
-
-
 def assert_same(native, nemo, waveforms, largest, kind) -> None:
     """Features, encoder output and tokens of a batch; ``nemo`` may fail on a batch without any frame."""
     features, lengths = native.preprocess(waveforms)
@@ -99,7 +94,7 @@ def assert_same(native, nemo, waveforms, largest, kind) -> None:
         assert largest("log-mel", float(mel.abs().max())) < BOUND
         assert largest(f"encoder, {kind}", float(out.abs().max())) < BOUND
     ours = native.transcribe(waveforms, slots=len(waveforms))
-    assert [said(t) for t in ours] == [said(t) for t in nemo.transcribe(waveforms)]
+    assert [token_frames(t) for t in ours] == [token_frames(t) for t in nemo.transcribe(waveforms)]
     assert [t.text for t in ours] == [t.text for t in nemo.transcribe(waveforms)]
 
 
@@ -119,7 +114,8 @@ def encode_in_blocks(native, waveform, chunks: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 @pytest.mark.parametrize("chunks", [1, 2, 3, 8])
-def test_parity_of_streams_by_blocks_of_chunks(pair, speech, largest, chunk_ms, chunks):
+def test_parity_of_streams_in_blocks_of_chunks(pair, speech, largest, chunk_ms, chunks):
+    """The encoder output of a stream is NeMo's, whatever number of chunks a block has."""
     native, nemo = pair(chunk_ms)
     for waveform in (speech[: 16000 * 12], speech[:16000], speech[:700]):
         expected, frames = nemo.encode(*nemo.preprocess([waveform]))
@@ -131,6 +127,7 @@ def test_parity_of_streams_by_blocks_of_chunks(pair, speech, largest, chunk_ms, 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 @pytest.mark.parametrize("slots", [1, 3, 16])
 def test_parity_of_ragged_batches(pair, speech, largest, chunk_ms, slots):
+    """Batches of recordings of very different lengths give NeMo's results."""
     native, nemo = pair(chunk_ms)
     lengths = np.geomspace(320, 16000 * 40, 16).astype(int)[:: 16 // slots][-slots:]
     order = np.random.default_rng(slots).permutation(lengths)
@@ -139,6 +136,7 @@ def test_parity_of_ragged_batches(pair, speech, largest, chunk_ms, slots):
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_parity_around_every_chunk_boundary(pair, speech, largest, chunk_ms):
+    """Recordings that end around a chunk boundary give NeMo's results."""
     native, nemo = pair(chunk_ms)
     hop, chunk = 160, chunk_ms * 16
     boundaries = [*range(hop, 9 * 8 * hop + 1, 8 * hop), *(k * chunk + extra for k in (1, 2, 3) for extra in (0, hop))]
@@ -148,25 +146,27 @@ def test_parity_around_every_chunk_boundary(pair, speech, largest, chunk_ms):
 
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
-def test_parity_of_the_demo_checkpoint_with_silence_and_noise_amid_speech(pair, speech, largest, chunk_ms):
+def test_parity_of_the_demo_checkpoint_on_speech_and_noise(pair, speech, largest, chunk_ms):
+    """The bundled checkpoint gives NeMo's results for speech with silence, clipping and noise."""
     native, nemo = pair(chunk_ms, DEMO)
     assert_same(native, nemo, [speech], largest, "demo")
     assert native.transcribe([speech])[0].text.split()[-8:] == CLIP_WORDS.split()
 
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
-def test_parity_of_live_streams_with_the_offline_pass_of_nemo(pair, speech, chunk_ms):
-    """Also at 80 ms, where NeMo's own streaming differs from its offline pass."""
+def test_parity_of_live_streams_with_nemos_offline_pass(pair, speech, chunk_ms):
+    """A live stream gives the tokens of NeMo's offline pass, also at 80 ms, where NeMo's streaming does not."""
     native, nemo = pair(chunk_ms, DEMO)
     with native.stream() as stream:
         for first in range(0, len(speech), 1234):
             stream.feed(speech[first : first + 1234])
-    assert said(stream.finish()) == said(nemo.transcribe([speech])[0])
+    assert token_frames(stream.finish()) == token_frames(nemo.transcribe([speech])[0])
     assert stream.text == stream.finish().text == nemo.transcribe([speech])[0].text
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_parity_of_configurations_that_are_not_nemotrons(name, tmp_path, speech, largest):
+def test_parity_of_other_configurations(name, tmp_path, speech, largest):
+    """Checkpoints whose configuration is not Nemotron's give NeMo's results."""
     path = tmp_path / "variant.nemo"
     size = {**TINY_SIZE, "mels": 80} if "80 mels" in name else TINY_SIZE
     make_random_checkpoint(path, size, seed=1, encoder=VARIANTS[name])
@@ -191,7 +191,8 @@ def test_parity_of_configurations_that_are_not_nemotrons(name, tmp_path, speech,
     ],
     ids=lambda settings: " ".join(settings),
 )
-def test_parity_of_log_mel_for_every_setting_and_any_split(settings, speech, largest):
+def test_parity_of_log_mel_for_every_setting_and_split(settings, speech, largest):
+    """Log-mel features are NeMo's for each setting of the preprocessor, and do not depend on how audio is split."""
     from nemo.collections.asr.modules import AudioToMelSpectrogramPreprocessor
 
     from nemotron_npu.checkpoint.config import PreprocessorConfig
@@ -217,10 +218,11 @@ def test_parity_of_log_mel_for_every_setting_and_any_split(settings, speech, lar
 
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
-def test_any_split_of_a_waveform_into_feeds_gives_the_same_tokens_parity(pair, speech, chunk_ms):
+def test_parity_of_streams_split_anywhere(pair, speech, chunk_ms):
+    """A stream gives NeMo's tokens however the waveform is split."""
     native, nemo = pair(chunk_ms)
     waveform = speech[20000:68000]
-    expected = said(nemo.transcribe([waveform])[0])
+    expected = token_frames(nemo.transcribe([waveform])[0])
     assert len(expected) > 3
 
     @settings(max_examples=15, deadline=None, database=None)
@@ -229,7 +231,7 @@ def test_any_split_of_a_waveform_into_feeds_gives_the_same_tokens_parity(pair, s
         with native.stream() as stream:
             for piece in np.split(waveform, sorted(cuts)):
                 stream.feed(piece)
-        assert said(stream.finish()) == expected
+        assert token_frames(stream.finish()) == expected
 
     check()
 
@@ -237,6 +239,7 @@ def test_any_split_of_a_waveform_into_feeds_gives_the_same_tokens_parity(pair, s
 @pytest.mark.skipif(not os.environ.get("FULL_NEMO"), reason="FULL_NEMO names no full-size checkpoint")
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_parity_of_the_full_size_checkpoint(speech, largest, chunk_ms):
+    """A checkpoint of the full size gives NeMo's results."""
     path = Path(os.environ["FULL_NEMO"])
     native, nemo = (
         Recognizer(path, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
@@ -249,5 +252,6 @@ def test_parity_of_the_full_size_checkpoint(speech, largest, chunk_ms):
     assert largest("encoder, full size", float((ours - expected[0].T[: len(ours)]).abs().max())) < BOUND
 
 
-def test_the_contexts_are_those_of_the_published_checkpoint():
+def test_contexts_are_those_of_the_published_checkpoint():
+    """The chunk lengths of the tests are those of the published checkpoint."""
     assert [(right + 1) * 80 for _, right in ATT_CONTEXT_SIZES] == sorted(CHUNKS, reverse=True)

@@ -11,8 +11,7 @@ from ..checkpoint.hub import NEEDS_HUB, find_checkpoint, is_hub_id
 from ..errors import SetupError, first_line
 from ..host.program import command
 from ..host.provenance import sha256
-from .finding import OK, PROBLEM, Context, Finding, try_import
-from .privacy import anonymous
+from .finding import OK, PROBLEM, Context, Finding, anonymous, try_import
 
 REPLACE = "download it again, or name another one: --model_path M.nemo"
 
@@ -23,15 +22,12 @@ def checkpoint(context: Context) -> list[Finding]:
         path = find(context)
         config = read_config(path)
     except SetupError as error:
-        fix = REPLACE
-        if is_hub_id(context.path):
-            fix = f"{command()} --model_path {context.path}   (downloads it)"
+        fix = f"{command()} --model_path {context.path}   (downloads it)" if is_hub_id(context.path) else REPLACE
         return [Finding(PROBLEM, without_folders(context, error), fix)]
     lengths = ", ".join(str(ms) for ms in sorted(config.contexts))
     chunks = f"chunks of {lengths} ms" if lengths else "for whole recordings"
-    model_class = config.target.rpartition(".")[2]
-    size = f"{path.stat().st_size:,} bytes"
-    return [Finding(OK, f"{path.name}: {model_class}, {chunks}, {size}"), Finding(OK, f"SHA-256 {sha256(path)}")]
+    found = f"{path.name}: {config.target.rpartition('.')[2]}, {chunks}, {path.stat().st_size:,} bytes"
+    return [Finding(OK, found), Finding(OK, f"SHA-256 {sha256(path)}")]
 
 
 def find(context: Context) -> Path:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import platform
+import runpy
 import shutil
 import sys
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from ..host.packages import CLONE, bundled, fits, install_command, installed, needed
 from ..host.program import command
-from .finding import GB, OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding, try_import
-from .privacy import error_text
+from .finding import GB, OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding, error_text, try_import
 
 PYTHONS = ((3, 10), (3, 13))
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3")
 MIN_DISK = 0.1 * GB
+REINSTALL = "pip install --force-reinstall"
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
+NO_NEMO = "not installed: only --engine nemo, --precision_compare and other model classes need it"
 
 
 def python(_: Context) -> list[Finding]:
     """Check the version of Python."""
     libc = " ".join(platform.libc_ver())
-    system = f"{platform.machine()}, {platform.system()} {platform.release()}, {libc}"
-    found = f"{platform.python_version()} on {system}"
+    found = f"{platform.python_version()} on {platform.machine()}, {platform.system()} {platform.release()}, {libc}"
     if PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         return [Finding(OK, found)]
     return [Finding(PROBLEM, f"{found}: 3.10 to 3.13 are supported", f"deactivate; {SETUP}")]
@@ -43,23 +46,18 @@ def packages(context: Context) -> list[Finding]:
         nemos = [r for r in needed("nemo") if r.name != "nemo-toolkit"] if with_nemo else []
     except ModuleNotFoundError:
         return [Finding(PROBLEM, "neither pip nor packaging is installed, so no other package can be", SETUP)]
-    unfit = [r for r in (*native, *nemos) if not fits(r)]
-    if not unfit:
-        count = len(native) + len(nemos)
-        engines = "NeMo and the native engine need" if with_nemo else "the native engine needs"
-        return [Finding(OK, f"all {count} packages that {engines} are installed in supported versions")]
+    fix = install_command("nemo") if with_nemo else SETUP
     findings = []
-    missing = {r.name for r in unfit if installed(r.name) is None}
-    nemo_fix = install_command("nemo")
-    if names := ", ".join(r.name for r in native if r.name in missing):
-        findings.append(Finding(PROBLEM, f"not installed: {names}", SETUP))
-    if names := ", ".join(r.name for r in nemos if r.name in missing):
-        findings.append(context.without_nemo_part(f"not installed: {names}; NeMo needs them", nemo_fix))
-    others = [f"{r.name} {installed(r.name)} (not {r.specifier})" for r in unfit if r.name not in missing]
-    if others:
-        fix = nemo_fix if with_nemo else SETUP
-        findings.append(context.without_nemo_part(f"unsupported versions: {', '.join(others)}", fix))
-    return findings
+    if names := [r.name for r in native if not installed(r.name)]:
+        findings.append(Finding(PROBLEM, f"not installed: {', '.join(names)}", fix))
+    if names := [r.name for r in nemos if not installed(r.name)]:
+        findings.append(context.without_nemo_part(f"not installed: {', '.join(names)}; NeMo needs them", fix))
+    unfit = [r for r in (*native, *nemos) if installed(r.name) and not fits(r)]
+    if names := [f"{r.name} {installed(r.name)} (not {r.specifier})" for r in unfit]:
+        findings.append(context.without_nemo_part(f"unsupported versions: {', '.join(names)}", fix))
+    engines = "NeMo and the native engine need" if with_nemo else "the native engine needs"
+    fine = f"all {len(native) + len(nemos)} packages that {engines} are installed in supported versions"
+    return findings or [Finding(OK, fine)]
 
 
 def torch(_: Context) -> list[Finding]:
@@ -70,47 +68,46 @@ def torch(_: Context) -> list[Finding]:
     module: Any = try_import("torch")
     if isinstance(module, Exception):
         release, build = version.partition("+")[::2]
-        fix = f"pip install --force-reinstall torch=={release}"
-        if build == "cpu":
-            fix += f"+cpu --index-url {CPU_BUILDS}"
-        return [Finding(PROBLEM, f"{version} cannot be imported: {error_text(module)}", fix)]
+        which = f"{version} --index-url {CPU_BUILDS}" if build == "cpu" else release
+        return [Finding(PROBLEM, f"{version} cannot be imported: {error_text(module)}", f"{REINSTALL} torch=={which}")]
     cuda = module.version.cuda
-    build = f"CUDA {cuda}" if cuda else "no CUDA"
-    found = f"{module.__version__}, {build}"
-    tested = next(r.specifier for r in needed() if r.name == "torch")
-    if tested.contains(module.__version__, prereleases=True):
-        return [Finding(OK, found)]
-    return [Finding(WARNING, f"{found}: tested versions are {tested}", SETUP)]
+    found = f"{module.__version__}, CUDA {cuda}" if cuda else f"{module.__version__}, no CUDA"
+    if tested := _other_versions("torch"):
+        return [Finding(WARNING, f"{found}: tested versions are {tested}", SETUP)]
+    return [Finding(OK, found)]
+
+
+def nemo(context: Context) -> list[Finding]:
+    """Check that NeMo is installed if it was requested, and its version."""
+    version = installed("nemo-toolkit")
+    fix = install_command("nemo")
+    if version is None and context.engine == "nemo":
+        return [Finding(PROBLEM, NO_NEMO, fix)]
+    if version is None:
+        return [Finding(OK, f"{NO_NEMO} ({fix})")]
+    if tested := _other_versions("nemo-toolkit", "nemo"):
+        return [context.without_nemo_part(f"{version}: tested versions are {tested}", fix)]
+    return [Finding(OK, version)]
+
+
+def _other_versions(package: str, extra: str = "") -> str:
+    """Return the tested versions of a package if the installed one is none of them, else nothing."""
+    requirement = next(r for r in needed(extra) if r.name == package)
+    return "" if fits(requirement) else str(requirement.specifier)
 
 
 def triton(context: Context) -> list[Finding]:
     """Check that triton's patches are applied."""
-    patcher = _load_patcher()
-    folder = patcher.find_triton()
-    if folder is None:
-        return [Finding(OK, "not installed: nothing to patch")]
-    version = installed("triton") or installed("triton-ascend") or "of unknown version"
-    found = version
-    applied = True
-    for number, (path, texts) in enumerate(patcher.survey(folder).values(), 1):
-        state = "does not fit this version"
-        if texts:
-            state = "applied" if path.read_text() == texts[1] else "not applied"
-        found += f", patch {number} ({path.parent.name}) {state}"
-        applied &= state == "applied"
-    if applied:
+    version = installed("triton") or installed("triton-ascend")
+    report = io.StringIO()
+    with redirect_stdout(report), redirect_stderr(report):
+        script = runpy.run_path(str(bundled("patches") / "apply.py"))  # in a clone it is in no package
+        exit_code = script["main"](["--check"])
+    found = "; ".join([*filter(None, [version]), *report.getvalue().splitlines()])
+    if exit_code == 0:
         return [Finding(OK, found)]
     fix = "python patches/apply.py" if CLONE else "python -m nemotron_npu.patches.apply"
     return [context.without_npu_part(found, fix)]
-
-
-def _load_patcher() -> Any:
-    """Return ``patches/apply.py``, which is not in a package in a clone."""
-    spec = importlib.util.spec_from_file_location("apply", bundled("patches") / "apply.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def nv_one_logger(_: Context) -> list[Finding]:
@@ -126,21 +123,6 @@ def nv_one_logger(_: Context) -> list[Finding]:
     return [Finding(OK, "the mock, which records and sends nothing")]
 
 
-def nemo(context: Context) -> list[Finding]:
-    """Check that NeMo is installed if it was requested, and its version."""
-    version = installed("nemo-toolkit")
-    fix = install_command("nemo")
-    if version is None:
-        found = "not installed: only --engine nemo, --precision_compare and other model classes need it"
-        if context.engine == "nemo":
-            return [Finding(PROBLEM, found, fix)]
-        return [Finding(OK, f"{found} ({fix})")]
-    requirement = next(r for r in needed("nemo") if r.name == "nemo-toolkit")
-    if fits(requirement):
-        return [Finding(OK, version)]
-    return [context.without_nemo_part(f"{version}: tested versions are {requirement.specifier}", fix)]
-
-
 def audio(_: Context) -> list[Finding]:
     """Check the audio libraries, which are compiled; soundfile may load the system's libsndfile."""
     libraries: dict[str, Any] = {name: try_import(name) for name in ("soundfile", "soxr")}
@@ -148,19 +130,15 @@ def audio(_: Context) -> list[Finding]:
         if isinstance(library, ModuleNotFoundError):
             return [Finding(SKIPPED, name)]
         if isinstance(library, Exception):
-            return [Finding(PROBLEM, f"{name} cannot be imported: {error_text(library)}", _reinstall(name))]
+            found = f"{name} cannot be imported: {error_text(library)}"
+            return [Finding(PROBLEM, found, f"{REINSTALL} --no-deps {name}")]
     soundfile, soxr = libraries.values()
     readable = {name.lower() for name in (*soundfile.available_formats(), *soundfile.available_subtypes("OGG"))}
     formats = ", ".join(name for name in FORMATS if name in readable)
-    lacking = ", ".join(name for name in FORMATS if name not in readable)
     found = f"libsndfile {soundfile.__libsndfile_version__} reads {formats}"
-    if lacking:
-        return [Finding(WARNING, f"{found}, but not {lacking}", _reinstall("soundfile"))]
+    if lacking := ", ".join(name for name in FORMATS if name not in readable):
+        return [Finding(WARNING, f"{found}, but not {lacking}", f"{REINSTALL} --no-deps soundfile")]
     return [Finding(OK, f"{found}; soxr {soxr.__version__} resamples")]
-
-
-def _reinstall(package: str) -> str:
-    return f"pip install --force-reinstall --no-deps {package}"
 
 
 def disk(context: Context) -> list[Finding]:
@@ -171,20 +149,15 @@ def disk(context: Context) -> list[Finding]:
         here = Finding(WARNING, "this folder is not writable", f"{command()} --output_dir DIR ...")
     elif free < MIN_DISK:
         here = Finding(WARNING, here.found, "df -h .")
-    return [_temporary_files(context), here]
-
-
-def _temporary_files(context: Context) -> Finding:
     fix = "export TMPDIR=/a/folder/with/space"
-    checkpoint = Path(context.path).expanduser()
-    unpacked = checkpoint.stat().st_size if context.engine == "nemo" and checkpoint.is_file() else 0
     try:
         free = shutil.disk_usage(tempfile.gettempdir()).free
     except FileNotFoundError:
-        return context.without_nemo_part("no folder for temporary files is writable", fix)
+        return [context.without_nemo_part("no folder for temporary files is writable", fix), here]
     found = f"{free / GB:.1f} GB free for temporary files"
-    if free >= unpacked + MIN_DISK:
-        return Finding(OK, found)
-    if unpacked:
-        found += f", where NeMo unpacks {unpacked / GB:.1f} GB"
-    return context.without_nemo_part(found, fix)
+    checkpoint = Path(context.path).expanduser()
+    if context.engine == "nemo" and checkpoint.is_file():
+        free -= checkpoint.stat().st_size
+        found += f", where NeMo unpacks {checkpoint.stat().st_size / GB:.1f} GB"
+    temporary = Finding(OK, found) if free >= MIN_DISK else context.without_nemo_part(found, fix)
+    return [temporary, here]

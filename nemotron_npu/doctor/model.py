@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..audio import read_audio, sine
-from ..checkpoint.load import read_weights
+from ..checkpoint.weights import read_weights
 from ..device import choose_device, traits_of
 from ..engine import ModelOptions
 from ..errors import SetupError, Unsupported
 from ..host.packages import can_import, install_command
 from ..host.program import command
+from ..precision.metrics import difference
 from ..precision.tolerances import TOLERANCES
 from ..recognizer import Recognizer, load_recognizer
 from ..transcript import Transcript
 from .checkpoint import REPLACE, find, without_folders
-from .finding import OK, PROBLEM, SKIPPED, WARNING, Context, Finding
-from .privacy import error_text
+from .finding import OK, PROBLEM, SKIPPED, WARNING, Context, Finding, error_text
 
 DEMO_WORDS = "three one four one five nine two six"
 BLOCK_SAMPLES = 1600  # 0.1 s, which a live stream gets in one call
@@ -29,7 +28,7 @@ BLOCK_SAMPLES = 1600  # 0.1 s, which a live stream gets in one call
 def engine(context: Context) -> list[Finding]:
     """Load the native engine on the CPU."""
     try:
-        recognizer = _reference(context)
+        context.reference = Recognizer(find(context), torch.device("cpu"))
     except Unsupported as reason:
         found = f"the native engine does not support {error_text(reason)}"
         if can_import("nemo"):
@@ -37,32 +36,22 @@ def engine(context: Context) -> list[Finding]:
         return [Finding(PROBLEM, f"{found}, and NeMo is not installed", install_command("nemo"))]
     except SetupError as error:
         return [Finding(PROBLEM, without_folders(context, error), REPLACE)]
-    weights = read_weights(find(context))
-    dtypes = dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in weights.values())
-    saved = " and ".join(dtypes)
-    return [Finding(OK, f"{recognizer.parameters:,} parameters, saved in {saved}: the native engine runs it")]
-
-
-def _reference(context: Context) -> Recognizer:
-    """Return the native engine on the CPU, loaded once; raises SetupError or Unsupported."""
-    if context.reference is None:
-        context.reference = Recognizer(find(context), torch.device("cpu"))
-    return context.reference
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in read_weights(find(context)).values()}
+    saved = " and ".join(sorted(dtypes))
+    return [Finding(OK, f"{context.reference.parameters:,} parameters, saved in {saved}: the native engine runs it")]
 
 
 def forward_pass(context: Context) -> list[Finding]:
     """Transcribe the bundled recording: compare a device, or NeMo, with the CPU; on the CPU, a stream with a file."""
     chosen, _ = choose_device(context.device)
-    try:
-        reference = _reference(context)
-    except Unsupported:
+    if context.reference is None:
         return [Finding(SKIPPED, "engine")]
     speech = read_audio(str(context.clip)) if context.clip.exists() else sine()
     try:
         if traits_of(chosen).is_host and context.engine == "native":
-            equal, found = _compare_stream(context, reference, speech)
+            equal, found = _compare_stream(context, context.reference, speech)
         else:
-            equal, found = _compare_device(context, chosen, reference, speech)
+            equal, found = _compare_device(context, context.reference, speech)
     except Exception as error:  # an operator that the device lacks, values that are not finite ...
         equal = False
         found = f"fails on {chosen}: {type(error).__name__}: {without_folders(context, error)}"
@@ -74,7 +63,7 @@ def forward_pass(context: Context) -> list[Finding]:
 def _compare_stream(context: Context, recognizer: Recognizer, speech: np.ndarray) -> tuple[bool, str]:
     """Compare the transcript of a file with the expected words, and with that of a live stream."""
     began = time.perf_counter()
-    transcript = _transcribe(recognizer, speech)
+    (transcript,) = recognizer.transcribe([speech])
     seconds = time.perf_counter() - began
     if context.model_path is None and context.clip.exists() and transcript.text != DEMO_WORDS:
         return False, f"the CPU transcribes {transcript.text!r} instead of {DEMO_WORDS!r}"
@@ -89,29 +78,20 @@ def _compare_stream(context: Context, recognizer: Recognizer, speech: np.ndarray
     return equal, f"{found}; a live stream gives {verdict}"
 
 
-def _compare_device(
-    context: Context, chosen: torch.device, reference: Recognizer, speech: np.ndarray
-) -> tuple[bool, str]:
+def _compare_device(context: Context, reference: Recognizer, speech: np.ndarray) -> tuple[bool, str]:
     """Compare encoder output and tokens of device and engine with those of the native engine on the CPU."""
-    options = ModelOptions(context.engine)
-    candidate = load_recognizer(find(context), chosen, options=options, announce=lambda _: None)
-    ours = candidate.encode(*candidate.preprocess([speech]))[0].float().cpu()
-    theirs = reference.encode(*reference.preprocess([speech]))[0]
-    difference = (ours - theirs).abs()
-    percent = float(100 * difference.sum() / theirs.abs().sum())
-    expected = _tokens(_transcribe(reference, speech))
-    equal = _tokens(_transcribe(candidate, speech)) == expected
-    verdict = "equal" if equal else "not equal"
+    chosen, _ = choose_device(context.device)
+    candidate = load_recognizer(find(context), chosen, options=ModelOptions(context.engine), announce=lambda _: None)
+    engines = (candidate, reference)
+    encoded = [engine.encode(*engine.preprocess([speech]))[0].float().cpu() for engine in engines]
+    error = difference(*encoded)
+    ours, theirs = (_tokens(engine.transcribe([speech])[0]) for engine in engines)
+    verdict = "equal" if ours == theirs else "not equal"
     found = (
         f"encoder of {chosen} ({context.engine}) against the CPU (native): largest difference "
-        f"{float(difference.max()):.2g} ({percent:.2g} %), {len(expected)} tokens {verdict}"
+        f"{error.max_error:.2g} ({error.relative_error_percent:.2g} %), {len(theirs)} tokens {verdict}"
     )
-    return equal and percent <= TOLERANCES["float32"].encoder, found  # False for NaN
-
-
-def _transcribe(recognizer: Any, speech: np.ndarray) -> Transcript:
-    (transcript,) = recognizer.transcribe([speech])
-    return transcript
+    return ours == theirs and error.relative_error_percent <= TOLERANCES["float32"].encoder, found  # False for NaN
 
 
 def _tokens(transcript: Transcript) -> list[tuple[int, int]]:

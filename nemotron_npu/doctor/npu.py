@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from contextlib import suppress
 
 from ..host import ascend
 from ..host.packages import install_command, installed
-from .finding import OK, PROBLEM, SETUP, WARNING, Context, Finding, try_import
-from .privacy import error_text
+from .finding import OK, PROBLEM, SETUP, WARNING, Context, Finding, error_text, try_import
 
 CANN_DOWNLOAD = "https://www.hiascend.com/cann/download"
 DRIVER_DOWNLOAD = "https://www.hiascend.com/hardware/firmware-drivers"
+GET_DRIVER = f"{DRIVER_DOWNLOAD} has it"
 PINNED_TORCH_NPU = "2.9.0"  # requirements-npu.txt installs it
-TOOL_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/local/Ascend/driver/tools")  # of npu-smi
+TOOL_FOLDERS = "/usr/local/sbin:/usr/local/bin:/usr/local/Ascend/driver/tools"  # of npu-smi
 CONTAINER = """\
 docker run --device /dev/davinci0 --device /dev/davinci_manager --device /dev/hisi_hdc \\
   --device /dev/devmm_svm -v /usr/local/Ascend/driver:/usr/local/Ascend/driver ..."""
@@ -27,8 +28,8 @@ def torch_npu(context: Context) -> list[Finding]:
     if not version:
         return [context.without_npu_part("not installed", install_command("npu"))]
     state = PROBLEM if context.asks_npu else WARNING
-    release = ".".join(sys.modules["torch"].__version__.partition("+")[0].split(".")[:3])
-    if version.split("+")[0].split(".")[:3] != release.split("."):
+    release = sys.modules["torch"].__version__.partition("+")[0]
+    if not version.startswith(release):
         return [Finding(state, f"{version} is not for torch {release}", f"pip install 'torch-npu=={release}.*'")]
     module = try_import("torch_npu")
     if not isinstance(module, Exception):
@@ -38,7 +39,7 @@ def torch_npu(context: Context) -> list[Finding]:
     fix = f"source {script}" if script else _download_cann(version)
     if not context.asks_npu:
         found += ": CPU only"
-        if not context.has_npu:
+        if not ascend.is_here():
             fix += "\npip uninstall torch-npu   (if this machine has no NPU)"
     return [Finding(state, found, fix)]
 
@@ -46,20 +47,19 @@ def torch_npu(context: Context) -> list[Finding]:
 def cann(context: Context) -> list[Finding]:
     """Check that CANN is loaded, and that it is the version that torch_npu is made for."""
     script = ascend.find_cann()
-    loaded = ascend.cann_is_loaded()
     version = ascend.cann_version(script)
     torch_npu = installed("torch-npu")
-    made_for = ascend.CANN_OF.get(torch_npu or "")
-    if not script and not loaded:
-        return [context.without_npu_part("not found", _download_cann(torch_npu))]
-    if not loaded:
-        found = version or "found"
-        return [context.without_npu_part(f"{found}, but its variables are not set in this shell", f"source {script}")]
-    if version and made_for and not version.startswith(made_for):
-        found = f"{version}, loaded; torch_npu {torch_npu} is made for CANN {made_for}"
+    made_for = ascend.CANN_OF.get(torch_npu or "", "")
+    if ascend.cann_is_loaded():
+        found = f"{version or 'of unknown version'}, loaded"
+        if not version or version.startswith(made_for):
+            return [Finding(OK, found)]
+        found += f"; torch_npu {torch_npu} is made for CANN {made_for}"
         return [Finding(WARNING, found, f"{CANN_DOWNLOAD} has CANN {made_for}")]
-    known = version or "of unknown version"
-    return [Finding(OK, f"{known}, loaded")]
+    if not script:
+        return [context.without_npu_part("not found", _download_cann(torch_npu))]
+    found = f"{version or 'found'}, but its variables are not set in this shell"
+    return [context.without_npu_part(found, f"source {script}")]
 
 
 def _download_cann(torch_npu: str | None) -> str:
@@ -73,59 +73,52 @@ def driver(context: Context) -> list[Finding]:
     version = ascend.driver_version()
     firmware = ascend.field(ascend.FIRMWARE, "version")
     if not (version and firmware):  # a container seldom has the version files
-        board = _board(context)
+        board = {}
+        if isinstance(context.smi, list) and context.smi:
+            with suppress(ascend.SmiError):
+                lines = ascend.npu_smi("info", "-t", "board", "-i", str(context.smi[0].card))
+                board = dict(re.findall(r"^\s*(.+?)\s*:\s*(.*)", lines, re.MULTILINE))
         version = version or board.get("Software Version")
         firmware = firmware or board.get("Firmware Version")
     if not version:
-        return [context.without_npu_part("not installed", f"{DRIVER_DOWNLOAD} has it")]
-    if firmware and ascend.firmware_fits(firmware) is False:
-        allowed = ascend.field(ascend.DRIVER, "compatible_version_fw")
-        found = f"driver {version} does not work with firmware {firmware}, but with {allowed}"
-        return [context.without_npu_part(found, f"{DRIVER_DOWNLOAD} has both; then: sudo reboot")]
-    firmware = firmware or "unknown"
-    return [Finding(OK, f"{version}, firmware {firmware}")]
-
-
-def _board(context: Context) -> dict[str, str]:
-    """Return the fields that npu-smi prints of the first card."""
-    if isinstance(context.smi, list) and context.smi:
-        with suppress(ascend.SmiError):
-            lines = ascend.npu_smi("info", "-t", "board", "-i", str(context.smi[0].card)).splitlines()
-            fields = [line.partition(":") for line in lines]
-            return {name.strip(): value.strip() for name, _, value in fields}
-    return {}
+        return [context.without_npu_part("not installed", GET_DRIVER)]
+    if not firmware:
+        return [Finding(OK, f"{version}, firmware unknown")]
+    if ascend.firmware_fits(firmware) is not False:  # None: the driver names none
+        return [Finding(OK, f"{version}, firmware {firmware}")]
+    allowed = ascend.field(ascend.DRIVER, "compatible_version_fw")
+    found = f"driver {version} does not work with firmware {firmware}, but with {allowed}"
+    return [context.without_npu_part(found, f"{DRIVER_DOWNLOAD} has both; then: sudo reboot")]
 
 
 def npus(context: Context) -> list[Finding]:
     """Check that this user can use the NPUs, and report their names, health and free memory."""
     if not shutil.which("npu-smi"):
-        folder = next((folder for folder in TOOL_FOLDERS if os.access(f"{folder}/npu-smi", os.X_OK)), None)
-        fix = f"export PATH=$PATH:{folder}" if folder else f"{DRIVER_DOWNLOAD} has it"
+        tool = shutil.which("npu-smi", path=TOOL_FOLDERS)
+        fix = f"export PATH=$PATH:{os.path.dirname(tool)}" if tool else GET_DRIVER
         return [context.without_npu_part("npu-smi is not on PATH", fix)]
     findings = []
     manager = ascend.DEVICES / "davinci_manager"
     if manager.exists() and not os.access(manager, os.R_OK | os.W_OK):
         fix = "sudo usermod -aG HwHiAiUser $USER   (then log in again)"
         findings.append(context.without_npu_part("this user may not open the NPUs' devices", fix))
-    chips = context.smi
-    if isinstance(chips, ascend.SmiError):
-        fix = CONTAINER
-        if manager.exists():
-            fix = "sudo reboot   (after an update of the driver, or if a card hangs)"
-        return [*findings, context.without_npu_part(error_text(chips), fix)]
-    if not chips:
+    if isinstance(context.smi, ascend.SmiError):
+        fix = "sudo reboot   (after an update of the driver, or if a card hangs)" if manager.exists() else CONTAINER
+        return [*findings, context.without_npu_part(error_text(context.smi), fix)]
+    if not context.smi:
         findings.append(context.without_npu_part("npu-smi info lists no NPU in a known format", "npu-smi info"))
-    healthy = [chip for chip in chips if chip.health == "OK"]
-    for name in dict.fromkeys(chip.name for chip in healthy):
-        findings.append(_healthy([chip for chip in healthy if chip.name == name]))
-    return findings + [_unhealthy(context, chip) for chip in chips if chip.health != "OK"]
+    healthy: dict[str, list[ascend.Npu]] = {}
+    for chip in context.smi:
+        if chip.health == "OK":
+            healthy.setdefault(chip.name, []).append(chip)
+    findings += [_healthy(chips) for chips in healthy.values()]
+    return findings + [_unhealthy(context, chip) for chip in context.smi if chip.health != "OK"]
 
 
 def _healthy(chips: list[ascend.Npu]) -> Finding:
     """Report chips of one name, with the free memory of the fullest."""
     found = f"{len(chips)} x {chips[0].name}, health OK"
-    sizes = [(chip.total - (chip.used or 0), chip.total) for chip in chips if chip.total]
-    if sizes:
+    if sizes := [(chip.total - (chip.used or 0), chip.total) for chip in chips if chip.total]:
         free, total = min(sizes)
         found += f", {free / 1024:.1f} of {total / 1024:.1f} GB free"
         if len(chips) > 1:
@@ -138,8 +131,8 @@ def _healthy(chips: list[ascend.Npu]) -> Finding:
 
 def _unhealthy(context: Context, chip: ascend.Npu) -> Finding:
     found = f"card {chip.card}, chip {chip.chip}: {chip.name}, health {chip.health}"
-    fix = f"npu-smi info -t health -i {chip.card} -c {chip.chip}   (shows the reason)"
+    show = f"npu-smi info -t health -i {chip.card} -c {chip.chip}   (shows the reason)"
+    reset = f"sudo npu-smi set -t reset -i {chip.card} -c {chip.chip}   (stops what runs there)"
     if chip.health == "Warning":
-        return Finding(WARNING, found, fix)
-    fix += f"\nsudo npu-smi set -t reset -i {chip.card} -c {chip.chip}   (stops what runs there)"
-    return context.without_npu_part(found, fix)
+        return Finding(WARNING, found, show)
+    return context.without_npu_part(found, f"{show}\n{reset}")

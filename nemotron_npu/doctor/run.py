@@ -20,25 +20,23 @@ from multiprocessing.connection import Connection
 
 from ..host.program import command
 from . import environment, npu
-from .finding import OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding
-from .privacy import error_text, private
+from .finding import OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding, error_text, private
 
 TIMEOUT_SECONDS = 300  # for one check; an NPU compiles each operator at its first call
 EXIT_CODES = {OK: 0, WARNING: 1, PROBLEM: 2}
 COLORS = {OK: "32", WARNING: "33", PROBLEM: "31"}
 WIDTH, INDENT, STATE_WIDTH = 100, 23, 9
-Function = Callable[[Context], list[Finding]]
 
 
 @dataclass(frozen=True)
 class Check:
     """A check, and the names of those that must have found no problem before it can run."""
 
-    run: Function
+    run: Callable[[Context], list[Finding]]
     needs: tuple[str, ...] = ()
 
 
-def late(module: str, name: str) -> Function:
+def late(module: str, name: str) -> Callable[[Context], list[Finding]]:
     """Return a check whose module is imported when it runs, in the child: that may fail, hang or crash."""
     return lambda context: getattr(import_module(f".{module}", __package__), name)(context)
 
@@ -50,6 +48,7 @@ CHECKS = {
     "torch_npu": Check(npu.torch_npu, needs=("torch",)),
     "device": Check(late("device", "device"), needs=("torch", "torch_npu")),
     "dtypes": Check(late("device", "dtypes"), needs=("device",)),
+    "arithmetic": Check(late("device", "arithmetic"), needs=("device",)),
     "CANN": Check(npu.cann),
     "driver": Check(npu.driver),
     "NPUs": Check(npu.npus),
@@ -61,7 +60,6 @@ CHECKS = {
     "checkpoint": Check(late("checkpoint", "checkpoint")),
     "memory": Check(late("device", "memory"), needs=("torch", "checkpoint")),
     "engine": Check(late("model", "engine"), needs=("torch", "audio", "checkpoint")),
-    "arithmetic": Check(late("device", "arithmetic"), needs=("device",)),
     "forward pass": Check(late("model", "forward_pass"), needs=("device", "engine")),
 }
 
@@ -69,9 +67,7 @@ CHECKS = {
 def doctor(context: Context, write: Callable[[str], None], *, as_json: bool, debug: bool) -> int:
     """Run all checks and pass the report to ``write``; return the exit code: 0 ok, 1 warnings, 2 problems.
 
-    As text each finding is written as soon as it is known.  JSON is one object at the end: ``state``, the worst of
-    all; ``summary`` in words; the numbers of ``problems`` and ``warnings``; ``findings``, each with ``name``,
-    ``state``, ``found`` and ``mend``.
+    As text each finding is written as soon as it is known.  JSON is one object at the end.
     """
     findings = []
     colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -81,13 +77,14 @@ def doctor(context: Context, write: Callable[[str], None], *, as_json: bool, deb
             write(show(finding, colored=colored))
     states = [finding.state for finding in findings]
     worst = max(states, key=EXIT_CODES.__getitem__, default=OK)
-    counts = {state: states.count(state) for state in (PROBLEM, WARNING) if state in states}
-    summary = ", ".join(f"{n} {state}" if n == 1 else f"{n} {state}s" for state, n in counts.items()) or "all is well"
+    counts = {state: states.count(state) for state in (PROBLEM, WARNING)}
+    parts = [f"{n} {state}" if n == 1 else f"{n} {state}s" for state, n in counts.items() if n]
+    summary = ", ".join(parts) or "all is well"
     document = {
         "state": worst,
         "summary": summary,
-        "problems": states.count(PROBLEM),
-        "warnings": states.count(WARNING),
+        "problems": counts[PROBLEM],
+        "warnings": counts[WARNING],
         "findings": [{"name": f.name, "state": f.state, "found": f.found, "mend": f.fix} for f in findings],
     }
     write(json.dumps(document, indent=1, ensure_ascii=False) if as_json else summary)
@@ -96,13 +93,13 @@ def doctor(context: Context, write: Callable[[str], None], *, as_json: bool, deb
 
 def show(finding: Finding, *, colored: bool = False) -> str:
     """Return a finding as lines of at most ``WIDTH`` columns; commands are not wrapped."""
-    state = finding.state.ljust(STATE_WIDTH)
-    if colored:
-        state = state.replace(finding.state, f"\033[{COLORS[finding.state]}m{finding.state}\033[0m")
-    lines = textwrap.wrap(finding.found, WIDTH - INDENT, break_on_hyphens=False) or [""]
-    text = state + finding.name.ljust(INDENT - STATE_WIDTH) + ("\n" + " " * INDENT).join(lines)
+    head = finding.state.ljust(STATE_WIDTH) + finding.name.ljust(INDENT - STATE_WIDTH)
+    wrapper = textwrap.TextWrapper(WIDTH, head, " " * INDENT, break_on_hyphens=False)
+    text = wrapper.fill(finding.found)
     if finding.fix:
-        text += f"\n{' ' * STATE_WIDTH}-> " + finding.fix.replace("\n", "\n" + " " * (STATE_WIDTH + 3))
+        text += f"\n{'->':>{STATE_WIDTH + 2}} " + finding.fix.replace("\n", "\n" + " " * (STATE_WIDTH + 3))
+    if colored:
+        return f"\033[{COLORS[finding.state]}m{finding.state}\033[0m" + text.removeprefix(finding.state)
     return text
 
 
@@ -113,7 +110,6 @@ def examine(context: Context, *, debug: bool = False) -> Iterator[Finding]:
     while left:
         for findings in _run_in_child(context, list(left), debug=debug):
             name = left.pop(0)
-            _record(context, name, findings)
             for finding in findings:
                 if finding.state == SKIPPED:
                     unmet[name] = unmet.get(finding.found, finding.found)
@@ -124,15 +120,10 @@ def examine(context: Context, *, debug: bool = False) -> Iterator[Finding]:
         yield Finding(WARNING, f"{names}: needs {need}", f"see {need}, above" if need in CHECKS else SETUP, SKIPPED)
 
 
-def _record(context: Context, name: str, findings: list[Finding]) -> None:
-    if all(finding.state in (OK, WARNING) for finding in findings):
-        context.usable.add(name)
-
-
 def _run_in_child(context: Context, names: list[str], *, debug: bool) -> Iterator[list[Finding]]:
-    """Run checks in a child process, until a check ends it or hangs: this is the last finding."""
+    """Run checks in a child process; yield the findings of each, up to the check that ends the process or hangs."""
     receiving, sending = multiprocessing.Pipe(duplex=False)
-    child = os.fork()
+    child = os.fork()  # Python waits at its end for a multiprocessing.Process, even for one that hangs in a driver
     if not child:
         _work(context, names, sending, debug=debug)
     sending.close()
@@ -141,27 +132,21 @@ def _run_in_child(context: Context, names: list[str], *, debug: bool) -> Iterato
             if not receiving.poll(TIMEOUT_SECONDS):
                 yield [_stopped(name, f"no answer within {TIMEOUT_SECONDS} s")]
                 return
-            try:
-                findings = receiving.recv()
-            except (EOFError, OSError):  # closed between messages, or within one
-                yield [_stopped(name, _describe_exit(os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)))]
-                return
+            findings, context.usable = receiving.recv()
             yield findings
+    except (EOFError, OSError):  # closed between messages, or within one
+        yield [_stopped(name, f"ended the process with {_exit(child)}")]
     finally:
         receiving.close()
         os.kill(child, signal.SIGKILL)  # without waiting: a driver call that hangs cannot be killed
 
 
-def _stopped(name: str, found: str) -> Finding:
-    return Finding(PROBLEM, found, f"{command()} --doctor --debug   (shows more)", name)
-
-
-def _describe_exit(child: os.waitid_result | None) -> str:
-    assert child
-    if child.si_code == os.CLD_EXITED:
-        return f"ended the process with exit code {child.si_status}"
-    name = signal.Signals(child.si_status).name
-    return f"ended the process with {name}: out of memory?" if name == "SIGKILL" else f"ended the process with {name}"
+def _exit(child: int) -> str:
+    end = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # still a process, for the kill that follows
+    assert end
+    if end.si_code == os.CLD_EXITED:
+        return f"exit code {end.si_status}"
+    return signal.Signals(end.si_status).name.replace("SIGKILL", "SIGKILL: out of memory?")
 
 
 def _work(context: Context, names: list[str], sending: Connection, *, debug: bool) -> None:
@@ -173,27 +158,29 @@ def _work(context: Context, names: list[str], sending: Connection, *, debug: boo
         if not debug:  # libraries write to both
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        if "torch" in sys.modules:  # imported by the tests' fake npu: its threads are not in this process
-            sys.modules["torch"].set_num_threads(1)
         for name in names:
-            sending.send(run_check(context, name))
+            sending.send((run_check(context, name), context.usable))
     finally:
         os._exit(0)
 
 
 def run_check(context: Context, name: str) -> list[Finding]:
     """Run one check in this process; return its findings without anything private."""
-    check = CHECKS[name]
-    for need in check.needs:
+    for need in CHECKS[name].needs:
         if need not in context.usable:
             return [Finding(SKIPPED, need)]
     try:
-        findings = check.run(context)
+        findings = CHECKS[name].run(context)
     except ModuleNotFoundError as error:
         findings = [Finding(SKIPPED, error.name or "packages")]
     except Exception as error:
         traceback.print_exc()
         stopped = _stopped(name, f"the check failed: {type(error).__name__}: {error_text(error)}")
         findings = [replace(stopped, state=WARNING)]
-    _record(context, name, findings)
+    if all(finding.state in (OK, WARNING) for finding in findings):
+        context.usable.add(name)
     return [replace(f, name=name, found=private(f.found), fix=private(f.fix)) for f in findings]
+
+
+def _stopped(name: str, found: str) -> Finding:
+    return Finding(PROBLEM, found, f"{command()} --doctor --debug   (shows more)", name)

@@ -18,7 +18,7 @@ def no_ascend(tmp_path, monkeypatch, no_torch_npu):
         monkeypatch.delenv(name, raising=False)
     for name in ("DRIVER", "FIRMWARE", "DEVICES"):
         monkeypatch.setattr(ascend, name, tmp_path / "Ascend" / name.lower())
-    monkeypatch.setattr(npu, "TOOL_FOLDERS", ())
+    monkeypatch.setattr(npu, "TOOL_FOLDERS", "")
     monkeypatch.setattr(ascend, "find_cann", lambda: None)
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")

@@ -50,7 +50,7 @@ def test_packages_of_the_native_engine_are_always_needed(monkeypatch):
 
 def test_torch_that_is_missing_or_was_not_tested(monkeypatch):
     assert states(found("torch")) == ["ok"]
-    monkeypatch.setattr(environment, "needed", lambda: [Requirement("torch<2")])
+    monkeypatch.setattr(environment, "needed", lambda extra: [Requirement("torch<2")])
     assert states(found("torch")) == ["warning"]
     monkeypatch.setattr(environment, "installed", lambda package: None)
     assert states(found("torch")) == ["problem"]
@@ -65,15 +65,18 @@ def test_triton_reports_the_state_of_each_patch(tmp_path, monkeypatch, npu_smi):
     (root / "triton" / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(root))
     (finding,) = found("triton")
-    assert "patch 1 (backends) not applied, patch 2 (runtime) not applied" in finding.found
+    assert "triton/backends/__init__.py: original; triton/runtime/driver.py: original" in finding.found
     assert finding.state == "ok", "without an NPU it is not needed"
     npu_smi("")
     assert found("triton")[0].state == "warning" and found("triton")[0].fix == "python patches/apply.py"
     assert run_process(ROOT / "patches" / "apply.py", "--root", root).returncode == 0
     (finding,) = found("triton")
-    assert finding.state == "ok" and "patch 1 (backends) applied, patch 2 (runtime) applied" in finding.found
+    assert (
+        finding.state == "ok"
+        and "triton/backends/__init__.py: patched; triton/runtime/driver.py: patched" in finding.found
+    )
     (root / "triton" / "runtime" / "driver.py").write_text("something else")
-    assert "patch 2 (runtime) does not fit this version" in found("triton")[0].found
+    assert ".../driver.py: no patch fits this version" in found("triton")[0].found
 
 
 def test_nv_one_logger_is_real_or_the_mock(monkeypatch):

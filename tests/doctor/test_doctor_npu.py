@@ -14,8 +14,7 @@ import torch
 from doctors import NPU, found, states
 
 from nemotron_npu.doctor import npu
-from nemotron_npu.doctor.finding import Context
-from nemotron_npu.doctor.privacy import private
+from nemotron_npu.doctor.finding import Context, private
 from nemotron_npu.host import ascend
 
 # Atlas 800T A2, driver 25.2.0; an A3 has two chips on a card and numbers them; a 310P has DDR; all are of real hosts.
@@ -229,7 +228,7 @@ def test_npu_smi_that_cannot_be_run_or_is_not_on_path(npu_smi, tmp_path, monkeyp
     npu_smi("")
     (tmp_path / "bin" / "npu-smi").write_bytes(b"\x7fELF of another machine")
     assert "npu-smi: cannot be run" in found("NPUs", device=NPU)[0].found
-    monkeypatch.setattr(npu, "TOOL_FOLDERS", (str(tmp_path / "bin"),))
+    monkeypatch.setattr(npu, "TOOL_FOLDERS", str(tmp_path / "bin"))
     monkeypatch.setenv("PATH", "/usr/bin")
     assert found("NPUs", device=NPU)[0].fix == private(f"export PATH=$PATH:{tmp_path / 'bin'}")
 

@@ -1,4 +1,4 @@
-"""``doctor/device.py`` and ``model.py`` where there is an ``npu:0`` that computes, and where it computes wrong."""
+"""The doctor checks an ``npu:0`` that computes, and one that computes wrong values."""
 
 import fake_npu
 import pytest
@@ -28,6 +28,7 @@ def one(context, name):
 
 
 def test_npu_is_the_default_and_gives_the_tokens_of_the_cpu(contexts):
+    """The doctor finds the NPU by default, and that it gives the tokens of the CPU."""
     assert one(contexts[0], "torch_npu")[0] == "ok"
     assert one(contexts[0], "device")[:2] == ("ok", "npu:0: Ascend-fake (CPU)")
     state, text, _ = one(contexts[0], "forward pass")
@@ -35,6 +36,7 @@ def test_npu_is_the_default_and_gives_the_tokens_of_the_cpu(contexts):
 
 
 def test_npu_with_wrong_or_no_numbers_is_a_problem(contexts, monkeypatch):
+    """Wrong or NaN encoder output of the NPU is a problem with a fix."""
     step = Encoder.step
     for wrong in (0.5, float("nan")):
 
@@ -49,15 +51,17 @@ def test_npu_with_wrong_or_no_numbers_is_a_problem(contexts, monkeypatch):
 
 
 def test_operator_that_the_npu_lacks_is_a_problem(contexts, monkeypatch):
+    """An operator that the NPU lacks is a problem."""
     monkeypatch.setattr(fake_npu, "DENY", {"aten.mm", "aten.addmm", "aten.bmm"})
     state, text, _ = one(contexts[0], "forward pass")
     assert state == "problem" and text.startswith("fails on npu:0: ") and "not implemented on the npu" in text
 
 
 def test_float64_and_stft_are_reported_and_only_nemo_needs_them(contexts, monkeypatch):
+    """Missing float64 and stft are reported, and are a warning only with NeMo."""
     assert one(contexts[0], "arithmetic")[:2] == (
         "ok",
-        "npu:0 has stft and lacks float64, which the native engine does not need",
+        "npu:0 lacks float64, which the native engine does not need",
     )
     monkeypatch.setattr(fake_npu, "DENY", {"aten._fft_r2c"})
     assert one(contexts[0], "arithmetic")[0] == "ok"
@@ -66,6 +70,7 @@ def test_float64_and_stft_are_reported_and_only_nemo_needs_them(contexts, monkey
 
 
 def test_memory_of_the_npu_that_is_too_small_is_a_problem(contexts, monkeypatch):
+    """Too little free memory on the NPU is a problem with a fix."""
     monkeypatch.setattr(torch.npu, "mem_get_info", lambda device: (10**8, 64 * 10**9))
     device, host = found("memory", contexts[0])
     assert device.state == "problem" and "0.1 of 64.0 GB free on npu:0" in device.found
@@ -73,11 +78,13 @@ def test_memory_of_the_npu_that_is_too_small_is_a_problem(contexts, monkeypatch)
 
 
 def test_npu_that_does_not_exist_is_a_problem():
+    """An NPU that does not exist is a problem whose fix names one that does."""
     state, text, fix = one(Context("npu:7", demo=DEMO), "device")
     assert state == "problem" and "npu:0 to npu:1" in text and fix == "python inference.py --device npu:0"
 
 
 def test_missing_parts_around_a_working_npu_are_warnings(monkeypatch):
+    """A missing driver, npu-smi or CANN is a warning where the NPU works."""
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("ASCEND_OPP_PATH", raising=False)
     context = Context("npu:0", demo=DEMO)

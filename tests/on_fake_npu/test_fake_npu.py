@@ -1,4 +1,4 @@
-"""Proof that the fake carries a module end to end on npu:0, and refuses what the real device refuses."""
+"""The fake device runs a module end to end, and refuses what the real device refuses."""
 
 import copy
 import io
@@ -60,7 +60,8 @@ def both():
     return ref, got, dev, audio, lengths
 
 
-def test_module_matches_cpu():
+def test_module_on_the_fake_equals_the_cpu():
+    """A module with all kinds of layers gives the CPU's results on the fake device."""
     ref, got, dev, *_ = both()
     assert all(p.device == NPU for p in dev.parameters()) and all(b.device == NPU for b in dev.buffers())
     for r, g in zip(ref, got, strict=True):
@@ -71,7 +72,8 @@ def test_module_matches_cpu():
             assert r == g
 
 
-def test_mixing_devices_raises():
+def test_mixed_devices_raise():
+    """Operators refuse tensors of different devices, but for a CPU tensor without dimensions."""
     _, _, dev, audio, lengths = both()
     with pytest.raises(RuntimeError, match="same device"):
         dev(audio, lengths)
@@ -87,7 +89,8 @@ def test_mixing_devices_raises():
     assert (x + torch.tensor(1.0)).cpu().tolist() == [2, 2, 2]  # 0-dim CPU is allowed, as on any accelerator
 
 
-def test_host_access():
+def test_host_access_is_limited_as_on_the_device():
+    """numpy refuses device tensors, and scalars can be read."""
     x = torch.ones(3, device="npu:0")
     with pytest.raises(TypeError, match="numpy"):
         x.numpy()
@@ -100,7 +103,8 @@ def test_host_access():
     assert torch.as_tensor([1.0, 2.0], device=NPU).device == NPU
 
 
-def test_float64():
+def test_float64_is_refused_by_operators():
+    """``double()`` gives float32 with a warning, and operators refuse float64."""
     with pytest.warns(UserWarning, match="do not support double"):
         assert torch.ones(2, device="npu").double().dtype == torch.float32
     x = torch.ones(2, dtype=torch.float64).to("npu:0")  # a copy keeps the dtype, as torch_npu does
@@ -109,14 +113,16 @@ def test_float64():
         x * 2
 
 
-def test_bad_index():
+def test_missing_device_index_raises():
+    """A device that does not exist raises the error of torch_npu."""
     with pytest.raises(RuntimeError, match="107001"):
         torch.ones(2).to("npu:7")
     with pytest.raises(RuntimeError, match="107001"):
         torch.npu.set_device(9)
 
 
-def test_module_api():
+def test_torch_npu_functions_are_available():
+    """``torch.npu`` offers devices, streams, events, memory counts and synchronization."""
     import torch_npu
 
     assert torch_npu.__fake__ and torch.npu.is_available() and torch.npu.device_count() == 2
@@ -138,7 +144,8 @@ def test_module_api():
     assert torch.accelerator.current_accelerator().type == "npu" and torch.accelerator.is_available()
 
 
-def test_views_inplace_out():
+def test_views_and_in_place_operators_equal_the_cpu():
+    """Views, in-place operators and ``out=`` give the CPU's results."""
     x = torch.zeros(4, 6, device="npu")
     x[1:3, ::2].add_(5)
     x.view(-1)[0] = 7
@@ -159,7 +166,8 @@ def test_views_inplace_out():
     assert x.contiguous().is_contiguous() and not x.t().is_contiguous() and x.t().stride() == (1, 6)
 
 
-def test_state_dict_and_load():
+def test_state_dict_is_loaded_into_device_weights():
+    """A state dict is copied into the weights on the device."""
     net = torch.nn.Linear(3, 3)
     buf = io.BytesIO()
     torch.save(net.state_dict(), buf)
@@ -170,13 +178,16 @@ def test_state_dict_and_load():
     assert dev.weight.device == NPU and isinstance(dev.weight, torch.nn.Parameter)
 
 
-def test_autograd():
+def test_gradients_are_on_the_device():
+    """Gradients of device weights are on the device."""
     net = torch.nn.Linear(3, 1).to(NPU)
     net(torch.ones(2, 3, device=NPU)).sum().backward()
     assert net.weight.grad.device == NPU and net.weight.grad.cpu().tolist() == [[2, 2, 2]]
 
 
-def test_jit_script():
+def test_scripted_function_runs_on_the_device():
+    """A scripted function runs on the device."""
+
     @torch.jit.script
     def f(x: torch.Tensor, n: int) -> torch.Tensor:
         y = torch.zeros_like(x)
@@ -188,6 +199,7 @@ def test_jit_script():
 
 
 def test_transfers_are_counted():
+    """Transfers in both directions are counted with their sizes."""
     fake_npu.COPIES.clear()
     x = torch.zeros(256).to(NPU)
     x.cpu()
@@ -195,7 +207,8 @@ def test_transfers_are_counted():
     assert fake_npu.COPIES[:2] == [("h2d", 1024), ("d2h", 1024)]
 
 
-def test_data_and_half():
+def test_weight_data_can_be_replaced_and_halved():
+    """The data of a weight can be replaced, filled and cast to float16."""
     net = torch.nn.Linear(3, 3).to(NPU)
     net.weight.data = torch.ones(3, 3).to(NPU)
     assert net.weight.sum().item() == 9 and net.half()(torch.ones(1, 3, device=NPU).half()).dtype == torch.float16
@@ -203,12 +216,14 @@ def test_data_and_half():
     assert net.weight.sum().item() == 18
 
 
-def test_pinned_and_nonblocking():
+def test_pinned_and_non_blocking_copies_are_accepted():
+    """Pinned memory and non-blocking copies are accepted."""
     assert next(iter(torch.utils.data.DataLoader([torch.ones(2)], pin_memory=True))).device.type == "cpu"
     assert torch.zeros(4).to(NPU, non_blocking=True).device == NPU
 
 
-def test_load_to_npu():
+def test_load_to_the_device_raises():
+    """``torch.load`` cannot map to the device: a limit of the fake."""
     buf = io.BytesIO()
     torch.save({"w": torch.ones(3)}, buf)
     buf.seek(0)
@@ -216,18 +231,21 @@ def test_load_to_npu():
         torch.load(buf, map_location="npu:0")
 
 
-def test_autocast():
+def test_autocast_is_accepted_without_effect():
+    """Autocast is accepted and casts nothing: a limit of the fake."""
     with torch.autocast("npu", dtype=torch.float16):
         y = torch.nn.Linear(3, 3).to(NPU)(torch.ones(1, 3, device=NPU))
     assert y.dtype == torch.float32  # a limit of the fake: autocast is accepted, but casts nothing
 
 
-def test_default_device_and_generator():
+def test_default_device_context_is_respected():
+    """Tensors and layers are made on the device of the context."""
     with torch.device("npu:0"):
         assert torch.zeros(3).device == NPU and torch.nn.Linear(2, 2).weight.device == NPU
 
 
-def test_deny():
+def test_denied_operator_raises():
+    """An operator in ``DENY`` is not implemented."""
     fake_npu.DENY.add("aten.softmax")
     fake_npu.DENY.add("aten._softmax")
     try:

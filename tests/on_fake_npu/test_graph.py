@@ -1,4 +1,4 @@
-"""``--graph on``: steady steps are recorded once and replayed, with the results of the plain ones."""
+"""``--graph on`` captures a steady step once and replays it, with the results of eager steps."""
 
 import json
 
@@ -33,7 +33,8 @@ def long() -> np.ndarray:
 
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
-def test_a_live_stream_replays_its_steady_steps_and_hears_the_same(tiny, long, chunk_ms):
+def test_live_stream_replays_its_steady_steps(tiny, long, chunk_ms):
+    """A live stream replays all its steady steps, with the tokens of the CPU."""
     recognizer, on_cpu = (
         Recognizer(tiny, NPU, options=ModelOptions(chunk_ms=chunk_ms, graph=True)),
         Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=chunk_ms)),
@@ -47,7 +48,8 @@ def test_a_live_stream_replays_its_steady_steps_and_hears_the_same(tiny, long, c
 
 
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
-def test_the_encoder_output_of_replayed_steps_is_that_of_plain_ones(tiny, chunk_ms):
+def test_replayed_steps_equal_eager_steps(tiny, chunk_ms):
+    """Replayed steps give the encoder output of eager ones, also after a slot restarts."""
     features = torch.randn(12, 3, 28 * 8, 128, generator=torch.Generator().manual_seed(0))
     outputs = []
     for record in (False, True):
@@ -60,18 +62,20 @@ def test_the_encoder_output_of_replayed_steps_is_that_of_plain_ones(tiny, chunk_
     assert float((outputs[0] - outputs[1]).abs().max()) < 1e-6
 
 
-def test_recordings_side_by_side_give_the_tokens_of_the_cpu(tiny, long):
+def test_batch_with_replayed_steps_gives_the_cpus_tokens(tiny, long):
+    """A batch with replayed steps gives the tokens of the CPU."""
     recognizer, on_cpu = (
         Recognizer(tiny, NPU, options=ModelOptions(chunk_ms=560, graph=True, block_ms=560)),
         Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=560)),
     )
     waveforms = [long, long[:50000], long[30000:], long[:1000], long[7:]]
-    heard = []
-    assert replays(lambda: heard.extend(recognizer.transcribe(waveforms, 3))) > 20
-    assert tokens(heard) == tokens(on_cpu.transcribe(waveforms))
+    transcripts = []
+    assert replays(lambda: transcripts.extend(recognizer.transcribe(waveforms, 3))) > 20
+    assert tokens(transcripts) == tokens(on_cpu.transcribe(waveforms))
 
 
-def test_a_replayed_step_is_three_launches_and_no_wait(tiny):
+def test_replayed_step_takes_three_launches_and_no_transfer(tiny):
+    """A replayed step takes three launches and does not synchronize."""
     recognizer = Recognizer(tiny, NPU, options=ModelOptions(chunk_ms=80, graph=True))
     encoder, state = recognizer.encoder, recognizer.encoder.new_state(1, 1)
     features = torch.randn(1, 8, 128).to(NPU)
@@ -83,7 +87,8 @@ def test_a_replayed_step_is_three_launches_and_no_wait(tiny):
     assert fake_npu.OPS == {"aten.copy_": 1, "aten.clone": 1} and not fake_npu.COPIES
 
 
-def test_recording_computes_nothing_and_refuses_to_wait():
+def test_capture_computes_nothing_and_refuses_to_synchronize():
+    """Graph capture computes nothing and refuses operators that synchronize."""
     total = torch.zeros(3).to(NPU)
     step = CapturedStep(lambda x: total.add_(x), torch.ones(3).to(NPU))
     assert total.tolist() == [0, 0, 0]
@@ -93,7 +98,8 @@ def test_recording_computes_nothing_and_refuses_to_wait():
             CapturedStep(waits, torch.ones(3).to(NPU))
 
 
-def test_the_command_line_records_where_it_is_told_to(cli, tiny):
+def test_graph_option_selects_where_steps_are_replayed(cli, tiny):
+    """--graph on replays steps, off and auto do not, and all give the same text."""
     options = [CLIP, CLIP, "--model_path", tiny, "--device", "npu:0", "--chunk_ms", 80, "--block_ms", 80]
     options += ["--output_format", "json", "--quiet"]
     outputs = {}
@@ -107,9 +113,10 @@ def test_the_command_line_records_where_it_is_told_to(cli, tiny):
 
 
 @pytest.mark.parametrize(
-    "options, says",
+    "options, message",
     [(["--device", "cpu"], "cpu has no graphs to capture"), (["--engine", "nemo"], "needs the native engine")],
 )
-def test_what_cannot_be_recorded_is_one_line(cli, options, says):
+def test_graph_where_unsupported_is_an_error_line(cli, options, message):
+    """--graph on is one error line on a CPU and in NeMo."""
     code, out, err = cli(CLIP, "--graph", "on", *options, "--quiet")
-    assert (code, out) == (2, "") and says in err and len(err.splitlines()) == 1
+    assert (code, out) == (2, "") and message in err and len(err.splitlines()) == 1

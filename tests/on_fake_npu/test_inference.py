@@ -1,4 +1,4 @@
-"""The command line on ``npu:0``: the same results, and what belongs on the device happens there."""
+"""The command line on ``npu:0`` gives the CPU's results and runs only the encoder on the device."""
 
 import gc
 import json
@@ -89,7 +89,8 @@ def tensors_of(thing) -> list[torch.Tensor]:
     return tensors_of(list(vars(thing).values())) if hasattr(thing, "__dict__") else []
 
 
-def test_the_whole_path_gives_the_tokens_of_the_cpu(both):
+def test_both_engines_give_the_tokens_of_the_cpu(both):
+    """Both engines give the tokens, texts and durations of the CPU."""
     clip = read_audio(str(CLIP))
     waveforms = [clip, sine(), clip[:30000]]
     on_npu, on_cpu = (recognizer.transcribe(waveforms) for recognizer in both)
@@ -101,20 +102,23 @@ def test_the_whole_path_gives_the_tokens_of_the_cpu(both):
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_several_recordings_at_a_time_give_the_tokens_of_the_cpu(native, waveforms, slots):
+def test_batches_give_the_tokens_of_the_cpu(native, waveforms, slots):
+    """Batches give the tokens of the CPU."""
     on_npu, on_cpu = native
     assert tokens(on_npu.transcribe(waveforms, slots)) == tokens(on_cpu.transcribe(waveforms))
 
 
 @pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1120])
-def test_a_live_stream_gives_the_tokens_of_the_cpus_offline_pass(tiny, chunk_ms):
+def test_live_stream_gives_the_tokens_of_the_offline_pass(tiny, chunk_ms):
+    """A live stream gives the tokens of the CPU's offline pass."""
     clip = read_audio(str(CLIP))
     on_npu, on_cpu = (load(tiny, device, chunk_ms=chunk_ms) for device in (NPU, CPU))
     live = stream_through(on_npu, clip)
     assert tokens([live]) == tokens(on_cpu.transcribe([clip])) and len(live.tokens) > 10
 
 
-def test_each_encoder_step_costs_one_transfer_each_way(native, waveforms, steps):
+def test_encoder_step_of_a_batch_takes_one_transfer_each_way(native, waveforms, steps):
+    """An encoder step of a batch takes one transfer to the device and one back."""
     recognizer = native[0]
     for slots in (1, 3):
         steps.clear()
@@ -125,7 +129,8 @@ def test_each_encoder_step_costs_one_transfer_each_way(native, waveforms, steps)
 
 
 @pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1120])
-def test_each_encoder_step_of_a_live_stream_costs_one_transfer_each_way(tiny, steps, chunk_ms):
+def test_encoder_step_of_a_stream_takes_one_transfer_each_way(tiny, steps, chunk_ms):
+    """An encoder step of a live stream takes one transfer to the device and one back."""
     recognizer = load(tiny, NPU, chunk_ms=chunk_ms)
     clip = read_audio(str(CLIP))
     fake_npu.COPIES.clear()
@@ -135,7 +140,8 @@ def test_each_encoder_step_of_a_live_stream_costs_one_transfer_each_way(tiny, st
     assert [way for way, _ in fake_npu.COPIES] == ["h2d", "d2h"] * len(steps)
 
 
-def test_the_weights_of_the_encoder_are_on_the_device_and_those_of_mel_and_search_on_the_host(native):
+def test_only_encoder_weights_are_on_the_device(native):
+    """The weights of the encoder are on the device, and those of features and decoder on the host."""
     recognizer = native[0]
     encoder = tensors_of(recognizer.encoder)
     assert {tensor.device for tensor in encoder} == {NPU}
@@ -143,7 +149,8 @@ def test_the_weights_of_the_encoder_are_on_the_device_and_those_of_mel_and_searc
     assert {tensor.device for tensor in tensors_of([recognizer.frontend, recognizer.decoder])} == {CPU}
 
 
-def test_the_encoder_is_computed_on_the_device_mel_and_search_on_the_host(native, steps):
+def test_only_the_encoder_is_computed_on_the_device(native, steps):
+    """The encoder is computed on the device, features and decoder on the host."""
     fake_npu.OPS.clear()
     fake_npu.COPIES.clear()
     native[0].transcribe([sine()])
@@ -157,7 +164,8 @@ def test_the_encoder_is_computed_on_the_device_mel_and_search_on_the_host(native
     assert dict(fake_npu.COPIES) == {"h2d": features, "d2h": encoded} and len(fake_npu.COPIES) == 2
 
 
-def test_a_live_stream_whose_left_context_is_full_repeats_the_same_operators(native):
+def test_live_stream_with_full_context_repeats_its_operators(native):
+    """Once the left context is full, each step of a live stream calls the same operators."""
     with native[0].stream() as stream:
         counts = []
         for chunk in np.zeros((9, native[0].chunk_samples), np.float32):
@@ -167,7 +175,8 @@ def test_a_live_stream_whose_left_context_is_full_repeats_the_same_operators(nat
     assert counts[-2] == counts[-1] and sum(counts[-1].values()) < sum(counts[1].values())
 
 
-def test_features_and_encoder_output_stay_on_the_device_and_equal_those_of_the_cpu(both):
+def test_encoder_output_stays_on_the_device_and_equals_the_cpus(both):
+    """Features and encoder output of both engines stay on the device and equal those of the CPU."""
     features, lengths = both[0].preprocess([sine()])
     encoded, frames = both[0].encode(features, lengths)
     assert all(tensor.device == NPU for tensor in (features, lengths, encoded, frames))
@@ -175,17 +184,20 @@ def test_features_and_encoder_output_stay_on_the_device_and_equal_those_of_the_c
     assert comparison.passed and comparison.encoder.max_error < 1e-5
 
 
-def test_the_native_engine_on_the_device_passes_against_nemo_on_the_cpu(native, nemo):
+def test_native_engine_on_the_device_passes_against_nemo(native, nemo):
+    """The native engine on the device passes the comparison with NeMo on the CPU."""
     comparison = compare_signal(native[0], nemo[1], sine())
     assert comparison.passed and comparison.encoder.max_error < 1e-4
 
 
 def test_all_weights_of_nemo_are_on_the_device(nemo):
+    """All weights of NeMo are on the device, those of the preprocessor included."""
     model = nemo[0].model
     assert {p.device for p in [*model.parameters(), *model.preprocessor.buffers()]} == {NPU}
 
 
-def test_nemo_moves_the_samples_and_computes_every_stage_on_the_device(nemo):
+def test_nemo_computes_every_stage_on_the_device(nemo):
+    """NeMo moves the samples to the device, computes every stage there, and returns only tokens."""
     fake_npu.OPS.clear()
     fake_npu.COPIES.clear()
     nemo[0].transcribe([sine()])
@@ -198,7 +210,8 @@ def test_nemo_moves_the_samples_and_computes_every_stage_on_the_device(nemo):
     assert largest_back < 16000, "only tokens come back, no features and no encoder output"
 
 
-def test_no_float64_ever_reaches_the_device(both):
+def test_transcription_brings_no_float64_to_the_device(both):
+    """No transcription brings float64 to the device."""
     fake_npu.DTYPES.clear()
     both[0].transcribe([sine()])
     both[0].encode(*both[0].preprocess([sine()]))
@@ -207,6 +220,7 @@ def test_no_float64_ever_reaches_the_device(both):
 
 
 def test_loading_and_streaming_bring_no_float64_to_the_device(tiny):
+    """Neither loading nor streaming brings float64 to the device."""
     fake_npu.DTYPES.clear()
     stream_through(load(tiny, NPU, chunk_ms=80), sine())
     assert torch.float32 in fake_npu.DTYPES
@@ -215,7 +229,8 @@ def test_loading_and_streaming_bring_no_float64_to_the_device(tiny):
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("engine, operator", [("native", "aten._softmax"), ("nemo", "aten._fft_r2c")])
-def test_an_operator_that_the_device_lacks_is_one_line_for_each_file(cli, tiny, tmp_path, engine, operator, batch_size):
+def test_missing_operator_is_an_error_line_for_each_file(cli, tiny, tmp_path, engine, operator, batch_size):
+    """An operator that the device lacks is one error line for each file."""
     other = tmp_path / "other.wav"
     other.write_bytes(CLIP.read_bytes())
     fake_npu.DENY.add(operator)
@@ -285,7 +300,8 @@ def test_benchmark_gives_nemo_no_native_options(cli, tiny, tmp_path, monkeypatch
     assert asked["nemo float32"][-6:] == shared
 
 
-def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
+def test_host_without_npus_gets_a_hint_at_npu_smi(monkeypatch):
+    """A host without an NPU gets a hint at npu-smi, and the CPU as its default."""
     monkeypatch.setattr(fake_npu, "DEVICE_COUNT", 0)
     with pytest.raises(SetupError, match=r"finds no NPU \(look at npu-smi info"):
         choose_device("npu:0")
@@ -294,7 +310,8 @@ def test_a_host_without_npus_is_told_where_to_look(monkeypatch):
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_the_search_on_the_device_gives_the_same_tokens(tiny, native, slots):
+def test_decoder_on_the_device_gives_the_same_tokens(tiny, native, slots):
+    """A decoder on the device gives the tokens of the CPU."""
     on_npu = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU))
     waveforms = [read_audio(str(CLIP)), sine(), read_audio(str(CLIP))[:30000]]
     expected = [[(t.id, t.frame) for t in transcript.tokens] for transcript in native[1].transcribe(waveforms)]
@@ -303,7 +320,8 @@ def test_the_search_on_the_device_gives_the_same_tokens(tiny, native, slots):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype):
+def test_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype):
+    """The whole encoder computes in the dtype of the options, and returns float32."""
     recognizer = load_recognizer(tiny, NPU, options=ModelOptions(dtype=dtype))
     assert {layer.feed_forward1.linear1.weight.dtype for layer in recognizer.encoder.layers} == {getattr(torch, dtype)}
     encoded, _ = recognizer.encode(*recognizer.preprocess([sine()]))
@@ -314,7 +332,8 @@ def test_a_dtype_of_the_device_is_that_of_the_whole_encoder(tiny, native, dtype)
 
 
 @pytest.mark.parametrize("method", ["max_prob", "tsallis", "gibbs", "renyi"])
-def test_the_search_on_the_device_boosts_and_measures_as_on_the_cpu(tiny, native, waveforms, method):
+def test_decoder_on_the_device_boosts_and_measures_as_the_cpu(tiny, native, waveforms, method):
+    """A decoder on the device gives boosted phrases and confidences of the CPU."""
     on_npu, on_cpu = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU)), native[1]
     words = [word.text for word in on_cpu.transcribe(waveforms[:1])[0].words]
     phrases = [Phrase(f"{a} {b}", 2.0) for a, b in zip(words[3:], words, strict=False)]
@@ -329,7 +348,8 @@ def test_the_search_on_the_device_boosts_and_measures_as_on_the_cpu(tiny, native
     assert sure == pytest.approx(expected, abs=1e-4)
 
 
-def test_another_chunk_size_takes_no_other_weights_to_the_device(tiny, native, waveforms):
+def test_another_chunk_length_shares_the_weights(tiny, native, waveforms):
+    """Another chunk length uses the weights that are already on the device."""
     on_npu, on_cpu = native
     fake_npu.COPIES.clear()
     other = on_npu.at_chunk(80)

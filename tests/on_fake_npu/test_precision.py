@@ -1,4 +1,4 @@
-"""The comparison on ``npu:0``: what a device does wrong, and its dtypes, show where they are."""
+"""The comparison on ``npu:0`` finds where a device or its dtype computes wrong values."""
 
 import json
 
@@ -52,13 +52,15 @@ def over(stages):
     return [name for name, tally in stages.tallies.items() if tally.exceeds]
 
 
-def test_a_device_that_computes_as_the_cpu_does_passes(deep, reference):
+def test_device_that_computes_as_the_cpu_passes(deep, reference):
+    """A device that computes what the CPU does passes the comparison."""
     precision = compared(deep, reference)
     assert precision.passed, precision.failures
     assert precision.totals["recording"].decisions.reference_tokens > 0
 
 
-def test_an_operator_with_a_wrong_result_in_layer_7_is_that_layers_fault(deep, reference, monkeypatch):
+def test_wrong_operator_in_layer_7_is_attributed_to_it(deep, reference, monkeypatch):
+    """A wrong operator in layer 7 is a failure of that layer alone."""
     run, calls = fake_npu._run, []
 
     def wrong(func, args, kwargs):
@@ -76,14 +78,16 @@ def test_an_operator_with_a_wrong_result_in_layer_7_is_that_layers_fault(deep, r
     assert over(recording.alone) == ["layer 7"] and over(recording.accumulated)[0] == "layer 7"
 
 
-def test_an_overflow_of_float16_in_layer_3_is_that_layers_fault(deep, reference):
+def test_float16_overflow_in_layer_3_is_attributed_to_it(deep, reference):
+    """An overflow of float16 in layer 3 is a failure of that layer alone."""
     precision = compared(deep, reference, "float16")
     first = precision.failures[0]
     assert first.stage == "layer 3" and "of the candidate not finite" in first.reason, precision.failures
     assert over(precision.totals["recording"].alone) == ["layer 3"]
 
 
-def test_the_command_line_reports_the_device_with_all_versions(cli, tmp_path):
+def test_report_names_the_device_and_all_versions(cli, tmp_path):
+    """The report names both devices, their dtypes and the versions of the packages."""
     options = ["--device", "npu:0", "--precision_compare", "--chunk_ms", 1120, "--report", tmp_path]
     code, out, err = cli(CLIP, *options)
     assert code == 0 and "npu:0 (native, float32) against NeMo (cpu, float32)" in out, err

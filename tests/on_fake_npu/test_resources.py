@@ -1,4 +1,4 @@
-"""A device whose memory is full, and float16 that overflows there."""
+"""A device whose memory is full gets smaller batches, and overflows of float16 there are reported."""
 
 import fake_npu
 import pytest
@@ -18,7 +18,7 @@ DEMO = ROOT / "demo" / "demo.nemo"
 
 @pytest.fixture
 def memory(monkeypatch):
-    """``memory(mb)``: leave so much beside what is there already."""
+    """``memory(mb)``: leave so many megabytes besides those that are in use."""
 
     def limit(megabytes: float) -> None:
         monkeypatch.setattr(fake_npu, "MEMORY", int(torch.npu.memory_allocated() + 1e6 * megabytes))
@@ -32,9 +32,10 @@ def waveforms():
     return [clip, clip[3000:], clip[:40000]]
 
 
-def test_a_device_that_is_full_is_given_less_and_the_tokens_are_the_same(memory, waveforms):
-    recognizer, said = Recognizer(DEMO, NPU), []
-    recognizer.announce = said.append
+def test_full_device_gets_smaller_batches_and_equal_tokens(memory, waveforms):
+    """A full device gets smaller batches and blocks, with the same tokens."""
+    recognizer, messages = Recognizer(DEMO, NPU), []
+    recognizer.announce = messages.append
     expected = tokens(recognizer.transcribe(waveforms, 3))
     for megabytes, words in (
         (8, "1 recording at a time and blocks of 4480 ms"),
@@ -42,16 +43,17 @@ def test_a_device_that_is_full_is_given_less_and_the_tokens_are_the_same(memory,
     ):
         memory(megabytes)
         assert tokens(recognizer.transcribe(waveforms, 3)) == expected
-        assert said[-1] == f"npu:0: out of memory (continuing with {words})"
-    assert len(said) == 2
+        assert messages[-1] == f"npu:0: out of memory (continuing with {words})"
+    assert len(messages) == 2
     memory(1)
     results = dict(recognizer.results(waveforms, 3))
-    assert sorted(results) == [0, 1, 2] and len(said) == 2
+    assert sorted(results) == [0, 1, 2] and len(messages) == 2
     for error in results.values():
         assert isinstance(error, ModelError) and "npu:0: not enough memory for this recording" in str(error)
 
 
-def test_the_command_line_goes_on_with_less(cli, memory, tmp_path):
+def test_command_line_on_a_full_device_reports_once(cli, memory, tmp_path):
+    """The command line continues with a smaller batch and reports it once."""
     memory(20)
     files = [tmp_path / f"{number}.wav" for number in range(4)]
     for file in files:
@@ -61,14 +63,16 @@ def test_the_command_line_goes_on_with_less(cli, memory, tmp_path):
     assert err.count("npu:0: out of memory (continuing with ") == 1
 
 
-def test_weights_for_which_there_is_no_room_are_one_line(cli, memory):
+def test_weights_that_do_not_fit_are_an_error_line(cli, memory):
+    """Weights that do not fit into the memory are one error line."""
     memory(1)
     code, out, err = cli(CLIP, "--device", "npu:0", "--quiet")
     assert (code, out) == (2, "") and len(err.splitlines()) == 1
     assert err.startswith("inference.py: npu:0: not enough memory for demo.nemo: NPU out of memory")
 
 
-def test_float16_that_overflows_names_the_layer_and_what_does_not(tiny, waveforms):
+def test_float16_overflow_names_the_layer_and_other_dtypes(tiny, waveforms):
+    """An overflow of float16 names the layer, and the dtypes that do not overflow."""
     recognizer = load_recognizer(tiny, NPU, options=ModelOptions(dtype="float16"))
     with torch.inference_mode():
         recognizer.encoder.layers[1].feed_forward2.linear2.weight.mul_(6e4)
@@ -84,14 +88,15 @@ def test_float16_that_overflows_names_the_layer_and_what_does_not(tiny, waveform
         stream.feed(waveforms[0])
 
 
-def test_a_search_on_the_device_sees_it_without_another_look(tiny, waveforms):
+def test_decoder_on_the_device_detects_not_finite_output(tiny, waveforms):
+    """A decoder on the device reports output that is not finite."""
     recognizer = load_recognizer(tiny, NPU, options=ModelOptions(decoder_device=NPU))
-    looks = []
+    results = []
     for bad in (False, True):
         if bad:
             with torch.inference_mode():
                 recognizer.encoder.layers[0].norm_out[0][3] = float("nan")
         fake_npu.COPIES.clear()
-        looks.append(dict(recognizer.results(waveforms[:1]))[0])
-    assert not isinstance(looks[0], Exception)
-    assert "encoder output: not finite (NaN or infinity), first in layer 0" in str(looks[1])
+        results.append(dict(recognizer.results(waveforms[:1]))[0])
+    assert not isinstance(results[0], Exception)
+    assert "encoder output: not finite (NaN or infinity), first in layer 0" in str(results[1])

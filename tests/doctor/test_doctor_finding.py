@@ -1,8 +1,8 @@
-"""``doctor/privacy.py``: what is left out of the report."""
+"""``doctor/finding.py``: what is left out of the report."""
 
 import platform
 
-from nemotron_npu.doctor.privacy import anonymous, private
+from nemotron_npu.doctor.finding import anonymous, private
 
 
 def test_paths_are_shown_from_home_on_or_by_their_last_part(monkeypatch):
