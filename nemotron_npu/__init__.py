@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .streaming import Stream
     from .transcript import Transcript
 
-__version__ = "0.9.0"
+__version__ = "0.10.0"
 __all__ = ["ModelOptions", "Recognizer", "Stream", "Transcript", "__version__", "load_recognizer"]
 
 _MODULES = {

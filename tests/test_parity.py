@@ -1,4 +1,4 @@
-"""The native engine against stock NeMo, float32: encoder within 1e-4 everywhere, tokens and their frames equal.
+"""The native engine gives NeMo's float32 results: encoder within 1e-4 everywhere, tokens and their frames equal.
 
 ``python -m pytest tests -k parity`` prints the largest differences that it saw.  The full-size checkpoint is compared
 where FULL_NEMO names one (made by ``python tests/checkpoints.py full OUT.nemo``); it takes 6 GB and some minutes.

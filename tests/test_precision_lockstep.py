@@ -111,7 +111,7 @@ def test_a_stale_attention_row_fails_the_cache(compare_fault, monkeypatch, part,
     def stale(self, features, state, ends):
         out = step(self, features, state, ends)
         if state.position[0] == 7 * self.chunk:
-            rows = state.attention.window(1, 0).view(self.keep, self.heads, 3, self.head_width)
+            rows = state.attention.window(1, 0).view(self.keep, self.heads, 3, -1)
             rows[-1, :, part] = rows[-3, :, part]
         return out
 

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 PEAK_MEMORY = {"native": (1.15, 0.3 * GB), "nemo": (2.0, 0.9 * GB)}
 """Engine -> peak memory of the process: a factor of the float32 weights, and bytes on top.  Measured: docs."""
 DEVICE_MEMORY = 0.5 * GB  # on top of the weights: a block of one recording and its caches
-STFT_TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # absolute, of the probes of arithmetic
 
 
 def device(context: Context) -> list[Finding]:
@@ -56,32 +56,31 @@ def memory(context: Context) -> list[Finding]:
         weights = 4 * sum(tensor.numel() for tensor in read_weights(find(context)).values())  # float32
     except SetupError:
         return [Finding(SKIPPED, "engine")]
-    findings = []
     chosen = choose_device(context.device)[0] if "device" in context.usable else CPU
-    if memory := device_memory(chosen):
-        need = weights + DEVICE_MEMORY
-        found = _room(*memory, f" on {chosen}", need)
-        fits = Finding(OK, found)
-        tight = Finding(PROBLEM, found, f"{traits_of(chosen).tool}   (lists the processes that use it)")
-        findings.append(fits if memory[0] >= need else tight)
     factor, extra = PEAK_MEMORY[context.engine]
-    return [*findings, _host_memory(context, factor * weights + extra)]
+    host = _host_memory(context, factor * weights + extra)
+    own = device_memory(chosen)
+    if not own:
+        return [host]
+    free, total = own
+    need = weights + DEVICE_MEMORY
+    found = f"{free / GB:.1f} of {total / GB:.1f} GB free on {chosen}; this model needs about {need / GB:.1f} GB"
+    if free >= need:
+        return [Finding(OK, found), host]
+    return [Finding(PROBLEM, found, f"{traits_of(chosen).tool}   (lists the processes that use it)"), host]
 
 
 def _host_memory(context: Context, need: float) -> Finding:
     free, total, limited = free_memory()
     limit = " (the limit of a container)" if limited else ""
-    found = _room(free, total, f"{limit}, {cores():g} cores", need)
+    room = f"{free / GB:.1f} of {total / GB:.1f} GB free{limit}, {cores():g} cores"
+    found = f"{room}; this model needs about {need / GB:.1f} GB"
     if free >= need:
         return Finding(OK, found)
     fix = "docker run --memory ...   (give the container more)" if limited else "ps aux --sort=-rss | head"
     if context.engine == "native" and "int8" in offered_dtypes(CPU):
         fix += f"\n{command()} --dtype int8   (on a CPU it takes less than half)"
     return Finding(PROBLEM if total < need else WARNING, found, fix)
-
-
-def _room(free: float, total: float, where: str, need: float) -> str:
-    return f"{free / GB:.1f} of {total / GB:.1f} GB free{where}; this model needs about {need / GB:.1f} GB"
 
 
 def arithmetic(context: Context) -> list[Finding]:
@@ -102,7 +101,7 @@ def _works(compute: Callable[[torch.device], torch.Tensor], chosen: torch.device
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.allclose(compute(chosen).cpu(), compute(CPU), atol=STFT_TOLERANCE)
+            return torch.allclose(compute(chosen).cpu(), compute(CPU), atol=TOLERANCE)
     except Exception:  # devices refuse operators with various exceptions, or compute in another dtype
         return False
 

@@ -38,30 +38,30 @@ def python(_: Context) -> list[Finding]:
 def packages(context: Context) -> list[Finding]:
     """Check the packages of the native engine and, where NeMo is installed or requested, those of NeMo.
 
-    torch and NeMo have checks of their own.
+    Checks of their own report that torch or NeMo is missing.
     """
     with_nemo = context.engine == "nemo" or installed("nemo-toolkit") is not None
     try:
-        native = [r for r in needed() if r.name != "torch"]
-        nemos = [r for r in needed("nemo") if r.name != "nemo-toolkit"] if with_nemo else []
+        native = needed()
+        nemos = needed("nemo") if with_nemo else []
     except ModuleNotFoundError:
         return [Finding(PROBLEM, "neither pip nor packaging is installed, so no other package can be", SETUP)]
     fix = install_command("nemo") if with_nemo else SETUP
+    groups = ((native, PROBLEM, WARNING), (nemos, context.nemo_state, context.nemo_state))
     findings = []
-    if names := [r.name for r in native if not installed(r.name)]:
-        findings.append(Finding(PROBLEM, f"not installed: {', '.join(names)}", fix))
-    if names := [r.name for r in nemos if not installed(r.name)]:
-        findings.append(context.without_nemo_part(f"not installed: {', '.join(names)}; NeMo needs them", fix))
-    unfit = [r for r in (*native, *nemos) if installed(r.name) and not fits(r)]
-    if names := [f"{r.name} {installed(r.name)} (not {r.specifier})" for r in unfit]:
-        findings.append(context.without_nemo_part(f"unsupported versions: {', '.join(names)}", fix))
-    engines = "NeMo and the native engine need" if with_nemo else "the native engine needs"
-    fine = f"all {len(native) + len(nemos)} packages that {engines} are installed in supported versions"
-    return findings or [Finding(OK, fine)]
+    for requirements, if_missing, if_unfit in groups:
+        unfit = [r for r in requirements if not fits(r)]
+        if names := [r.name for r in unfit if not installed(r.name) and r.name not in ("torch", "nemo-toolkit")]:
+            findings.append(Finding(if_missing, f"not installed: {', '.join(names)}", fix))
+        if names := [f"{r.name} {installed(r.name)} (not {r.specifier})" for r in unfit if installed(r.name)]:
+            findings.append(Finding(if_unfit, f"unsupported versions: {', '.join(names)}", fix))
+    count = sum(fits(r) for r in (*native, *nemos))
+    engines = "NeMo and the native engine" if with_nemo else "the native engine"
+    return findings or [Finding(OK, f"{count} packages of {engines} are installed, in supported versions")]
 
 
 def torch(_: Context) -> list[Finding]:
-    """Check that torch can be imported, and its version."""
+    """Check that torch can be imported."""
     version = installed("torch")
     if version is None:
         return [Finding(PROBLEM, "not installed", SETUP)]
@@ -70,30 +70,18 @@ def torch(_: Context) -> list[Finding]:
         release, build = version.partition("+")[::2]
         which = f"{version} --index-url {CPU_BUILDS}" if build == "cpu" else release
         return [Finding(PROBLEM, f"{version} cannot be imported: {error_text(module)}", f"{REINSTALL} torch=={which}")]
-    cuda = module.version.cuda
-    found = f"{module.__version__}, CUDA {cuda}" if cuda else f"{module.__version__}, no CUDA"
-    if tested := _other_versions("torch"):
-        return [Finding(WARNING, f"{found}: tested versions are {tested}", SETUP)]
-    return [Finding(OK, found)]
+    cuda = f"CUDA {module.version.cuda}" if module.version.cuda else "no CUDA"
+    return [Finding(OK, f"{module.__version__}, {cuda}")]
 
 
 def nemo(context: Context) -> list[Finding]:
-    """Check that NeMo is installed if it was requested, and its version."""
-    version = installed("nemo-toolkit")
+    """Check that NeMo is installed if it was requested."""
     fix = install_command("nemo")
-    if version is None and context.engine == "nemo":
+    if version := installed("nemo-toolkit"):
+        return [Finding(OK, version)]
+    if context.engine == "nemo":
         return [Finding(PROBLEM, NO_NEMO, fix)]
-    if version is None:
-        return [Finding(OK, f"{NO_NEMO} ({fix})")]
-    if tested := _other_versions("nemo-toolkit", "nemo"):
-        return [context.without_nemo_part(f"{version}: tested versions are {tested}", fix)]
-    return [Finding(OK, version)]
-
-
-def _other_versions(package: str, extra: str = "") -> str:
-    """Return the tested versions of a package if the installed one is none of them, else nothing."""
-    requirement = next(r for r in needed(extra) if r.name == package)
-    return "" if fits(requirement) else str(requirement.specifier)
+    return [Finding(OK, f"{NO_NEMO} ({fix})")]
 
 
 def triton(context: Context) -> list[Finding]:
@@ -153,11 +141,11 @@ def disk(context: Context) -> list[Finding]:
     try:
         free = shutil.disk_usage(tempfile.gettempdir()).free
     except FileNotFoundError:
-        return [context.without_nemo_part("no folder for temporary files is writable", fix), here]
+        return [Finding(context.nemo_state, "no folder for temporary files is writable", fix), here]
     found = f"{free / GB:.1f} GB free for temporary files"
     checkpoint = Path(context.path).expanduser()
     if context.engine == "nemo" and checkpoint.is_file():
         free -= checkpoint.stat().st_size
         found += f", where NeMo unpacks {checkpoint.stat().st_size / GB:.1f} GB"
-    temporary = Finding(OK, found) if free >= MIN_DISK else context.without_nemo_part(found, fix)
+    temporary = Finding(OK, found) if free >= MIN_DISK else Finding(context.nemo_state, found, fix)
     return [temporary, here]

@@ -13,7 +13,6 @@ import pwd
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -64,18 +63,15 @@ class Context:
         """Path or Hugging Face id of the checkpoint."""
         return self.model_path or str(self.demo)
 
-    @cached_property
-    def smi(self) -> list[ascend.Npu] | ascend.SmiError:
-        """The chips that ``npu-smi info`` lists, or why there is no list; run once, since it may time out."""
-        try:
-            return ascend.npus(ascend.npu_smi("info"))
-        except ascend.SmiError as error:
-            return error
-
     @property
     def asks_npu(self) -> bool:
         """Whether the request names an NPU."""
         return (self.device or "").startswith("npu")
+
+    @property
+    def nemo_state(self) -> str:
+        """State of a finding about a missing part that only NeMo needs."""
+        return PROBLEM if self.engine == "nemo" else WARNING
 
     def without_npu_part(self, found: str, fix: str) -> Finding:
         """Return a finding about a missing part that only an NPU needs."""
@@ -86,10 +82,6 @@ class Context:
         if self.device:
             return Finding(OK, f"{found} (no NPU was requested)")
         return Finding(WARNING, found, fix)
-
-    def without_nemo_part(self, found: str, fix: str) -> Finding:
-        """Return a finding about a missing part that only NeMo needs."""
-        return Finding(PROBLEM if self.engine == "nemo" else WARNING, found, fix)
 
 
 def try_import(name: str) -> ModuleType | Exception:

@@ -74,10 +74,10 @@ def driver(context: Context) -> list[Finding]:
     firmware = ascend.field(ascend.FIRMWARE, "version")
     if not (version and firmware):  # a container seldom has the version files
         board = {}
-        if isinstance(context.smi, list) and context.smi:
-            with suppress(ascend.SmiError):
-                lines = ascend.npu_smi("info", "-t", "board", "-i", str(context.smi[0].card))
-                board = dict(re.findall(r"^\s*(.+?)\s*:\s*(.*)", lines, re.MULTILINE))
+        with suppress(ascend.SmiError, IndexError):  # IndexError: it lists no NPU
+            first = ascend.npus(ascend.npu_smi("info"))[0]
+            lines = ascend.npu_smi("info", "-t", "board", "-i", str(first.card))
+            board = dict(re.findall(r"^\s*(.+?)\s*:\s*(.*)", lines, re.MULTILINE))
         version = version or board.get("Software Version")
         firmware = firmware or board.get("Firmware Version")
     if not version:
@@ -102,17 +102,19 @@ def npus(context: Context) -> list[Finding]:
     if manager.exists() and not os.access(manager, os.R_OK | os.W_OK):
         fix = "sudo usermod -aG HwHiAiUser $USER   (then log in again)"
         findings.append(context.without_npu_part("this user may not open the NPUs' devices", fix))
-    if isinstance(context.smi, ascend.SmiError):
+    try:
+        chips = ascend.npus(ascend.npu_smi("info"))
+    except ascend.SmiError as error:
         fix = "sudo reboot   (after an update of the driver, or if a card hangs)" if manager.exists() else CONTAINER
-        return [*findings, context.without_npu_part(error_text(context.smi), fix)]
-    if not context.smi:
+        return [*findings, context.without_npu_part(error_text(error), fix)]
+    if not chips:
         findings.append(context.without_npu_part("npu-smi info lists no NPU in a known format", "npu-smi info"))
     healthy: dict[str, list[ascend.Npu]] = {}
-    for chip in context.smi:
+    for chip in chips:
         if chip.health == "OK":
             healthy.setdefault(chip.name, []).append(chip)
-    findings += [_healthy(chips) for chips in healthy.values()]
-    return findings + [_unhealthy(context, chip) for chip in context.smi if chip.health != "OK"]
+    findings += [_healthy(alike) for alike in healthy.values()]
+    return findings + [_unhealthy(context, chip) for chip in chips if chip.health != "OK"]
 
 
 def _healthy(chips: list[ascend.Npu]) -> Finding:

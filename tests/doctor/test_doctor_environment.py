@@ -49,11 +49,13 @@ def test_packages_of_the_native_engine_are_always_needed(monkeypatch):
 
 
 def test_torch_that_is_missing_or_was_not_tested(monkeypatch):
+    """A missing one is a problem, of its own check only; another version is a warning."""
     assert states(found("torch")) == ["ok"]
-    monkeypatch.setattr(environment, "needed", lambda extra: [Requirement("torch<2")])
-    assert states(found("torch")) == ["warning"]
+    monkeypatch.setattr(environment, "needed", lambda extra="": [] if extra else [Requirement("torch<2")])
+    (finding,) = found("packages")
+    assert finding.state == "warning" and finding.found.startswith("unsupported versions: torch 2.")
     monkeypatch.setattr(environment, "installed", lambda package: None)
-    assert states(found("torch")) == ["problem"]
+    assert states(found("torch")) == ["problem"] and states(found("packages")) == ["ok"]
 
 
 def test_triton_reports_the_state_of_each_patch(tmp_path, monkeypatch, npu_smi):
@@ -94,8 +96,10 @@ def test_nv_one_logger_is_real_or_the_mock(monkeypatch):
 
 def test_nemo_is_needed_only_where_it_is_requested(monkeypatch):
     assert states(found("NeMo")) == ["ok"]
-    monkeypatch.setattr(environment, "fits", lambda requirement: False)
-    assert "tested versions are" in found("NeMo")[0].found
+    monkeypatch.setattr(environment, "fits", lambda requirement: requirement.name != "nemo-toolkit")
+    for engine, state in (("native", "warning"), ("nemo", "problem")):
+        (finding,) = found("packages", engine=engine)
+        assert finding.state == state and finding.found.startswith("unsupported versions: nemo-toolkit 2.")
     monkeypatch.setattr(environment, "installed", lambda package: None)
     assert states(found("NeMo")) == ["ok"] and states(found("NeMo", engine="nemo")) == ["problem"]
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
