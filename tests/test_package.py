@@ -255,8 +255,8 @@ def test_missing_packages_are_one_line_and_exit_code_2(tmp_path):
         "encoder.self_attention_model: abs_pos; NeMo is not installed (source setup_env.sh)",
         ("--benchmark", "--engine", "native", "--report", tmp_path): "--report: needs matplotlib, which is not "
         "installed (pip install matplotlib)",
-        ("--model_path", "acme/voice", "--quiet"): "acme/voice: a Hugging Face id needs huggingface_hub: "
-        "pip install huggingface_hub",
+        ("--model_path", "acme/voice", "--quiet"): "acme/voice: a Hugging Face id needs the package "
+        "huggingface_hub (pip install huggingface_hub)",
         (CLIP, "--num_workers", 2): "Ray: not installed; more than one worker needs it "
         "(pip install -r requirements-ray.txt)",
     }
