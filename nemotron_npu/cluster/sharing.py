@@ -19,6 +19,7 @@ import torch
 
 from . import packed
 
+CannotShare = packed.CannotShare
 ALIGNMENT = 64  # bytes, as of torch's own memory
 END = struct.Struct("<q")  # the last bytes of the file: where the tensors end and the pickle begins
 
