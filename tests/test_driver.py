@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,18 @@ def transcribe(cluster, setup, recordings, count=2) -> tuple[dict, list[str]]:
     if isinstance(setup, PretendSetup):
         assert sum(seconds) == len(recordings) - given_up
     return texts, messages
+
+
+@contextmanager
+def connected(cluster):
+    """Connect this process to the cluster; yield Ray."""
+    import ray
+
+    ray.init(cluster.address, logging_level="ERROR")
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 def attempts(folder: Path) -> Counter:
@@ -215,6 +228,9 @@ def test_workers_of_a_lost_node_cost_no_recording(cluster, tmp_path, named):
                 cluster.remove_node(node, allow_graceful=False)
     assert sorted(found) == list(range(600))
     assert any("its node is lost (retrying" in line for line in messages), messages
+    with connected(cluster) as ray:  # the next test counts the devices
+        while ray.cluster_resources().get("NPU") != 2:
+            time.sleep(0.1)
 
 
 def test_workers_get_an_npu_each(cluster, tmp_path):
