@@ -93,11 +93,6 @@ def choose_device(name: str | None) -> tuple[torch.device, str | None]:
     return TRAITS[kind].open(int(index or 0)), None
 
 
-def named_device(name: str | None) -> torch.device | None:
-    """Return the device called ``name``, None for None.  Raises SetupError when it is not usable."""
-    return choose_device(name)[0] if name else None
-
-
 def _open_cpu(_: int) -> torch.device:
     return import_torch().device("cpu")
 

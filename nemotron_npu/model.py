@@ -19,6 +19,7 @@ from .audio import SAMPLE_RATE
 from .boosting import ALPHA, BoostingTree, Phrase, spell
 from .cache import EncoderState
 from .checkpoint.load import Checkpoint, read_checkpoint
+from .checkpoint.tokenizer import pieces_of
 from .checkpoint.weights import Weights
 from .decoder import Decoder, DecoderState, Emission, NotFinite
 from .device import choose_device, traits_of
@@ -100,8 +101,7 @@ class Model:
         if config.multilingual:
             raise Unsupported("a tokenizer for each language")
         self.tokenizer = checkpoint.tokenizers[0]
-        pieces = [self.tokenizer.id_to_piece(i) for i in range(self.tokenizer.get_piece_size())]
-        self.speller = Speller(pieces, self.tokenizer.decode, self.frame_seconds)
+        self.speller = Speller(pieces_of(self.tokenizer), self.tokenizer.decode, self.frame_seconds)
         self.has_fixed_block = bool(options.block_ms)
         """Whether the user has chosen the block length."""
         try:

@@ -73,6 +73,23 @@ def engines():
     )
 
 
+@pytest.fixture(scope="module")
+def tiny_native(tiny):
+    """The tiny checkpoint in the native engine, loaded once for the tests of a file."""
+    from nemotron_npu.recognizer import load_recognizer
+
+    return load_recognizer(tiny, "cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny_nemo(tiny):
+    """The tiny checkpoint in NeMo, loaded once for the tests of a file."""
+    from nemotron_npu.engine import ModelOptions
+    from nemotron_npu.recognizer import load_recognizer
+
+    return load_recognizer(tiny, "cpu", options=ModelOptions("nemo"))
+
+
 @pytest.fixture(scope="session")
 def demo_native():
     """The bundled model in the native engine, loaded once for all tests that do not change it."""

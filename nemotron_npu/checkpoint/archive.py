@@ -119,16 +119,23 @@ def members(path: Path, file: BinaryIO) -> Iterator[Member]:
     """
     seen: set[str] = set()
     with reading(path), tarfile.open(fileobj=_Headers(path, file), mode="r:") as archive:  # type: ignore[call-overload]
+        packed = os.path.getsize(path)
+        limit = MAX_EXPANSION * packed + SPARE_BYTES if is_gzipped(file) else packed
         for count, info in enumerate(archive):
             name = info.name.removeprefix("./")
             if info.isdir() and name == ".":
                 continue
             if count > MAX_MEMBERS:
                 raise not_a_checkpoint(path, f"it has more than {MAX_MEMBERS} members")
-            _check_member(f"{path}: {shown(name)}", info, name)
+            subject = f"{path}: {shown(name)}"
+            _check_member(subject, info, name)
             if name in seen:
-                raise SetupError(f"{path}: {shown(name)}", "is there twice", UNSAFE)
-            _check_extent(path, file, info)
+                raise SetupError(subject, "is there twice", UNSAFE)
+            if is_gzipped(file) and info.offset_data + info.size > limit:
+                size = f"{info.size / 1e6:,.0f} MB"
+                raise SetupError(subject, f"would unpack to {size}: a decompression bomb", UNSAFE)
+            if info.size < 0 or info.offset_data + info.size > limit:
+                raise SetupError(subject, "is cut short", AGAIN)
             seen.add(name)
             yield Member(name, info.offset_data, info.size)
 
@@ -144,21 +151,6 @@ def _check_member(subject: str, info: tarfile.TarInfo, name: str) -> None:
         raise SetupError(subject, "is no file", plain)
     if "/" in name or name in ("", ".", ".."):
         raise SetupError(subject, "lies in another folder", "a checkpoint has no folders: " + UNSAFE)
-
-
-def _check_extent(path: Path, file: BinaryIO, info: tarfile.TarInfo) -> None:
-    """Raise SetupError for a member that ends after the archive, or that unpacks to far more than the archive has."""
-    packed = os.path.getsize(path)
-    subject = f"{path}: {shown(info.name.removeprefix('./'))}"
-    end = info.offset_data + info.size
-    if is_gzipped(file):
-        if end > MAX_EXPANSION * packed + SPARE_BYTES:
-            size = f"{info.size / 1e6:,.0f} MB"
-            raise SetupError(subject, f"would unpack to {size}: a decompression bomb", UNSAFE)
-    elif end > packed:
-        raise SetupError(subject, "is cut short", AGAIN)
-    if info.size < 0:
-        raise SetupError(subject, "is cut short", AGAIN)
 
 
 def read_member(path: Path, name: str, limit: int) -> bytes:

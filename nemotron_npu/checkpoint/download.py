@@ -19,12 +19,11 @@ except ModuleNotFoundError:
     pass
 
 
-def download(repo: str) -> Path:
-    """Return the ``.nemo`` file of a model on Hugging Face, from the cache if it was downloaded before.
+def download(repo: str, name: str) -> Path:
+    """Return the file ``name`` of a model on Hugging Face, from the cache if it was downloaded before.
 
     Raises SetupError when there is no such model or file, or it cannot be downloaded.
     """
-    name = repo.split("/")[1] + ".nemo"  # NVIDIA names the file after the repository
     try:
         return Path(huggingface_hub.hf_hub_download(repo, name))
     except GatedRepoError as error:

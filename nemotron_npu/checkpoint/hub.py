@@ -11,7 +11,6 @@ from ..host.packages import can_import
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 EXAMPLE = "nvidia/nemotron-speech-streaming-en-0.6b"
-NEEDS_HUB = "a Hugging Face id needs the package huggingface_hub"
 
 
 def find_checkpoint(model_path: str) -> Path:
@@ -38,9 +37,19 @@ def is_hub_id(model_path: str) -> bool:
     return not is_path and HUB_ID.fullmatch(model_path) is not None
 
 
+def file_name(repo: str) -> str:
+    """Return the ``.nemo`` file of a model on Hugging Face: NVIDIA names it after the repository."""
+    return repo.split("/")[1] + ".nemo"
+
+
+def hub_is_missing(repo: str) -> SetupError:
+    """Return the error for a Hugging Face id without the package that looks it up."""
+    return SetupError(repo, "a Hugging Face id needs the package huggingface_hub", "pip install huggingface_hub")
+
+
 def _download(repo: str) -> Path:
     if not can_import("huggingface_hub"):
-        raise SetupError(repo, NEEDS_HUB, "pip install huggingface_hub")
+        raise hub_is_missing(repo)
     from .download import download  # huggingface_hub is optional, and takes half a second
 
-    return download(repo)
+    return download(repo, file_name(repo))

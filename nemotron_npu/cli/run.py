@@ -138,10 +138,11 @@ def _find_recordings(options: Options, console: Console) -> tuple[list[Recording
 def _bundled_recordings(options: Options) -> list[Recording]:
     """Return the clip for the bundled model, the sine for another one, and both for a comparison."""
     clip = Recording(str(DEMO_CLIP), DEMO_CLIP.stem)
+    compared = options.measure.precision_compare
+    if not compared and not options.model_path:
+        return [clip]
     signal = Recording(SINE, "sine", samples=sine())
-    if options.measure.precision_compare:
-        return [signal, clip]
-    return [signal] if options.model_path else [clip]
+    return [signal, clip] if compared else [signal]
 
 
 def _check_recordings(options: Options, recordings: list[Recording]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config_reader import read_config
-from ..checkpoint.hub import NEEDS_HUB, find_checkpoint, is_hub_id
+from ..checkpoint.hub import file_name, find_checkpoint, hub_is_missing, is_hub_id
 from ..errors import SetupError, first_line
 from ..host.program import command
 from ..host.provenance import sha256
@@ -39,8 +39,8 @@ def find(context: Context) -> Path:
         return find_checkpoint(context.path)
     hub: Any = try_import("huggingface_hub")
     if isinstance(hub, Exception):
-        raise SetupError(context.path, NEEDS_HUB, "pip install huggingface_hub")
-    name = context.path.split("/")[1] + ".nemo"
+        raise hub_is_missing(context.path)
+    name = file_name(context.path)
     found = hub.try_to_load_from_cache(context.path, name)
     if not isinstance(found, str):
         raise SetupError(f"{name} was not downloaded from Hugging Face yet")
