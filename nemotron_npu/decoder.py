@@ -122,7 +122,7 @@ class Decoder:
     ``config`` is the checkpoint's whole config, of which ``decoder``, ``joint`` and ``decoding`` are read; ``weights``
     are its tensors, for the device; ``dtype`` is that of the matrix products, see ``linear.make_linear``.  The logits
     are always float32.
-    Raises Unsupported for a transducer that is not an LSTM with greedy decoding, and SetupError as ``Weights`` does.
+    Raises Unsupported for a transducer whose prediction network is not an LSTM, and SetupError as ``Weights`` does.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, dtype: str = "float32") -> None:
@@ -322,6 +322,10 @@ def _check(config: ModelConfig) -> None:
         name = target.rsplit(".", 1)[-1]
         if name != supported:
             raise Unsupported(f"a {name}")
+    joint, decoder = config.joint, config.decoder
+    unknown = (*decoder.unknown, *decoder.prednet.unknown, *joint.unknown, *joint.jointnet.unknown)
+    if unknown:
+        raise Unsupported(unknown[0])
     if config.decoder.normalization_mode:
         raise Unsupported(f"decoder.normalization_mode: {config.decoder.normalization_mode}")
     if (config.decoder.prednet.rnn_hidden_size or -1) > 0:
@@ -331,5 +335,3 @@ def _check(config: ModelConfig) -> None:
     activation = config.joint.jointnet.activation.lower()
     if activation not in ACTIVATIONS:
         raise Unsupported(f"joint.jointnet.activation: {activation}")
-    if config.decoding.strategy not in ("greedy", "greedy_batch"):
-        raise Unsupported(f"decoding.strategy: {config.decoding.strategy}")

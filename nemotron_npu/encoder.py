@@ -293,6 +293,8 @@ def _check(config: EncoderConfig) -> None:
         value = getattr(config, name)
         if value not in known:
             raise Unsupported(f"encoder.{name}: {value}")
+    if config.unknown:
+        raise Unsupported(config.unknown[0])
     factor = config.subsampling_factor
     if factor < 2 or factor & (factor - 1):
         raise Unsupported(f"encoder.subsampling_factor: {factor}")

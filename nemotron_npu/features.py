@@ -18,7 +18,9 @@ class Frontend:
     """
 
     def __init__(self, config: PreprocessorConfig, weights: Weights) -> None:
-        if config.normalize not in ("NA", None, False, ""):
+        if config.unknown:
+            raise Unsupported(config.unknown[0])
+        if _is_normalized(config.normalize):
             raise Unsupported(f"features normalized over the whole recording (normalize: {shown(config.normalize)})")
         if config.frame_splicing != 1:
             raise Unsupported("spliced feature frames")
@@ -64,6 +66,13 @@ class Frontend:
         if not self.log:
             return mel
         return torch.log(mel.clamp(min=self.guard) if self.clamp else mel + self.guard)
+
+
+def _is_normalized(kind: object) -> bool:
+    """Return whether this ``normalize`` changes anything: NeMo's normalize_batch passes over words that it lacks."""
+    if isinstance(kind, str):
+        return kind in ("per_feature", "all_features") or ("fixed_mean" in kind and "fixed_std" in kind)
+    return bool(kind)
 
 
 class FeatureStream:

@@ -26,7 +26,7 @@ from .device import choose_device, traits_of
 from .dtypes import check_dtype
 from .encoder import Encoder, EncoderOptions
 from .engine import ModelOptions
-from .errors import ModelError, SetupError, Unsupported
+from .errors import ModelError, SetupError, Unsupported, one_line
 from .features import FeatureStream, Frontend
 from .transcript import Speller, Transcript
 
@@ -69,7 +69,8 @@ class Model:
     device : device of the encoder, a torch.device or ``"npu:0"``, ``"cuda:0"``, ``"cpu"``.  Log-mel features are
         computed on the CPU.
     options : chunk length, dtype, decoder device, graph capture and block length; ``options.engine`` is ignored.
-    announce : called with one line when memory has run out and smaller batches or blocks follow.
+    announce : called with one line when the checkpoint asks for another decoding than greedy, and when memory has run
+        out and smaller batches or blocks follow.
 
     Raises SetupError when the checkpoint or the device cannot be used, Unsupported when the native engine lacks a
     feature of the checkpoint.
@@ -108,6 +109,9 @@ class Model:
             self._build(checkpoint, context, options)
         except SetupError as error:
             raise SetupError(str(path), str(error)) from error
+        if not config.decoding.is_greedy:
+            problem = f"decoding.strategy: {config.decoding.strategy} is not supported by the native engine"
+            announce(one_line(path.name, problem, "decoding greedily; --engine nemo has it"))
         self.parameters = count_parameters(checkpoint.tensors)
         """Number of weights."""
         self.announce = announce

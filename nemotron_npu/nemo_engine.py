@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import sys
 import tempfile
 import warnings
@@ -10,21 +12,24 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
+import nemo
 import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.collections.asr.parts.context_biasing.boosting_graph_batched import GPUBoostingTreeModel
 from nemo.collections.asr.parts.context_biasing.context_graph_universal import ContextGraph
 from nemo.collections.asr.parts.mixins.transcription import TranscribeConfig
+from nemo.collections.asr.parts.submodules import rnnt_beam_decoding
 from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+from nemo.utils.model_utils import import_class_by_path
 from omegaconf import OmegaConf
 
 from .audio import SAMPLE_RATE, Source, is_source, read_audio
 from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
 from .checkpoint.archive import read_member
 from .checkpoint.config import MAX_SYMBOLS, ModelConfig
-from .checkpoint.config_reader import TOKENIZER_FILES, tokenizer_parts
+from .checkpoint.config_reader import CLASSES, TOKENIZER_FILES, tokenizer_parts
 from .checkpoint.load import Checkpoint, read_checkpoint
 from .checkpoint.tokenizer import MAX_TOKENIZER
 from .checkpoint.weights import Tensors, Weights
@@ -36,6 +41,7 @@ from .errors import InputError, ModelError, SetupError, first_line, one_line, sh
 from .transcript import Speller, Transcript
 
 DEFAULTS = ModelOptions("nemo")
+rnnt_beam_decoding.tqdm = functools.partial(rnnt_beam_decoding.tqdm, disable=True)  # NeMo has no option for it
 
 
 class NemoRecognizer:
@@ -82,6 +88,7 @@ class NemoRecognizer:
         self.method: str | None = None
         self.tree: GPUBoostingTreeModel | None = None
         self.alpha = ALPHA
+        self.greedy = False
 
     # ------------------------------------------------------------------ settings
 
@@ -104,12 +111,18 @@ class NemoRecognizer:
         self._set_decoding()
         return unknown
 
+    def decode_greedily(self) -> None:
+        """Decode greedily from now on, as the native engine does, whatever the checkpoint asks for."""
+        if not self.config.decoding.is_greedy:
+            self.greedy = True
+            self._set_decoding()
+
     def _set_decoding(self) -> None:
         """Build NeMo's decoding again, with the confidence and the boosting tree in use."""
         decoding = OmegaConf.create(OmegaConf.to_container(self.model.cfg.decoding))
         if self.method:
             decoding.confidence_cfg = {"preserve_token_confidence": True, "method_cfg": _confidence(self.method)}
-        if self.tree:
+        if self.tree or self.greedy:
             decoding.strategy = "greedy_batch"  # the only one that NeMo boosts
         self.model.change_decoding_strategy(decoding, verbose=False)
         if self.tree:
@@ -255,8 +268,13 @@ class NemoRecognizer:
                 transcripts[i] = self.transcript(hypothesis, len(waveforms[i]))
         return transcripts
 
-    def transcript(self, hypothesis: Hypothesis, samples: int) -> Transcript:
-        """Return the transcript of a recording of ``samples`` samples that NeMo has decoded to ``hypothesis``."""
+    def transcript(self, hypothesis: Hypothesis | list[Hypothesis], samples: int) -> Transcript:
+        """Return the transcript of a recording of ``samples`` samples that NeMo has decoded to ``hypothesis``.
+
+        Of several hypotheses, which a beam search may give, the first is the best.
+        """
+        if isinstance(hypothesis, list):
+            hypothesis = hypothesis[0]
         ids = [int(i) for i in hypothesis.y_sequence]
         frames = [int(frame) for frame in hypothesis.timestamp]
         confidences: list = [None] * len(ids)
@@ -287,6 +305,7 @@ def _restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
     files.  Raises SetupError if the weights do not fit the model that NeMo builds from the config.
     """
     config = _config_for_nemo(checkpoint.config)
+    _check_arguments(path, config)
     try:
         with tempfile.TemporaryDirectory() as folder:
             for part in tokenizer_parts(config):
@@ -309,10 +328,25 @@ def _config_for_nemo(checked: ModelConfig) -> dict[str, Any]:
     config.pop("labels", None)  # NeMo takes them from the tokenizer
     config["joint"].pop("vocabulary", None)
     decoding = config["decoding"] = config.get("decoding") or {"strategy": "greedy_batch"}
+    decoding["compute_timestamps"] = False  # of words and segments, which would replace the frames of the tokens
     greedy = decoding["greedy"] = decoding.get("greedy") or {}
     if not greedy.get("max_symbols") and not greedy.get("max_symbols_per_step"):
         greedy["max_symbols"] = MAX_SYMBOLS
     return config
+
+
+def _check_arguments(path: Path, config: dict[str, Any]) -> None:
+    """Raise SetupError for an argument that the modules of the installed NeMo do not have; drop those that are off."""
+    for name in CLASSES:
+        part = config[name]
+        known = inspect.signature(import_class_by_path(part["_target_"]).__init__).parameters
+        for key, value in list(part.items()):
+            if key in known or key == "_target_":
+                continue
+            if value is not None and value is not False:
+                problem = f"NeMo {nemo.__version__} does not know {name}.{shown(key)}: {shown(value)}"
+                raise SetupError(str(path), problem, "needs a newer NeMo: pip install --upgrade nemo_toolkit")
+            del part[key]
 
 
 def _write_tokenizer(path: Path, part: dict, folder: str) -> None:

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from support import CLIP
@@ -216,6 +219,93 @@ def _speak(model) -> None:
                 high = float(bias[-1])
         bias[-1] = high + 0.05  # at ``high`` itself some frame is undecided between blank and a token
     featurizer.dither = dither
+
+
+def edited(source: Path, path: Path, change: Callable[[dict], None], mode: str = "w") -> Path:
+    """Write the checkpoint ``source`` to ``path`` with its config as ``change(config)`` leaves it, and return it."""
+    import yaml
+
+    def changed(text: bytes) -> bytes:
+        config = yaml.safe_load(text)
+        change(config)
+        return yaml.safe_dump(config, sort_keys=False).encode()
+
+    return edited_text(source, path, changed, mode)
+
+
+def edited_text(source: Path, path: Path, change: Callable[[bytes], bytes], mode: str = "w") -> Path:
+    """Do the same with the text of the config."""
+    with tarfile.open(source) as archive, tarfile.open(path, mode) as target:
+        for member in archive:
+            if not member.isfile():
+                continue
+            content = archive.extractfile(member).read()
+            if member.name.endswith("model_config.yaml"):
+                content = change(content)
+            member.size = len(content)
+            target.addfile(member, io.BytesIO(content))
+    return path
+
+
+def add_published_sections(config: dict, month: str = "march") -> None:
+    """Add the sections that the config of the published file has beside those of a random checkpoint.
+
+    Known from conversion scripts, logs and manifests in public repositories; ``month`` is january or march.
+    """
+    data = {
+        **{"manifest_filepath": None, "sample_rate": 16000, "batch_size": None, "shuffle": True, "num_workers": 4},
+        **{
+            "use_lhotse": True,
+            "skip_missing_manifest_entries": True,
+            "input_cfg": None,
+            "tarred_audio_filepaths": None,
+        },
+        **{"batch_duration": 360, "quadratic_duration": 15, "num_buckets": 30, "bucket_duration_bins": None},
+        **{"bucket_buffer_size": 20000, "shuffle_buffer_size": 10000, "max_duration": 40.0, "min_duration": 0.1},
+        **{"text_field": "text", "lang_field": "lang", "is_tarred": False, "pin_memory": True, "max_tps": None},
+    }
+    config |= {
+        "target": "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel",
+        "nemo_version": "2.8.0rc0",
+        "train_ds": data,
+        "validation_ds": {**data, "shuffle": False},
+        "test_ds": {**data, "shuffle": False},
+        "spec_augment": {
+            "_target_": "nemo.collections.asr.modules.SpectrogramAugmentation",
+            **{"freq_masks": 2, "time_masks": 10, "freq_width": 27, "time_width": 0.05},
+        },
+        "loss": {"loss_name": "default", "warprnnt_numba_kwargs": {"fastemit_lambda": 5e-3, "clamp": -1.0}},
+        "optim": {
+            **{"name": "adamw", "lr": 1e-4, "betas": [0.9, 0.98], "weight_decay": 1e-3},
+            "sched": {"name": "CosineAnnealing", "warmup_steps": 5000, "warmup_ratio": None, "min_lr": 1e-6},
+        },
+        "interctc": {"loss_weights": [], "apply_at_layers": []},
+        "variational_noise": {"start_step": 0, "std": 0.0},
+        "rnnt_reduction": "mean_volume",
+        "skip_nan_grad": False,
+        "use_cer": False,
+    }
+    config["preprocessor"] |= {"log": True, "frame_splicing": 1, "pad_value": 0.0}
+    config["encoder"] |= {
+        **{"reduction": None, "reduction_position": None, "reduction_factor": 1, "att_context_probs": None},
+        **{"subsampling_conv_chunking_factor": 1, "stochastic_depth_drop_prob": 0.0, "stochastic_depth_mode": "linear"},
+        **{"stochastic_depth_start_layer": 1, "global_tokens": 0, "use_pytorch_sdpa": False},
+    }
+    config["joint"] |= {"fused_batch_size": 4}
+    config["decoding"] = {
+        "strategy": "greedy_batch",
+        "greedy": {"max_symbols": 10},
+        "beam": {"beam_size": 2, "return_best_hypothesis": False, "score_norm": True, "tsd_max_sym_exp": 50},
+    }
+    if month == "march":
+        config["aux_ctc"] = {
+            **{"ctc_loss_weight": 0.3, "use_cer": False, "ctc_reduction": "mean_batch"},
+            "decoder": {
+                "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
+                **{"feat_in": None, "num_classes": -1, "vocabulary": []},
+            },
+            "decoding": {"strategy": "greedy"},
+        }
 
 
 def main() -> None:

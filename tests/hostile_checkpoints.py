@@ -279,6 +279,22 @@ def directory(folder: Path) -> list:
     return ["--model_path", folder / "model.nemo"]
 
 
+def extracted(**files: bytes | None) -> Callable[[Path], list]:
+    """The bundled checkpoint extracted into a folder, with other files in it; None leaves one out."""
+
+    def make(folder: Path) -> list:
+        path = folder / "model.nemo"
+        path.mkdir()
+        for name, content in (
+            members() | {name.replace("__", "."): content for name, content in files.items()}
+        ).items():
+            if content is not None:
+                (path / name).write_bytes(content)
+        return ["--model_path", path]
+
+    return make
+
+
 def link_loop(folder: Path) -> list:
     (folder / "model.nemo").symlink_to(folder / "model.nemo")
     return ["--model_path", folder / "model.nemo"]
@@ -330,16 +346,27 @@ def sparse() -> tarfile.TarInfo:
     return info("./sparse", type=tarfile.GNUTYPE_SPARSE)
 
 
+def in_encoder(value: bytes, before: bytes = b"") -> bytes:
+    """The config with one more value in its encoder, and text in front of all."""
+    return before + members()[CONFIG].replace(b"\nencoder:\n", b"\nencoder:\n  extra: " + value + b"\n", 1)
+
+
 def nested(levels: int) -> bytes:
-    return members()[CONFIG] + b"deep: " + b"[" * levels + b"]" * levels + b"\n"
+    return in_encoder(b"[" * levels + b"]" * levels)
 
 
-def laughs() -> bytes:
-    """Aliases of aliases: nine to the ninth of the first."""
-    text = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n"
+def laughs(first: str, other: str, reference: str) -> bytes:
+    """References to references: nine to the ninth of the first."""
+    text = first.format(0) + "[ha, ha, ha, ha, ha, ha, ha, ha, ha]\n"
     for i in range(1, 9):
-        text += f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n"
-    return members()[CONFIG] + text.encode()
+        text += f"{other.format(i)}[{', '.join([reference.format(i - 1)] * 9)}]\n"
+    return in_encoder(reference.format(8).encode(), text.encode())
+
+
+def grows() -> bytes:
+    """A text of texts: 100 to the tenth of the first."""
+    text = "t0: haha\n" + "".join(f"t{i}: '{f'${{t{i - 1}}}' * 100}'\n" for i in range(1, 11))
+    return in_encoder(b"${t10}", text.encode())
 
 
 def other_tokenizer(change: Callable[[list[bytes]], None]) -> Callable[[], bytes]:
@@ -374,6 +401,9 @@ CASES = [
     # what is no archive
     Case("no such file", lambda folder: ["--model_path", folder / "model.nemo"], 2, "no such file"),
     Case("a directory", directory, 2, r"is a directory \(name the .nemo file in it\)"),
+    Case("a folder without weights", extracted(model_weights__ckpt=None), 2, "it has no model_weights.ckpt"),
+    Case("a folder with empty weights", extracted(model_weights__ckpt=b""), 2, "is broken"),
+    Case("a folder without a config", extracted(model_config__yaml=None), 2, "is a directory"),
     Case("a named pipe", pipe, 2, "is a named pipe"),
     Case("`/dev/zero`", lambda folder: ["--model_path", "/dev/zero"], 2, "is a device"),
     Case("a link to itself", link_loop, 2, "cannot be read"),
@@ -382,6 +412,10 @@ CASES = [
     Case("a web page: the download needed a login", written(b"\n<!DOCTYPE html><html>"), 2, "is a web page"),
     Case("a pointer of Git LFS", written(b"version https://git-lfs.github.com/spec/v1\n"), 2, "git lfs pull"),
     Case("a zip: weights without the rest", written(lambda: members()[WEIGHTS]), 2, "is a zip archive"),
+    Case("an old pickle of weights", written(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."), 2, "is a pickle"),
+    Case("a .gguf file", written(b"GGUF\3\0\0\0" + bytes(64)), 2, "is a .gguf file"),
+    Case("a .safetensors file", written(struct.pack("<Q", 2) + b"{}" + bytes(64)), 2, "is a .safetensors file"),
+    Case("an .onnx file", written(b"\x08\x08\x12\x07pytorch" + bytes(64)), 2, "is an .onnx file"),
     Case("compressed with bzip2", written(lambda: bz2.compress(DEMO.read_bytes()[:9999])), 2, "bzip2"),
     Case("compressed with xz", written(lambda: lzma.compress(DEMO.read_bytes()[:9999])), 2, "xz"),
     Case("cut short in the middle", cut(0.5), 2, "cut short"),
@@ -407,16 +441,31 @@ CASES = [
     Case("30 MB of zeros in a gzip of 0.1 MB", gzip_bomb, 2, "decompression bomb"),
     Case("gzipped weights that claim 1 TB", claims(10**12, compressed=True), 2, "decompression bomb"),
     Case("weights that claim 1 TB", claims(10**12), 2, "cut short"),
-    Case("a config of 2 MB", replaced(CONFIG, lambda: b"#" * (2 << 20)), 2, f"not 1,048,576.*{NOT_SAFE}"),
+    Case("a config of 9 MB", replaced(CONFIG, lambda: b"#" * (9 << 20)), 2, f"not 8,388,608.*{NOT_SAFE}"),
+    Case("a config of 2 million values", replaced(CONFIG, lambda: b"a: [" + b"1," * (2 << 20) + b"]"), 2, NOT_SAFE),
     Case("an extended header of 30 MB", long_header, 2, f"has headers of.*{NOT_SAFE}"),
     # the config's form
     Case("a config that is not YAML", replaced(CONFIG, lambda: b"a: [1, 2"), 2, "not valid YAML"),
     Case("binary for a config", replaced(CONFIG, lambda: bytes(range(256))), 2, "not valid YAML"),
     Case("a list for a config", replaced(CONFIG, lambda: b"- 1\n"), 2, "describes no encoder"),
     Case("a YAML tag", with_text("feat_in: 80", "feat_in: !!python/object/apply:os.system [id]"), 2, NOT_SAFE),
-    Case("an alias bomb", replaced(CONFIG, laughs), 2, f"aliases.*{NOT_SAFE}"),
+    Case(
+        "an alias bomb",
+        replaced(CONFIG, lambda: laughs("a{0}: &a{0} ", "a{0}: &a{0} ", "*a{}")),
+        2,
+        f"aliases.*{NOT_SAFE}",
+    ),
+    Case(
+        "a bomb of references",
+        replaced(CONFIG, lambda: laughs("a{}: ", "a{}: ", '"${{a{}}}"')),
+        2,
+        f"references.*{NOT_SAFE}",
+    ),
+    Case("a text of texts of texts", replaced(CONFIG, grows), 2, f"references.*{NOT_SAFE}"),
+    Case("a reference to itself", replaced(CONFIG, lambda: in_encoder(b"${encoder.extra}")), 2, "refers to itself"),
+    Case("a reference to nothing", replaced(CONFIG, lambda: in_encoder(b"${encoder.other}")), 2, "what is not there"),
     Case("100,000 nested lists", replaced(CONFIG, lambda: nested(100_000)), 2, "not valid YAML"),
-    Case("50 nested lists", replaced(CONFIG, lambda: nested(50)), 2, f"nested more than.*{NOT_SAFE}"),
+    Case("60 nested lists", replaced(CONFIG, lambda: nested(60)), 2, f"nested more than.*{NOT_SAFE}"),
     Case("a number of 10,000 digits", with_text("feat_in: 80", f"feat_in: 8{'0' * 10_000}"), 2, "number of"),
     # what the config names
     Case("`encoder._target_: os.system`", with_target("encoder", "os.system"), 2, f"os.system.*{NOT_SAFE}"),
@@ -427,11 +476,10 @@ CASES = [
         2,
         f"preprocessor.window._target_: subprocess.run.*{NOT_SAFE}",
     ),
-    Case("a `_target_` of training", with_config(optim={"_target_": "builtins.exec"}), 2, f"builtins.exec.*{NOT_SAFE}"),
     Case("Hydra's old `cls`", with_config(encoder__cls="os.system"), 2, f"encoder.cls: os.system.*{NOT_SAFE}"),
     Case("a model class of its own", with_config(target="evil.EncDecRNNTBPEModel"), 2, "class evil.EncDec"),
     Case("another module for the class", with_target("decoder", "evil.RNNTDecoder"), 2, NOT_SAFE),
-    Case("a reference to the environment", with_config(sample_rate="${oc.env:HOME}"), 2, "a reference"),
+    Case("a reference to the environment", with_config(sample_rate="${oc.env:HOME}"), 2, "outside the config"),
     Case(
         "a language model elsewhere",
         with_config(decoding__greedy__ngram_lm_model="/x.nemo"),

@@ -1,4 +1,4 @@
-"""A ``.nemo`` file -> its members: a tar, plain or gzipped, that may come from anywhere.
+"""A ``.nemo`` file -> its members: a tar, plain or gzipped, that may come from anywhere, or a folder of the same files.
 
 NeMo writes plain files into it, each once and in no folder.  Nothing else is accepted, and nothing is unpacked to disk.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -33,13 +34,19 @@ FILE_TYPES = {
     stat.S_IFBLK: ("is a device, not a file", ""),
     stat.S_IFSOCK: ("is a socket, not a file", ""),
 }
+CONFIG = "model_config.yaml"
+NAME_NEMO = "name the .nemo file"
 OTHER_FORMATS = (  # first bytes of what else is found under the name of a checkpoint
     (b"version https://git-lfs", "it is a Git LFS pointer", "fetch the file itself with git lfs pull"),
-    (b"PK\3\4", "it is a zip archive, as a .ckpt or .pt is", "name the .nemo file"),
+    (b"PK\3\4", "it is a zip archive, as a .ckpt or .pt is", NAME_NEMO),
+    (b"\x80\2", "it is a pickle, as an old .ckpt or .pt is", NAME_NEMO),
+    (b"GGUF", "it is a .gguf file, for programs built on ggml", NAME_NEMO),
     (b"<", "it is a web page", "download it again, logged in where that is needed"),
     (b"BZh", "it is compressed with bzip2", "unpack it first: NeMo supports gzip only"),
     (b"\xfd7zXZ", "it is compressed with xz", "unpack it first: NeMo supports gzip only"),
 )
+SAFETENSORS = re.compile(rb".{3}\0{5}\{", re.DOTALL)  # the length of a header of less than 16 MB, and its start
+ONNX = re.compile(rb"\x08[\x03-\x20][\x12\x1a\x22\x3a\x42]")  # ir_version, and the tag of another field
 MEMBER_TYPES = {
     tarfile.SYMTYPE: "a symbolic link",
     tarfile.LNKTYPE: "a hard link",
@@ -87,7 +94,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield unpacked  # type: ignore[misc]  # it has read, readinto, seek and tell
         else:
-            raise _unknown_format(path, first.lstrip())
+            raise _unknown_format(path, first)
 
 
 def _open_file(path: Path) -> BinaryIO:
@@ -101,10 +108,29 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def _unknown_format(path: Path, start: bytes) -> SetupError:
+    if SAFETENSORS.match(start):
+        return not_a_checkpoint(path, "it is a .safetensors file: weights without the rest", NAME_NEMO)
+    if ONNX.match(start):
+        return not_a_checkpoint(path, "it is an .onnx file", NAME_NEMO)
+    start = start.lstrip()
     for first, problem, hint in OTHER_FORMATS:
         if start.startswith(first):
             return not_a_checkpoint(path, problem, hint)
     return not_a_checkpoint(path, "not a tar archive, or cut short" if start else "it is empty")
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether this is an extracted archive: a folder with a config."""
+    return os.path.lexists(path / CONFIG)
+
+
+@contextmanager
+def opened_in_folder(path: Path, name: str) -> Iterator[BinaryIO]:
+    """Open the file ``name`` of an extracted archive; raise SetupError if there is none, or it is in another folder."""
+    if "/" in name or not os.path.lexists(path / name):
+        raise not_a_checkpoint(path, f"it has no {shown(name)}")
+    with _open_file(path / name) as file:
+        yield file
 
 
 def is_gzipped(file: BinaryIO) -> bool:
@@ -155,17 +181,25 @@ def _check_member(subject: str, info: tarfile.TarInfo, name: str) -> None:
 
 def read_member(path: Path, name: str, limit: int) -> bytes:
     """Return the bytes of the member ``name``; raise SetupError if there is none, or more than ``limit`` bytes."""
+    if is_folder(path):
+        with opened_in_folder(path, name) as file:
+            _check_size(path, name, os.fstat(file.fileno()).st_size, limit)
+            return file.read(limit)
     with opened(path) as file:
         for member in members(path, file):
             if member.name == name:
                 break
         else:
             raise not_a_checkpoint(path, f"it has no {shown(name)}")
-        if member.size > limit:
-            raise SetupError(f"{path}: {shown(name)}", f"has {member.size:,} bytes, not {limit:,}", UNSAFE)
+        _check_size(path, name, member.size, limit)
         buffer = bytearray(member.size)
         read_into(path, file, member, buffer)
         return bytes(buffer)
+
+
+def _check_size(path: Path, name: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise SetupError(f"{path}: {shown(name)}", f"has {size:,} bytes, not {limit:,}", UNSAFE)
 
 
 def read_into(path: Path, file: BinaryIO, member: Member, buffer: bytearray | mmap) -> None:

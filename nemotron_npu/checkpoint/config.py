@@ -3,17 +3,19 @@
 NeMo would call whatever class a config names and allocate whatever it asks for.  Therefore ``config_reader`` checks the
 form, the classes and the numbers that the engines compute with before either engine sees them.  Encoder, decoder and
 features check which kinds of parts the native engine supports.  Defaults are NeMo 2.7.3's.
+
+Every argument of NeMo's modules is a field, or in ``HARMLESS`` with the reason why it changes nothing here.  What is
+neither, such as an argument of a later NeMo, is in ``unknown``, and the native engine does not run it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import SetupError
 from .config_fields import anything, flag, number, part, word
 
-NAME = "model_config.yaml"
 MAX_SYMBOLS = 100  # tokens of a frame where the config sets no limit: broken weights would never end
 
 
@@ -21,6 +23,13 @@ MAX_SYMBOLS = 100  # tokens of a frame where the config sets no limit: broken we
 class PreprocessorConfig:
     """AudioToMelSpectrogramPreprocessor; windows in seconds or samples."""
 
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        *("window", "lowfreq", "highfreq", "mel_norm"),  # the window and the filters are stored tensors
+        "pad_value",  # of features past the end, which the encoder masks
+        *("rng", "nb_augmentation_prob", "nb_max_freq"),  # in training only
+        *("stft_exact_pad", "stft_conv"),  # have no effect in NeMo either
+    )
+    unknown: tuple[str, ...] = ()
     target: str = word(key="_target_")
     sample_rate: int = number(16000, 16000, 16000)
     window_size: float = number(0.001, 1.0, 0.02)
@@ -45,6 +54,16 @@ class PreprocessorConfig:
 class EncoderConfig:
     """ConformerEncoder; contexts and kernels in encoder frames."""
 
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        *("use_bias", "untie_biases"),  # the biases are stored tensors
+        *("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att", "att_context_probs"),  # in training only
+        *("stochastic_depth_drop_prob", "stochastic_depth_mode", "stochastic_depth_start_layer"),  # the same
+        *("reduction_position", "reduction_factor"),  # of a ``reduction``, which is not supported
+        *("global_tokens", "global_tokens_spacing", "global_attn_separate"),  # of the local attention, nor is that
+        *("subsampling_conv_chunking_factor", "sync_max_audio_length"),  # memory and time of NeMo's own code
+        *("use_pytorch_sdpa", "use_pytorch_sdpa_backends"),  # the same
+    )
+    unknown: tuple[str, ...] = ()
     target: str = word(key="_target_")
     feat_in: int = number(1, 1024)
     feat_out: int = number(-1, 16384, -1)
@@ -92,6 +111,11 @@ class EncoderConfig:
 class PredictionConfig:
     """The prediction network: an LSTM."""
 
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        "dropout",  # in training only
+        *("t_max", "forget_gate_bias", "weights_init_scale", "hidden_hidden_bias_scale"),  # before training only
+    )
+    unknown: tuple[str, ...] = ()
     pred_hidden: int = number(1, 16384)
     pred_rnn_layers: int = number(1, 100)
     rnn_hidden_size: int | None = number(-1, 16384, None)
@@ -102,6 +126,11 @@ class PredictionConfig:
 class DecoderConfig:
     """RNNTDecoder."""
 
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        *("vocab_size", "blank_as_pad"),  # show in the shape of the embedding
+        "random_state_sampling",  # in training only
+    )
+    unknown: tuple[str, ...] = ()
     target: str = word(key="_target_")
     prednet: PredictionConfig = part(PredictionConfig)
     normalization_mode: str | None = word(None)
@@ -111,6 +140,8 @@ class DecoderConfig:
 class JointNetConfig:
     """The layers of the joint network."""
 
+    HARMLESS: ClassVar[tuple[str, ...]] = ("encoder_hidden", "pred_hidden")  # show in the shapes of the weights
+    unknown: tuple[str, ...] = ()
     joint_hidden: int = number(1, 16384)
     activation: str = word()
     dropout: Any = anything(None)
@@ -120,6 +151,13 @@ class JointNetConfig:
 class JointConfig:
     """RNNTJoint."""
 
+    HARMLESS: ClassVar[tuple[str, ...]] = (
+        "num_classes",  # shows in the shapes of the weights
+        "log_softmax",  # changes no order of scores
+        *("fuse_loss_wer", "fused_batch_size", "experimental_fuse_loss_wer", "masking_prob"),  # in training only
+        "preserve_memory",  # the same
+    )
+    unknown: tuple[str, ...] = ()
     target: str = word(key="_target_")
     jointnet: JointNetConfig = part(JointNetConfig)
     num_extra_outputs: int | None = number(0, 100, None)
@@ -150,6 +188,11 @@ class DecodingConfig:
     beam: BeamConfig = part(BeamConfig)
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the best token of each step is taken."""
+        return self.strategy in ("greedy", "greedy_batch")
+
+    @property
     def max_symbols(self) -> int:
         """Tokens that one frame may emit."""
         return self.greedy.max_symbols or self.greedy.max_symbols_per_step or MAX_SYMBOLS
@@ -177,7 +220,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A checked config; ``raw`` has the parts that transcription needs as they were read, for NeMo."""
+    """A checked config; ``raw`` has the parts that transcription needs, their references resolved, for NeMo."""
 
     target: str
     preprocessor: PreprocessorConfig

@@ -77,6 +77,8 @@ def _field(rule: Rule, default: Any, key: str = "") -> Any:
 def read_part(kind: type[Part], values: object, place: str) -> Part:
     """Return the dataclass ``kind`` made of the mapping ``values``, whose dotted key is ``place``.
 
+    A dataclass with a field ``unknown`` gets there, as ``key: value``, what it neither has nor calls ``HARMLESS``;
+    null and false switch nothing on and do not count.
     Raises Refusal for a required value that is missing and for one that is not allowed.
     """
     if values is None:
@@ -84,9 +86,13 @@ def read_part(kind: type[Part], values: object, place: str) -> Part:
     if not isinstance(values, dict):
         raise Refusal(f"has {shown(values)} for {place}, not its parts")
     found: dict[str, Any] = {}
+    known: set[str] = set(getattr(kind, "HARMLESS", ()))
     for each in fields(kind):  # type: ignore[arg-type]
         key = each.metadata.get("key") or each.name
+        known.add(key)
         name = f"{place}.{key}"
+        if each.name == "unknown":
+            continue
         if "part" in each.metadata:
             found[each.name] = read_part(each.metadata["part"], values.get(key), name)
             continue
@@ -96,6 +102,12 @@ def read_part(kind: type[Part], values: object, place: str) -> Part:
             raise Refusal(f"lacks {name}")
         if key in values:
             found[each.name] = _checked(each.metadata["rule"], value, name)
+    if hasattr(kind, "HARMLESS"):
+        found["unknown"] = tuple(
+            f"{place}.{shown(key)}: {shown(value)}"
+            for key, value in values.items()
+            if key not in known and value is not None and value is not False
+        )
     return kind(**found)
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import shown
-from .archive import read_member
+from .archive import CONFIG, read_member
 from .config import (
-    NAME,
     DecoderConfig,
     DecodingConfig,
     DefaultsConfig,
@@ -23,22 +22,23 @@ from .config import (
     TokenizerConfig,
 )
 from .config_fields import read_part
+from .references import referenced_parts, write_out
 from .refusal import UNSAFE, Refusal
 from .safe_yaml import parse_yaml, walk
 
-MAX_BYTES = 1 << 20  # the published one has 0.02 MB
+MAX_BYTES = 8 << 20  # the published one has 0.03 MB; lists of training data take megabytes
 MODEL_CLASS = "EncDecRNNTBPEModel"
 MODEL_TARGET = re.compile(rf"nemo\.collections\.asr\.models\.(\w+\.)?{MODEL_CLASS}")
 TARGET = re.compile(r"nemo\.collections\.asr\.modules\.(?:\w+\.)?(\w+)")
 CLASSES = {  # the parts that are built, and the classes that they may name
     "preprocessor": ("AudioToMelSpectrogramPreprocessor", "AudioToMFCCPreprocessor"),
-    "encoder": ("ConformerEncoder",),
+    "encoder": ("ConformerEncoder", "ConformerEncoderAdapter"),  # that of adapters is the same without their weights
     "decoder": ("RNNTDecoder", "StatelessTransducerDecoder"),
     "joint": ("RNNTJoint", "SampledRNNTJoint"),
 }
-TRAINING = re.compile(r"(nemo\.collections|torch\.optim)(\.\w+)+")  # may be named, is never built here
 USED = ("target", "sample_rate", "model_defaults", "tokenizer", "labels", "decoding", *CLASSES)
-"""The parts that transcription needs."""
+"""The parts that transcription needs; whatever else a config has is neither built nor checked."""
+LITERAL = ("labels", "joint.vocabulary")  # of these, nothing is a reference
 MAX_NUMBER = 1_000_000  # no number of a used part is larger
 MAX_CONTEXT = 4096  # frames of attention context: what a stream remembers
 TDT = ("decoding.durations", "model_defaults.tdt_durations", "model_defaults.num_tdt_durations")
@@ -52,16 +52,20 @@ def read_config(path: Path) -> ModelConfig:
     Raises SetupError when the file is no such archive, holds a model of another class, or a config that makes no sense
     or is not safe.
     """
-    text = read_member(path, NAME, MAX_BYTES)
+    text = read_member(path, CONFIG, MAX_BYTES)
     try:
         return parse_config(text)
     except Refusal as refusal:
-        raise refusal.of(path, NAME) from refusal
+        raise refusal.of(path, CONFIG) from refusal
 
 
 def parse_config(text: bytes) -> ModelConfig:
     """Return the checked config of ``model_config.yaml``; raise Refusal."""
-    values = parse_yaml(text)
+    parts = {*USED, "loss"}
+    values = parse_yaml(text, parts)
+    referenced = referenced_parts(values) - parts
+    if referenced:
+        values = parse_yaml(text, parts | referenced)
     if not isinstance(values, dict) or not isinstance(values.get("encoder"), dict):
         raise Refusal("describes no encoder")
     return make_config(values)
@@ -69,6 +73,7 @@ def parse_config(text: bytes) -> ModelConfig:
 
 def make_config(values: dict[str, Any]) -> ModelConfig:
     """Return the checked config of a mapping as NeMo writes it; raise Refusal."""
+    values = write_out(values, (*USED, "loss"), LITERAL)
     _check_classes(values)
     for name in CLASSES:
         if not isinstance(values.get(name), dict):
@@ -99,9 +104,10 @@ def _check_classes(values: dict[str, Any]) -> None:
     target = values.get("target")
     if not isinstance(target, str) or not MODEL_TARGET.fullmatch(target):
         raise Refusal(f"has the model class {_class_name(target)}", f"supported: {MODEL_CLASS}")
-    for place, value in walk(values):
-        if place != "target" and _names_class(place):
-            _check_class(place, value)
+    for name in USED:
+        for place, value in walk(values.get(name), name):
+            if place != "target" and _names_class(place):
+                _check_class(place, value)
     durations = any(_value(values, place) for place in TDT)
     if durations or "tdt" in (_value(values, "loss.loss_name"), _value(values, "decoding.model_type")):
         raise Refusal("describes a TDT model, whose tokens have durations", f"supported: {MODEL_CLASS}")
@@ -116,33 +122,25 @@ def _class_name(target: object) -> str:
 
 def _names_class(place: str) -> bool:
     keys = place.split(".")
-    old_hydra = keys[0] in USED and keys[-1] in ("cls", "target")
-    return "_target_" in keys or old_hydra
+    return "_target_" in keys or keys[-1] in ("cls", "target")  # those of old versions of Hydra
 
 
 def _check_class(place: str, value: object) -> None:
-    first = place.partition(".")[0]
     name = place.rpartition(".")[0]
     known = TARGET.fullmatch(value) if isinstance(value, str) else None
     if name in CLASSES and known and known[1] not in CLASSES[name]:
         raise Refusal(f"has the {name} {shown(known[1])}", f"supported: {CLASSES[name][0]}")
-    allowed = known is not None
-    if name not in CLASSES:
-        allowed = first not in USED and TRAINING.fullmatch(str(value)) is not None
-    if not allowed:
+    if name not in CLASSES or not known:
         raise Refusal(f"has {shown(place)}: {shown(value)}, not a part of {MODEL_CLASS}", UNSAFE)
 
 
 def _check_references(values: dict[str, Any]) -> None:
-    """Raise Refusal for huge numbers, references and files outside the checkpoint in the parts that are used."""
+    """Raise Refusal for huge numbers and files outside the checkpoint in the parts that are used."""
     for name in USED:
         for place, value in walk(values.get(name), name):
             subject = f"has {shown(place)}: {shown(value)}"
             if isinstance(value, (int, float)) and not abs(value) <= MAX_NUMBER:
                 raise Refusal(f"{subject}, more than makes sense")
-            vocabulary = name == "labels" or place.startswith("joint.vocab")
-            if isinstance(value, str) and "${" in value and not vocabulary:
-                raise Refusal(f"{subject}, a reference", "NeMo saves what it stands for")
             if name == "decoding" and value and place.endswith(("_model", "_path", "_file", "_dir")):
                 raise Refusal(f"{subject}, a file that is not in the checkpoint", "")
 

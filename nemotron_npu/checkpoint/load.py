@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sentencepiece import SentencePieceProcessor
 
 from ..errors import SetupError
-from .config import NAME as CONFIG
+from .archive import CONFIG
 from .config import EncoderConfig, ModelConfig, PredictionConfig
 from .config_reader import read_config
 from .tokenizer import check_vocabulary, read_tokenizers

@@ -10,8 +10,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from ..errors import SetupError, shown
-from .archive import read_member
-from .config import NAME as CONFIG
+from .archive import CONFIG, read_member
 from .config import ModelConfig
 from .refusal import AGAIN, STRANGER
 from .weights import Tensors

@@ -27,6 +27,8 @@ DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+NPU_FORMATS = (0, 2, 30, 47)
+"""Of torch_npu, those without a layout of their own: ND, which is NCHW, NCDHW or NCL for some numbers of dimensions."""
 ONLY_TENSORS = "weights hold tensors only, not safe to load"
 
 Buffer = Any
@@ -213,6 +215,24 @@ def _rebuild_parameter(data: torch.Tensor, *_: object) -> torch.Tensor:
     return data
 
 
+def _npu_format(*arguments: object) -> object:
+    """Return the number of a format."""
+    if len(arguments) != 1:
+        raise Refusal("holds something else than named tensors")
+    return arguments[0]
+
+
+def _rebuild_npu_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *rest: object) -> torch.Tensor:
+    """Do the same for a tensor that torch_npu has saved: ``rest`` ends with its format on the NPU.
+
+    torch_npu copies a tensor to the host before it saves it, so its bytes are those of a CPU tensor.
+    """
+    layout = rest[-1] if len(rest) == 3 else None
+    if type(layout) is not bool and (type(layout) is not int or layout not in NPU_FORMATS):
+        raise Refusal("has tensors in a private format of an NPU", "move the model to the CPU before it is saved")
+    return _rebuild_tensor(storage, offset, size, stride)
+
+
 def _is_size(number: object) -> bool:
     return type(number) is int and 0 <= number < MAX_SIZE
 
@@ -228,7 +248,9 @@ ALLOWED: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch_npu.utils.storage", "_rebuild_npu_tensor"): _rebuild_npu_tensor,
+    ("torch_npu.npu._format", "Format"): _npu_format,
     **{("torch", name): dtype for name, dtype in DTYPES.items()},
 }
 """(module, name) as the pickle spells it -> what it stands for."""
-CALLABLE = (_ordered_dict, _rebuild_tensor, _rebuild_parameter)
+CALLABLE = (_ordered_dict, _rebuild_tensor, _rebuild_parameter, _rebuild_npu_tensor, _npu_format)

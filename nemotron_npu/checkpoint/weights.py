@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from ..errors import SetupError, shown
-from .archive import is_gzipped, members, not_a_checkpoint, opened, read_into
+from .archive import is_folder, is_gzipped, members, not_a_checkpoint, opened, opened_in_folder, read_into
 from .refusal import AGAIN, UNSAFE, Refusal
 from .torch_zip import Window, read_records
 from .unpickler import TensorUnpickler
@@ -52,7 +54,7 @@ def read_weights(path: Path) -> Tensors:
     Raises SetupError when the weights are missing or broken or hold anything but tensors, and for any member of the
     archive that a checkpoint does not have.
     """
-    buffer, start, size = _load_member(path)
+    buffer, start, size, is_mapped = _load_member(path)
     try:
         pickled, records = read_records(Window(buffer, start, size))
         storages = {key: (start + offset, length) for key, (offset, length) in records.items()}
@@ -62,12 +64,16 @@ def read_weights(path: Path) -> Tensors:
         raise refusal.of(path, NAME) from refusal
     except BROKEN as error:
         raise SetupError(f"{path}: {NAME}", "is broken", AGAIN) from error
-    tensors.mapping = buffer if start else None
+    tensors.mapping = buffer if is_mapped else None
     return tensors
 
 
-def _load_member(path: Path) -> tuple[mmap.mmap, int, int]:
-    """Return a buffer that has the member, where in it the member starts, and its size in bytes."""
+def _load_member(path: Path) -> tuple[mmap.mmap, int, int, bool]:
+    """Return a buffer that has the member, where in it the member starts, its size, and whether a file is mapped."""
+    if is_folder(path):
+        with opened_in_folder(path, NAME) as file:
+            size = os.fstat(file.fileno()).st_size
+            return _map(file) if size else mmap.mmap(-1, 1), 0, size, size > 0
     found = None
     with opened(path) as file:
         for member in members(path, file):  # to the last: members after the weights are checked too
@@ -76,13 +82,17 @@ def _load_member(path: Path) -> tuple[mmap.mmap, int, int]:
             if is_gzipped(file):
                 buffer = mmap.mmap(-1, max(member.size, 1))
                 read_into(path, file, member, buffer)
-                found = buffer, 0, member.size
-            else:  # a private mapping, because torch wants it writable
-                buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                found = buffer, member.offset, member.size
+                found = buffer, 0, member.size, False
+            else:
+                found = _map(file), member.offset, member.size, True
     if found is None:
         raise not_a_checkpoint(path, f"it has no {NAME}")
     return found
+
+
+def _map(file: BinaryIO) -> mmap.mmap:
+    """Map a file into memory, privately, because torch wants it writable."""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def _check_tensors(weights: object, size: int) -> Tensors:

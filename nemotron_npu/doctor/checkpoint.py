@@ -10,9 +10,15 @@ from ..checkpoint.config_reader import read_config
 from ..checkpoint.hub import file_name, find_checkpoint, hub_is_missing, is_hub_id
 from ..errors import SetupError, first_line
 from ..host.program import command
-from ..host.provenance import sha256
+from ..host.provenance import files_of, sha256
 from .finding import OK, PROBLEM, Context, Finding, anonymous, try_import
 
+PUBLISHED = {
+    "283638054c44f6794e74fe9af9048d78a6d9d6c058c12131856c7859a62ac9cd": (
+        "the published nemotron-speech-streaming-en-0.6b of March 2026"
+    ),
+}
+"""SHA-256 of files on Hugging Face -> what they are."""
 REPLACE = "download it again, or name another one: --model_path M.nemo"
 
 
@@ -26,8 +32,11 @@ def checkpoint(context: Context) -> list[Finding]:
         return [Finding(PROBLEM, without_folders(context, error), fix)]
     lengths = ", ".join(str(ms) for ms in sorted(config.contexts))
     chunks = f"chunks of {lengths} ms" if lengths else "for whole recordings"
-    found = f"{path.name}: {config.target.rpartition('.')[2]}, {chunks}, {path.stat().st_size:,} bytes"
-    return [Finding(OK, found), Finding(OK, f"SHA-256 {sha256(path)}")]
+    size = sum(part.stat().st_size for part in files_of(path))
+    found = f"{path.name}: {config.target.rpartition('.')[2]}, {chunks}, {size:,} bytes"
+    digest = sha256(path)
+    name = f": {PUBLISHED[digest]}" if digest in PUBLISHED else ""
+    return [Finding(OK, found), Finding(OK, f"SHA-256 {digest}{name}")]
 
 
 def find(context: Context) -> Path:

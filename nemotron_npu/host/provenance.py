@@ -44,12 +44,18 @@ def environment(checkpoint: Path, instructions: str | None = None) -> dict[str, 
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
+    """Return the SHA-256 of a file, or of the files in a folder by the order of their names, in hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
+    for part in files_of(path):
+        with open(part, "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a checkpoint: itself, or those in its folder, by their names."""
+    return sorted(part for part in path.iterdir() if part.is_file()) if path.is_dir() else [path]
 
 
 def processor() -> str:

@@ -206,6 +206,7 @@ class NemoProbe:
 
     def __init__(self, recognizer: NemoRecognizer) -> None:
         self.recognizer = recognizer
+        recognizer.decode_greedily()  # what the native engine is compared with
         self.model, self.device = recognizer.model, recognizer.device
         encoder = self.model.encoder
         self.layers, self.factor = len(encoder.layers), encoder.subsampling_factor
