@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .tags import END_OF_BACKCHANNEL, END_OF_UTTERANCE, LANGUAGE, Event
 from .transcript import Segment, Token, Transcript
 
 if TYPE_CHECKING:  # it loads libsndfile, which the options need not wait for
@@ -104,18 +105,22 @@ def to_ctm(transcript: Transcript, name: str) -> str:
 def to_document(transcript: Transcript, **fields: object) -> dict:
     """Return the JSON document: ``fields`` (audio, model, device, ...), then those of the transcript.
 
-    These are ``text``, ``duration``, ``segments`` with their ``words``, ``tokens``.  As in whisper's, segment texts and
-    words begin with a space: joined, the words give their segment and the segments the text.
+    These are ``text``, ``duration``, ``segments`` with their ``words``, ``tokens``, and ``events`` if the model emitted
+    tags.  As in whisper's, segment texts and words begin with a space: joined, the words give their segment and the
+    segments the text.
     """
     segments = [_segment_document(number, segment) for number, segment in enumerate(transcript.segments)]
     tokens = [{name: getattr(token, name) for name in Token.__slots__} for token in transcript.tokens]
-    return {
+    document = {
         **fields,
         "text": to_text(transcript),
         "duration": transcript.duration,
         "segments": segments,
         "tokens": tokens,
     }
+    if transcript.events:
+        document["events"] = [_event_document(event) for event in transcript.events]
+    return document
 
 
 def to_json(document: dict) -> str:
@@ -182,7 +187,7 @@ def _segment_document(number: int, segment: Segment) -> dict:
         {"word": f" {word.text}", "start": word.start, "end": word.end, "confidence": word.confidence}
         for word in segment.words
     ]
-    return {
+    document = {
         "id": number,
         "start": segment.start,
         "end": segment.end,
@@ -190,6 +195,22 @@ def _segment_document(number: int, segment: Segment) -> dict:
         "confidence": segment.confidence,
         "words": words,
     }
+    if segment.language:
+        document[LANGUAGE] = segment.language
+    for name, holds in (
+        (END_OF_UTTERANCE, segment.end_of_utterance),
+        (END_OF_BACKCHANNEL, segment.end_of_backchannel),
+    ):
+        if holds:
+            document[name] = True
+    return document
+
+
+def _event_document(event: Event) -> dict:
+    document = {"event": event.tag.event, "frame": event.frame, "time": event.time}
+    if event.tag.language:
+        document[LANGUAGE] = event.tag.language
+    return document
 
 
 def _milliseconds(seconds: float) -> int:

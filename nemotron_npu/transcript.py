@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import textwrap
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Protocol
+
+from .tags import END_OF_BACKCHANNEL, END_OF_UTTERANCE, Event, Tag, find_tags
 
 WORD_START = "▁"  # sentencepiece: stands for the space before a token
 UNKNOWN = "<unk>"  # is spelled " ⁇ " and so is a word of its own
@@ -56,6 +59,10 @@ class Word:
     """Seconds: one encoder frame after the time of its last token, or the end of the recording."""
     confidence: float | None = None
     """The minimum of its tokens' confidence (NeMo's default aggregation)."""
+    tags: tuple[Tag, ...] = ()
+    """Those that the model emitted after it."""
+    language: str | None = None
+    """By the language tag that follows; None without one."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,18 @@ class Segment:
     words: tuple[Word, ...] = field(repr=False)
     confidence: float | None = None
     """The mean of its words' confidence."""
+    language: str | None = None
+    """That of its words."""
+
+    @property
+    def end_of_utterance(self) -> bool:
+        """Whether the model emitted an end of utterance after the last word."""
+        return Tag(END_OF_UTTERANCE) in self.words[-1].tags
+
+    @property
+    def end_of_backchannel(self) -> bool:
+        """Whether the model emitted an end of backchannel after the last word."""
+        return Tag(END_OF_BACKCHANNEL) in self.words[-1].tags
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,8 @@ class Transcript:
     """Seconds of audio."""
     words: tuple[Word, ...] = field(default=(), repr=False)
     """``text.split()``, with times."""
+    events: tuple[Event, ...] = field(default=(), repr=False)
+    """The tags among ``tokens``, which are no text."""
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -120,10 +141,12 @@ class _Group:
 
     text: str
     tokens: list[Token]
+    first: int
+    """Index of its first token that is more than a space."""
 
 
 class Speller:
-    """Spell token ids as text and words, exactly as NeMo does.
+    """Spell token ids as text and words, exactly as NeMo does, except for tags, which are left out.
 
     Parameters
     ----------
@@ -136,6 +159,7 @@ class Speller:
         self.pieces = pieces
         self.decode = decode
         self.frame_seconds = frame_seconds
+        self.tags = find_tags(pieces)
         self.has_wordpieces = not any(piece.startswith(WORD_START) for piece in pieces)
         marks = "".join(sorted(_punctuation(pieces)))
         self.space_before_mark = re.compile(rf"\s([{re.escape(marks)}])") if marks else None
@@ -144,14 +168,21 @@ class Speller:
         """Return the result for a recording of ``duration`` seconds."""
         tokens = tuple(self._token(emission) for emission in emissions)
         text = self.text([token.id for token in tokens])
-        return Transcript(text, tokens, duration, tuple(self._words(tokens, duration)))
+        spoken = tuple(token for token in tokens if token.id not in self.tags)
+        placed = list(self._words(spoken, duration))
+        words = [word for word, _ in placed]
+        if len(spoken) == len(tokens):
+            return Transcript(text, tokens, duration, tuple(words))
+        events = tuple(Event(self.tags[token.id], token.frame, token.time) for token in tokens if token.id in self.tags)
+        self._tag(words, [first for _, first in placed], tokens)
+        return Transcript(text, tokens, duration, tuple(words), events)
 
     def text(self, ids: list[int]) -> str:
         """Return the tokenizer's text, without the space before a punctuation mark.
 
         This is NeMo's ``decode_tokens_to_str_with_strip_punctuation``.
         """
-        return self.tidy(self.decode(ids))
+        return self.tidy(self.decode([id for id in ids if id not in self.tags]))
 
     def tidy(self, text: str) -> str:
         """Remove the space before each punctuation mark that occurs in the vocabulary."""
@@ -167,26 +198,49 @@ class Speller:
             emission.confidence,
         )
 
-    def _words(self, tokens: tuple[Token, ...], duration: float) -> Iterator[Word]:
-        """Yield the words of the text; each begins with a token that follows a space."""
+    def _tag(self, words: list[Word], firsts: list[int], tokens: tuple[Token, ...]) -> None:
+        """Add each tag among ``tokens`` to the word before it, and a language to all words since the last one.
+
+        ``firsts`` are the indices of the words' first tokens, tags not counted.
+        """
+        before = 0
+        said = 0  # words whose language is known
+        for token in tokens:
+            tag = self.tags.get(token.id)
+            if tag is None:
+                before += 1
+                continue
+            index = bisect_left(firsts, before)
+            if not index:  # nothing was said yet
+                continue
+            words[index - 1] = replace(words[index - 1], tags=(*words[index - 1].tags, tag))
+            if tag.language:
+                words[said:index] = [replace(word, language=tag.language) for word in words[said:index]]
+                said = index
+
+    def _words(self, tokens: tuple[Token, ...], duration: float) -> Iterator[tuple[Word, int]]:
+        """Yield the words of the text, each with the index of its first token; a word begins after a space."""
         for group in self._spelled(tokens):
             last_frame = group.tokens[-1].frame
             end = min((last_frame + 1) * self.frame_seconds, duration)  # that frame may exceed the recording
             start = max(0.0, min(group.tokens[0].time, end - self.frame_seconds))
             measured = [token.confidence for token in group.tokens if token.confidence is not None]
             for word in self.tidy(group.text).split():
-                yield Word(word, round(start, 3), round(end, 3), min(measured, default=None))
+                yield Word(word, round(start, 3), round(end, 3), min(measured, default=None)), group.first
 
     def _spelled(self, tokens: tuple[Token, ...]) -> list[_Group]:
         """Return the tokens in groups with their text; marks are attached to the word before them."""
         groups: list[_Group] = []
+        count = 0
         for group in self._split(tokens):
+            first = count + next((i for i, token in enumerate(group) if token.piece != WORD_START), 0)
+            count += len(group)
             text = self.decode([token.id for token in group]).strip()
             if groups and self._is_attached(text, group[0], groups[-1]):
                 groups[-1].text += text
                 groups[-1].tokens += group
             else:
-                groups.append(_Group(text, group))
+                groups.append(_Group(text, group, first))
         return groups
 
     def _is_attached(self, text: str, first: Token, before: _Group) -> bool:
@@ -229,15 +283,15 @@ def _punctuation(pieces: list[str]) -> set[str]:
 def split_segments(words: tuple[Word, ...], duration: float) -> Iterator[Segment]:
     """Yield the words of a recording of ``duration`` seconds in segments that fit in subtitles.
 
-    A segment ends after the mark of a sentence and before a pause of PAUSE_SECONDS.  One that needs more than LINES
-    lines of LINE_CHARACTERS, or more than SEGMENT_SECONDS, is halved at the best place for a break.
+    A segment ends after the mark of a sentence, after a tag and before a pause of PAUSE_SECONDS.  One that needs more
+    than LINES lines of LINE_CHARACTERS, or more than SEGMENT_SECONDS, is halved at the best place for a break.
     """
     parts = [part for sentence in _sentences(words) for part in _fitting(sentence)]
     next_starts = [*(part[0].start for part in parts[1:]), duration]
     for part, next_start in zip(parts, next_starts, strict=False):
         start = part[0].start
         end = max(part[-1].end, min(start + READING_SECONDS, next_start))
-        yield Segment(_joined(part), start, round(end, 3), tuple(part), _mean_confidence(part))
+        yield Segment(_joined(part), start, round(end, 3), tuple(part), _mean_confidence(part), part[0].language)
 
 
 def _mean_confidence(words: list[Word]) -> float | None:
@@ -257,7 +311,7 @@ def _sentences(words: tuple[Word, ...]) -> Iterator[list[Word]]:
 
 
 def _is_break(before: Word, word: Word) -> bool:
-    return _ends_sentence(before.text) or word.start - before.end >= PAUSE_SECONDS
+    return bool(before.tags) or _ends_sentence(before.text) or word.start - before.end >= PAUSE_SECONDS
 
 
 def _ends_sentence(text: str) -> bool:

@@ -30,9 +30,8 @@ def made_of(*segments: list[tuple[str, float, float]]):
         parts.append(Segment(text, words[0].start, words[-1].end, words, 0.5))
     words = tuple(word for part in parts for word in part.words)
     tokens = tuple(Token(7, f"▁{word.text}", 3, word.start, 0.9) for word in words)
-    return SimpleNamespace(
-        text=" ".join(part.text for part in parts), duration=5000.0, tokens=tokens, words=words, segments=tuple(parts)
-    )
+    text = " ".join(part.text for part in parts)
+    return SimpleNamespace(text=text, duration=5000.0, tokens=tokens, words=words, segments=tuple(parts), events=())
 
 
 def spoken(text: str, start: float) -> list[tuple[str, float, float]]:
@@ -45,7 +44,7 @@ SPEECH = made_of(
     spoken("an-endless-word-that-is-longer-than-a-line-of-a-subtitle-may-be follows", 3599.9996),
     spoken("the second hour", 3723.52),
 )
-NOTHING = SimpleNamespace(text="", duration=1.0, tokens=(), words=(), segments=())
+NOTHING = SimpleNamespace(text="", duration=1.0, tokens=(), words=(), segments=(), events=())
 
 
 @pytest.fixture(scope="module")
