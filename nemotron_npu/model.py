@@ -69,8 +69,8 @@ class Model:
     device : device of the encoder, a torch.device or ``"npu:0"``, ``"cuda:0"``, ``"cpu"``.  Log-mel features are
         computed on the CPU.
     options : chunk length, dtype, decoder device, graph capture and block length; ``options.engine`` is ignored.
-    announce : called with one line when the checkpoint asks for another decoding than greedy, and when memory has run
-        out and smaller batches or blocks follow.
+    announce : called with one line when a part of the checkpoint is left out, when it asks for another decoding than
+        greedy, and when memory has run out and smaller batches or blocks follow.
 
     Raises SetupError when the checkpoint or the device cannot be used, Unsupported when the native engine lacks a
     feature of the checkpoint.
@@ -109,6 +109,8 @@ class Model:
             self._build(checkpoint, context, options)
         except SetupError as error:
             raise SetupError(str(path), str(error)) from error
+        if config.left_out:
+            announce(one_line(path.name, f"{config.left_out} is left out", "the RNN-T decoder transcribes"))
         if not config.decoding.is_greedy:
             problem = f"decoding.strategy: {config.decoding.strategy} is not supported by the native engine"
             announce(one_line(path.name, problem, "decoding greedily; --engine nemo has it"))

@@ -41,6 +41,7 @@ from .errors import InputError, ModelError, SetupError, first_line, one_line, sh
 from .transcript import Speller, Transcript
 
 DEFAULTS = ModelOptions("nemo")
+RNNT_TARGET = "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel"
 rnnt_beam_decoding.tqdm = functools.partial(rnnt_beam_decoding.tqdm, disable=True)  # NeMo has no option for it
 
 
@@ -71,6 +72,8 @@ class NemoRecognizer:
         self.chunk_ms, context = config.choose_context(options.chunk_ms)
         self.frame_seconds = config.frame_seconds
         model = _restore(path, checkpoint)
+        if config.left_out:
+            announce(one_line(path.name, f"{config.left_out} is left out", "the RNN-T decoder transcribes"))
         self.parameters = sum(p.numel() for p in model.parameters())
         if context:
             model.encoder.set_default_att_context_size(context)
@@ -325,6 +328,7 @@ def _restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
 def _config_for_nemo(checked: ModelConfig) -> dict[str, Any]:
     """Return a copy of the parts of the config that NeMo needs, with a limit of tokens per frame."""
     config = copy.deepcopy(checked.raw)
+    config["target"] = RNNT_TARGET  # of a hybrid, the CTC decoder is left out
     config.pop("labels", None)  # NeMo takes them from the tokenizer
     config["joint"].pop("vocabulary", None)
     decoding = config["decoding"] = config.get("decoding") or {"strategy": "greedy_batch"}

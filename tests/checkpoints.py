@@ -29,6 +29,19 @@ TINY_SIZE = dict(
     mels=128, channels=16, layers=2, width=64, heads=4, predictor=32, predictor_layers=2, joint=32, pieces=64
 )
 FULL_PARAMETERS = 618_084_865
+CTC = {
+    "ctc_loss_weight": 0.3,
+    "use_cer": False,
+    "ctc_reduction": "mean_batch",
+    "decoder": {
+        "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
+        "feat_in": None,
+        "num_classes": -1,
+        "vocabulary": [],
+    },
+    "decoding": {"strategy": "greedy"},
+}
+"""The part ``aux_ctc`` of a hybrid model."""
 TOKENS_PER_SECOND = 3.0
 
 
@@ -134,18 +147,22 @@ def train_tokenizer(lines: list[str], pieces: int, directory: str | Path) -> Non
 
 
 def build_model(tokenizer_dir: str | Path, *, seed: int = 0, parts: dict | None = None, **size):
-    """Make an ``EncDecRNNTBPEModel`` with random weights in the given size (see FULL_SIZE)."""
+    """Make an ``EncDecRNNTBPEModel`` with random weights in the given size (see FULL_SIZE).
+
+    A part ``aux_ctc`` makes it an ``EncDecHybridRNNTCTCBPEModel``.
+    """
     import torch
-    from nemo.collections.asr.models import EncDecRNNTBPEModel
+    from nemo.collections.asr.models import EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
     from omegaconf import OmegaConf
 
     torch.manual_seed(seed)
     config = nemotron_config(str(tokenizer_dir), **size)
     for part, changes in (parts or {}).items():
-        config[part].update(changes)
+        config.setdefault(part, {}).update(changes)
     if config["encoder"]["d_model"] != size["width"]:
         config["model_defaults"]["enc_hidden"] = config["encoder"]["d_model"]
-    return EncDecRNNTBPEModel(cfg=OmegaConf.create(config))
+    model_class = EncDecHybridRNNTCTCBPEModel if "aux_ctc" in config else EncDecRNNTBPEModel
+    return model_class(cfg=OmegaConf.create(config))
 
 
 def make_random_checkpoint(path: str | Path, size: dict, seed: int = 0, speak: bool = True, **parts: dict) -> None:
@@ -298,14 +315,7 @@ def add_published_sections(config: dict, month: str = "march") -> None:
         "beam": {"beam_size": 2, "return_best_hypothesis": False, "score_norm": True, "tsd_max_sym_exp": 50},
     }
     if month == "march":
-        config["aux_ctc"] = {
-            **{"ctc_loss_weight": 0.3, "use_cer": False, "ctc_reduction": "mean_batch"},
-            "decoder": {
-                "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
-                **{"feat_in": None, "num_classes": -1, "vocabulary": []},
-            },
-            "decoding": {"strategy": "greedy"},
-        }
+        config["aux_ctc"] = CTC
 
 
 def main() -> None:

@@ -494,12 +494,6 @@ CASES = [
         "EncDecCTCModelBPE",
     ),
     Case(
-        "a hybrid model",
-        with_config(target="nemo.collections.asr.models.hybrid_rnnt_ctc_bpe_models.EncDecHybridRNNTCTCBPEModel"),
-        2,
-        "EncDecHybridRNNTCTCBPEModel",
-    ),
-    Case(
         "an AED model",
         with_config(target="nemo.collections.asr.models.EncDecMultiTaskModel"),
         2,

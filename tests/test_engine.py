@@ -67,7 +67,6 @@ def test_checkpoint_unknown_to_the_native_engine_runs_on_nemo(cli, tmp_path):
         (dict(encoder={"conv_norm_type": "group_norm8"}), "conv_norm_type"),
         (dict(encoder={"subsampling": "stacking"}), "subsampling"),
         (dict(decoder={"normalization_mode": "layer", "prednet": PREDNET}), "normalization_mode"),
-        (dict(decoding={"strategy": "beam", "beam": {"beam_size": 2}}), "decoding.strategy: beam"),
     ],
 )
 def test_unsupported_setting_is_named(tmp_path, parts, reason):

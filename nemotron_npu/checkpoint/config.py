@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 from ..errors import SetupError
 from .config_fields import anything, flag, number, part, word
 
+MODEL_CLASS = "EncDecRNNTBPEModel"
+HYBRID_CLASS = "EncDecHybridRNNTCTCBPEModel"
 MAX_SYMBOLS = 100  # tokens of a frame where the config sets no limit: broken weights would never end
 
 
@@ -234,6 +236,16 @@ class ModelConfig:
     """Whether there is a tokenizer for each language."""
     labels: Any
     raw: dict[str, Any]
+
+    @property
+    def class_name(self) -> str:
+        """Name of NeMo's class of the model."""
+        return self.target.rpartition(".")[2]
+
+    @property
+    def left_out(self) -> str:
+        """The part of the model that no engine loads here; empty if there is none."""
+        return "the CTC decoder" if self.class_name == HYBRID_CLASS else ""
 
     @property
     def frame_seconds(self) -> float:

@@ -12,6 +12,8 @@ from typing import Any
 from ..errors import shown
 from .archive import CONFIG, read_member
 from .config import (
+    HYBRID_CLASS,
+    MODEL_CLASS,
     DecoderConfig,
     DecodingConfig,
     DefaultsConfig,
@@ -27,8 +29,8 @@ from .refusal import UNSAFE, Refusal
 from .safe_yaml import parse_yaml, walk
 
 MAX_BYTES = 8 << 20  # the published one has 0.03 MB; lists of training data take megabytes
-MODEL_CLASS = "EncDecRNNTBPEModel"
-MODEL_TARGET = re.compile(rf"nemo\.collections\.asr\.models\.(\w+\.)?{MODEL_CLASS}")
+MODEL_CLASSES = (MODEL_CLASS, HYBRID_CLASS)
+MODEL_TARGET = re.compile(rf"nemo\.collections\.asr\.models\.(\w+\.)?({'|'.join(MODEL_CLASSES)})")
 TARGET = re.compile(r"nemo\.collections\.asr\.modules\.(?:\w+\.)?(\w+)")
 CLASSES = {  # the parts that are built, and the classes that they may name
     "preprocessor": ("AudioToMelSpectrogramPreprocessor", "AudioToMFCCPreprocessor"),
@@ -63,9 +65,8 @@ def parse_config(text: bytes) -> ModelConfig:
     """Return the checked config of ``model_config.yaml``; raise Refusal."""
     parts = {*USED, "loss"}
     values = parse_yaml(text, parts)
-    referenced = referenced_parts(values) - parts
-    if referenced:
-        values = parse_yaml(text, parts | referenced)
+    if referenced_parts(values) - parts:
+        values = parse_yaml(text)
     if not isinstance(values, dict) or not isinstance(values.get("encoder"), dict):
         raise Refusal("describes no encoder")
     return make_config(values)
@@ -103,7 +104,7 @@ def _check_classes(values: dict[str, Any]) -> None:
     """Raise Refusal unless the model class runs here and only classes of its parts are named."""
     target = values.get("target")
     if not isinstance(target, str) or not MODEL_TARGET.fullmatch(target):
-        raise Refusal(f"has the model class {_class_name(target)}", f"supported: {MODEL_CLASS}")
+        raise Refusal(f"has the model class {_class_name(target)}", f"supported: {', '.join(MODEL_CLASSES)}")
     for name in USED:
         for place, value in walk(values.get(name), name):
             if place != "target" and _names_class(place):
@@ -117,7 +118,7 @@ def _class_name(target: object) -> str:
     if not target:
         return "unknown"
     name = str(target).rpartition(".")[2]
-    return shown(target if name == MODEL_CLASS else name)
+    return shown(target if name in MODEL_CLASSES else name)
 
 
 def _names_class(place: str) -> bool:

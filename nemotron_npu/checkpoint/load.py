@@ -9,11 +9,13 @@ from sentencepiece import SentencePieceProcessor
 
 from ..errors import SetupError
 from .archive import CONFIG
-from .config import EncoderConfig, ModelConfig, PredictionConfig
+from .config import HYBRID_CLASS, EncoderConfig, ModelConfig, PredictionConfig
 from .config_reader import read_config
 from .tokenizer import check_vocabulary, read_tokenizers
 from .weights import NAME as WEIGHTS
 from .weights import Tensors, read_weights
+
+CTC_DECODER = "ctc_decoder."
 
 
 class Checkpoint(NamedTuple):
@@ -33,6 +35,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     config = read_config(path)
     tokenizers = read_tokenizers(path, config)
     tensors = read_weights(path)
+    if config.class_name == HYBRID_CLASS:  # of its two decoders, the RNN-T's is NeMo's default
+        for name in [name for name in tensors if name.startswith(CTC_DECODER)]:
+            del tensors[name]
     check_vocabulary(path, config, tensors, tokenizers)
     _check_sizes(path, config, tensors, max(tokenizer.get_piece_size() for tokenizer in tokenizers))
     return Checkpoint(config, tensors, tokenizers)

@@ -15,14 +15,14 @@ from .refusal import AGAIN, UNSAFE, Refusal
 
 MAX_DEPTH = 50
 MAX_DIGITS = 100
-MAX_EVENTS = 1_000_000  # values, keys and brackets of the text
+MAX_EVENTS = 500_000  # values, keys and brackets of the text
 NUMBER = re.compile(r"[-+.:\w]*")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 TEXT, FLOAT, TIME, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("str", "float", "timestamp", "merge"))
 
 
-def parse_yaml(text: bytes, parts: Collection[str]) -> Any:
-    """Return the values of a YAML text; of a mapping at the top only ``parts``, its other lists and mappings aside.
+def parse_yaml(text: bytes, parts: Collection[str] | None = None) -> Any:
+    """Return the values of a YAML text; of a mapping at the top only ``parts``, and what is no list or mapping.
 
     What is left out is read over, so that long lists of training data cost little.  An alias and its anchor are one
     object.  Raises Refusal for what is not YAML, or not plain values.
@@ -68,7 +68,7 @@ _Scalars.yaml_implicit_resolvers = {
 class _Reader:
     """Makes values of the events of one text."""
 
-    def __init__(self, text: bytes, parts: Collection[str]) -> None:
+    def __init__(self, text: bytes, parts: Collection[str] | None) -> None:
         self.events = self._checked(text)
         self.parts = parts
         self.scalars = _Scalars()
@@ -120,7 +120,7 @@ class _Reader:
             is_merge = isinstance(event, yaml.ScalarEvent) and event.implicit[0] and event.value == "<<"
             key = self._value(event, depth)
             first = next(self.events)
-            if depth == 0 and key not in self.parts and isinstance(first, yaml.CollectionStartEvent):
+            if depth == 0 and self._is_left_out(key, first):
                 self._read_over(first)
                 continue
             value = self._value(first, depth)
@@ -130,6 +130,10 @@ class _Reader:
             for mapping in reversed(value if isinstance(value, list) else [value]):
                 merged.update(mapping)
         return merged | own
+
+    def _is_left_out(self, key: Any, first: Any) -> bool:
+        """Return whether the value at the top that begins with ``first`` is not wanted."""
+        return self.parts is not None and key not in self.parts and isinstance(first, yaml.CollectionStartEvent)
 
     def _read_over(self, first: Any) -> None:
         """Skip the value that begins with ``first``, except for its anchors: other parts may refer to them."""

@@ -33,7 +33,7 @@ def checkpoint(context: Context) -> list[Finding]:
     lengths = ", ".join(str(ms) for ms in sorted(config.contexts))
     chunks = f"chunks of {lengths} ms" if lengths else "for whole recordings"
     size = sum(part.stat().st_size for part in files_of(path))
-    found = f"{path.name}: {config.target.rpartition('.')[2]}, {chunks}, {size:,} bytes"
+    found = f"{path.name}: {config.class_name}, {chunks}, {size:,} bytes"
     digest = sha256(path)
     name = f": {PUBLISHED[digest]}" if digest in PUBLISHED else ""
     return [Finding(OK, found), Finding(OK, f"SHA-256 {digest}{name}")]
