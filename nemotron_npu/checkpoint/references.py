@@ -10,7 +10,7 @@ from ..errors import shown
 from .refusal import UNSAFE, Refusal
 
 REFERENCE = re.compile(r"\$\{(\.*)([\w.\[\]-]+)\}")
-MAX_VALUES = 300_000  # of all parts, written out: a vocabulary is there twice
+MAX_VALUES = 100_000  # of all parts, written out: a vocabulary is there twice
 MAX_DEPTH = 100  # of lists, mappings and references together
 
 
