@@ -3,7 +3,7 @@
 
     python benchmarks/agreement.py --data FSDD --strings 240 --dtypes float32,bfloat16,int8
 
-The bundled model on the test strings of ``demo/train.py``; what ``--precision_compare`` prints, and with ``--report
+The bundled model on the test strings of ``demo/``; what ``--precision_compare`` prints, and with ``--report
 DIR`` what it writes, in ``DIR/DTYPE``.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
+import recordings  # noqa: E402
 import torch  # noqa: E402
-import train  # noqa: E402
 
 from nemotron_npu.audio import sine  # noqa: E402
 from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    strings = train.test_strings(train.read_digits(args.data, "test"), args.strings)
+    strings = recordings.test_strings(recordings.read_digits(args.data, "test"), args.strings)
     reference = load_recognizer(DEMO, CPU, options=ModelOptions("nemo"))
     for dtype in args.dtypes.split(","):
         candidate = load_recognizer(DEMO, CPU, options=ModelOptions(dtype=dtype))

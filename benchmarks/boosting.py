@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
+import recordings  # noqa: E402
 import torch  # noqa: E402
-import train  # noqa: E402
 
 from nemotron_npu.boosting import Phrase  # noqa: E402
 from nemotron_npu.engine import ModelOptions  # noqa: E402
@@ -31,10 +31,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the free-spoken-digit-dataset")
     args = parser.parse_args()
-    digits = train.read_digits(args.data, "test")
-    strings = train.test_strings(digits, 240)
+    digits = recordings.read_digits(args.data, "test")
+    strings = recordings.test_strings(digits, 240)
     spoken = {text for _, text in strings}
-    others = [text for _, text in train.test_strings(digits, 400, seed=1) if text not in spoken][:240]
+    others = [text for _, text in recordings.test_strings(digits, 400, seed=1) if text not in spoken][:240]
     recognizer = Recognizer(ROOT / "demo" / "demo.nemo", torch.device("cpu"), options=ModelOptions(chunk_ms=80))
 
     def rate(phrases, alpha: float) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Accuracy of each dtype: the bundled model on the test strings of ``demo/train.py``, native engine, CPU.
+"""Accuracy of each dtype: the bundled model on the test strings of ``demo/recordings.py``, native engine, CPU.
 
     python benchmarks/dtypes.py --data FSDD --strings 240
 
@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
+import recordings  # noqa: E402
 import torch  # noqa: E402
-import train  # noqa: E402
 
 from nemotron_npu.dtypes import instructions, offered_dtypes  # noqa: E402
 from nemotron_npu.engine import ModelOptions  # noqa: E402
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--strings", type=int, default=240)
     args = parser.parse_args()
-    strings = train.test_strings(train.read_digits(args.data, "test"), args.strings)
+    strings = recordings.test_strings(recordings.read_digits(args.data, "test"), args.strings)
     rows = [["dtype", "chunk, ms", "max error", "relative error", "tokens equal", "WER"]]
     for chunk_ms in (80, 160, 560, 1120):
         encoded: dict[str, list[torch.Tensor]] = {}

@@ -18,8 +18,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
+import recordings  # noqa: E402
 import torch  # noqa: E402
-import train  # noqa: E402
 
 from nemotron_npu.host.table import format_table  # noqa: E402
 from nemotron_npu.recognizer import Recognizer  # noqa: E402
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the free-spoken-digit-dataset")
     args = parser.parse_args()
-    strings = train.timed_strings(train.read_digits(args.data, "test"), 240)
+    strings = recordings.timed_strings(recordings.read_digits(args.data, "test"), 240)
     recognizer = Recognizer(ROOT / "demo" / "demo.nemo", torch.device("cpu"))
     rows = [["chunk, ms", "strings right", "words", "start - beginning, s", "end - end, s"]]
     for chunk_ms in (80, 160, 560, 1120):
