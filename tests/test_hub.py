@@ -1,6 +1,7 @@
 """``--model_path`` as a Hugging Face id: a mirror of the hub on loopback."""
 
 import http.server
+import json
 import os
 import threading
 from pathlib import Path
@@ -22,10 +23,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, body):
         cut = self.path.startswith("/acme/cut/resolve/main/cut.nemo")
-        if cut or self.path.startswith("/acme/voice/resolve/main/voice.nemo"):
+        known = self.path.startswith(("/acme/voice/resolve/main/voice.nemo", "/acme/voice/resolve/v2/voice.nemo"))
+        if self.path.startswith("/api/models/acme/other/tree/main"):
+            self._list("large.nemo", "README.md", "small.nemo")
+        elif cut or known:
             self.send_response(200)
             for name, value in {
-                "X-Repo-Commit": "0" * 40,
+                "X-Repo-Commit": ("2" if "/v2/" in self.path else "0") * 40,
                 "ETag": '"0123456789abcdef"',
                 "Content-Length": str(len(self.content) + cut),
             }.items():
@@ -35,10 +39,21 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(self.content)
         else:
             self.send_response(404)
-            known = self.path.startswith("/acme/empty/")
-            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            code = "EntryNotFound" if self.path.startswith(("/acme/empty/", "/acme/other/")) else "RepoNotFound"
+            if self.path.startswith("/acme/voice/"):
+                code = "RevisionNotFound"
+            self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+    def _list(self, *names):
+        """The files of a repository."""
+        content = json.dumps([{"type": "file", "path": n, "size": 1, "oid": "0"} for n in names]).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, *_):
         pass
@@ -72,7 +87,26 @@ def test_id_is_downloaded_once_from_the_mirror(find):
     assert find("acme/voice", HF_HUB_OFFLINE="1") == str(path)
 
 
-@pytest.mark.parametrize("name, words", [("acme/nothing", "no such model"), ("acme/empty", "has no file empty.nemo")])
+def test_downloaded_id_needs_no_connection(find):
+    """Nor does it try to connect: a closed port would be tried for many seconds."""
+    path = find("acme/voice")
+    assert find("acme/voice", HF_ENDPOINT="http://127.0.0.1:9") == path
+
+
+def test_revision_is_downloaded_beside_the_main_branch(find):
+    main, other = find("acme/voice"), find("acme/voice@v2")
+    assert Path(main).read_bytes() == Path(other).read_bytes() and "0" * 40 in main and "2" * 40 in other
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("acme/nothing", "no such model"),
+        ("acme/empty", "has no file empty.nemo"),
+        ("acme/other", "has no file other.nemo, but large.nemo, small.nemo (download one"),
+        ("acme/voice@v3", "acme/voice@v3: no such revision"),
+    ],
+)
 def test_unknown_id_is_reported(find, name, words):
     assert words in find(name)
 

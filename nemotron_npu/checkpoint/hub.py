@@ -9,12 +9,14 @@ from pathlib import Path
 from ..errors import SetupError
 from ..host.packages import can_import
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w][\w./-]*)?")
 EXAMPLE = "nvidia/nemotron-speech-streaming-en-0.6b"
 
 
 def find_checkpoint(model_path: str) -> Path:
     """Return the local ``.nemo`` file for a path or a Hugging Face id (downloaded once, then taken from the cache).
+
+    ``owner/name@revision`` is a branch, tag or commit of the model.
 
     Raises SetupError when there is no such file or it cannot be downloaded.
     """
@@ -32,14 +34,15 @@ def find_checkpoint(model_path: str) -> Path:
 
 
 def is_hub_id(model_path: str) -> bool:
-    """Return whether this names a model on Hugging Face, not a file: ``owner/name`` where no such file is."""
+    """Return whether this names a model on Hugging Face, not a file: ``owner/name`` or ``owner/name@revision``."""
     is_path = os.path.exists(model_path) or model_path.endswith(".nemo")
     return not is_path and HUB_ID.fullmatch(model_path) is not None
 
 
-def file_name(repo: str) -> str:
-    """Return the ``.nemo`` file of a model on Hugging Face: NVIDIA names it after the repository."""
-    return repo.split("/")[1] + ".nemo"
+def parse_hub_id(model_path: str) -> tuple[str, str, str | None]:
+    """Return (repository, file, revision) of a Hugging Face id: NVIDIA names the file after the repository."""
+    repo, _, revision = model_path.partition("@")
+    return repo, repo.split("/")[1] + ".nemo", revision or None
 
 
 def hub_is_missing(repo: str) -> SetupError:
@@ -47,9 +50,9 @@ def hub_is_missing(repo: str) -> SetupError:
     return SetupError(repo, "a Hugging Face id needs the package huggingface_hub", "pip install huggingface_hub")
 
 
-def _download(repo: str) -> Path:
+def _download(model_path: str) -> Path:
     if not can_import("huggingface_hub"):
-        raise hub_is_missing(repo)
+        raise hub_is_missing(model_path)
     from .download import download  # huggingface_hub is optional, and takes half a second
 
-    return download(repo, file_name(repo))
+    return download(*parse_hub_id(model_path))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config_reader import read_config
-from ..checkpoint.hub import file_name, find_checkpoint, hub_is_missing, is_hub_id
+from ..checkpoint.hub import find_checkpoint, hub_is_missing, is_hub_id, parse_hub_id
 from ..errors import SetupError, first_line
 from ..host.program import command
 from ..host.provenance import files_of, sha256
@@ -49,8 +49,8 @@ def find(context: Context) -> Path:
     hub: Any = try_import("huggingface_hub")
     if isinstance(hub, Exception):
         raise hub_is_missing(context.path)
-    name = file_name(context.path)
-    found = hub.try_to_load_from_cache(context.path, name)
+    repo, name, revision = parse_hub_id(context.path)
+    found = hub.try_to_load_from_cache(repo, name, revision=revision)
     if not isinstance(found, str):
         raise SetupError(f"{name} was not downloaded from Hugging Face yet")
     return Path(found)

@@ -27,8 +27,9 @@ BLOCK_SAMPLES = 1600  # 0.1 s, which a live stream gets in one call
 
 def engine(context: Context) -> list[Finding]:
     """Load the native engine on the CPU."""
+    notes: list[str] = []
     try:
-        context.reference = Recognizer(find(context), torch.device("cpu"))
+        context.reference = Recognizer(find(context), torch.device("cpu"), announce=notes.append)
     except Unsupported as reason:
         found = f"the native engine does not support {error_text(reason)}"
         if can_import("nemo"):
@@ -38,7 +39,8 @@ def engine(context: Context) -> list[Finding]:
         return [Finding(PROBLEM, without_folders(context, error), REPLACE)]
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in read_weights(find(context)).values()}
     saved = " and ".join(sorted(dtypes))
-    return [Finding(OK, f"{context.reference.parameters:,} parameters, saved in {saved}: the native engine runs it")]
+    found = f"{context.reference.parameters:,} parameters, saved in {saved}: the native engine runs it"
+    return [Finding(OK, found), *(Finding(OK, note) for note in notes)]
 
 
 def forward_pass(context: Context) -> list[Finding]:

@@ -7,7 +7,7 @@ import torch
 from doctors import DEMO, found, states
 from support import CLIP
 
-from nemotron_npu.doctor import device, model
+from nemotron_npu.doctor import checkpoint, device, model
 from nemotron_npu.doctor.finding import Context
 from nemotron_npu.errors import Unsupported
 from nemotron_npu.recognizer import Recognizer, Stream
@@ -52,6 +52,13 @@ def test_checkpoint_shows_file_name_class_chunks_and_hash(demo):
     assert found("engine", demo)[0].found == "2,144,405 parameters, saved in float32: the native engine runs it"
 
 
+def test_published_checkpoint_is_named_by_its_hash(demo, monkeypatch):
+    digest = "283638054c44f6794e74fe9af9048d78a6d9d6c058c12131856c7859a62ac9cd"
+    monkeypatch.setattr(checkpoint, "sha256", lambda path: digest)
+    published = "the published nemotron-speech-streaming-en-0.6b of March 2026"
+    assert found("checkpoint", demo)[1].found == f"SHA-256 {digest}: {published}"
+
+
 @pytest.mark.parametrize(
     "name, words",
     [
@@ -82,7 +89,7 @@ def test_engine_with_broken_or_unsupported_weights(tmp_path, monkeypatch):
     assert finding.state == "problem" and finding.found.startswith("cut.nemo: ")
     assert found("memory", model_path=str(tmp_path / "cut.nemo"))[0].found == "engine"
     assert found("forward pass", model_path=str(tmp_path / "cut.nemo"))[0].found == "engine"
-    monkeypatch.setattr(Recognizer, "__init__", lambda *_: (_ for _ in ()).throw(Unsupported("spliced frames")))
+    monkeypatch.setattr(Recognizer, "__init__", lambda *_, **__: (_ for _ in ()).throw(Unsupported("spliced frames")))
     (finding,) = found("engine")
     assert finding.state == "warning" and "does not support spliced frames; NeMo runs" in finding.found
     assert [(f.state, f.found) for f in found("forward pass")] == [("not checked", "engine")]
