@@ -10,9 +10,11 @@ import ctypes
 import importlib.util
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,10 @@ class DeviceTraits:
     """Return the device with this index.  Raises SetupError when it is not usable."""
     dtypes: tuple[str, ...]
     """Dtypes that the kind may offer; ``dtypes.offered_dtypes`` tells which of them the device at hand offers."""
+    configure: Callable[..., None] | None = None
+    """Called as ``configure(allow_hf32=...)``, see the function of that name; None where float32 is always float32."""
+    settings: Callable[[], dict[str, bool]] = dict
+    """Return the switches that ``configure`` sets, as torch has them now."""
     is_host: bool = False
     """Whether tensors lie in the host's memory: the host reads them without waiting, and log-mel runs there."""
     stores_dtype: bool = True
@@ -91,6 +97,61 @@ def choose_device(name: str | None) -> tuple[torch.device, str | None]:
         raise SetupError(name, "no such device", f"use {DEVICE_NAMES}")
     kind, _, index = name.partition(":")
     return TRAITS[kind].open(int(index or 0)), None
+
+
+def configure(device: torch.device, *, allow_hf32: bool = False) -> None:
+    """Let ``device`` compute float32 in float32, or with ``allow_hf32`` in the shorter HF32 (NPU) or TF32 (GPU).
+
+    Both keep the range of float32, but 11 and 10 bits of its mantissa of 23.  torch_npu and torch allow them to
+    convolutions unless they are told otherwise.  An NPU also keeps to formats and kernels that graph capture accepts.
+    The switches are the process's: call this before the first operator.
+
+    Raises SetupError where ``allow_hf32`` has no meaning.
+    """
+    traits = traits_of(device)
+    if traits.configure:
+        traits.configure(allow_hf32=allow_hf32)
+    elif allow_hf32:
+        raise SetupError("--allow_hf32", f"{traits.kind} computes float32 in float32 only", "use npu:N or cuda:N")
+
+
+def device_settings(device: torch.device) -> dict[str, bool]:
+    """Return the switches that ``configure`` sets, by their names in torch, as they are now; empty for the CPU."""
+    return traits_of(device).settings()
+
+
+def _configure_npu(*, allow_hf32: bool) -> None:
+    npu = import_torch().npu
+    npu.conv.allow_hf32 = allow_hf32  # torch_npu's own default is True
+    npu.matmul.allow_hf32 = allow_hf32
+    npu.config.allow_internal_format = False  # below A3, torch_npu 2.9.0 calls convolutions that no graph captures
+    npu.set_compile_mode(jit_compile=False)  # 910A and 310P would compile every operator for every shape
+
+
+def _npu_settings() -> dict[str, bool]:
+    npu = import_torch().npu
+    get_option = attrgetter("_C._npu_getOption")(sys.modules["torch_npu"])  # no public name reads the format
+    return {
+        "conv.allow_hf32": npu.conv.allow_hf32,
+        "matmul.allow_hf32": npu.matmul.allow_hf32,
+        "allow_internal_format": get_option("ALLOW_INTERNAL_FORMAT") == b"enable",
+        "jit_compile": not npu.is_jit_compile_false(),
+    }
+
+
+def _configure_cuda(*, allow_hf32: bool) -> None:
+    backends = import_torch().backends
+    with warnings.catch_warnings():  # torch recommends names that NeMo and lightning cannot be combined with
+        warnings.simplefilter("ignore")
+        backends.cudnn.allow_tf32 = allow_hf32  # torch's own default is True
+        backends.cuda.matmul.allow_tf32 = allow_hf32
+
+
+def _cuda_settings() -> dict[str, bool]:
+    backends = import_torch().backends
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {"conv.allow_tf32": backends.cudnn.allow_tf32, "matmul.allow_tf32": backends.cuda.matmul.allow_tf32}
 
 
 def _open_cpu(_: int) -> torch.device:
@@ -151,6 +212,8 @@ TRAITS = {
             kind="npu",
             open=_open_npu,
             dtypes=("float32", "bfloat16", "float16"),
+            configure=_configure_npu,
+            settings=_npu_settings,
             graph="NPUGraph",
             tool="npu-smi info",
             ray_resource="NPU",
@@ -160,6 +223,8 @@ TRAITS = {
             kind="cuda",
             open=_open_cuda,
             dtypes=("float32", "bfloat16", "float16"),
+            configure=_configure_cuda,
+            settings=_cuda_settings,
             graph="CUDAGraph",
             tool="nvidia-smi",
             ray_resource="GPU",

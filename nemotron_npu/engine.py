@@ -37,6 +37,10 @@ class ModelOptions:
     """Whether the encoder's steady step is captured as a graph and replayed; needs an NPU or GPU."""
     block_ms: int | None = None
     """Audio of each recording in one encoder step, in milliseconds; None takes the size that suits the device."""
+    allow_hf32: bool = False
+    """Whether an NPU may round float32 products to HF32, and a GPU to TF32, see ``device.configure``.
+
+    The switch is the process's: the model that is loaded last sets it for all."""
 
 
 def nothing() -> None:

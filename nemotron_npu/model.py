@@ -22,7 +22,7 @@ from .checkpoint.load import Checkpoint, read_checkpoint
 from .checkpoint.tokenizer import pieces_of
 from .checkpoint.weights import Weights
 from .decoder import Decoder, DecoderState, Emission, NotFinite
-from .device import choose_device, traits_of
+from .device import choose_device, configure, traits_of
 from .dtypes import check_dtype
 from .encoder import Encoder, EncoderOptions
 from .engine import ModelOptions
@@ -90,6 +90,7 @@ class Model:
         if options.graph and not traits.graph:
             raise SetupError("--graph on", f"{traits.kind} has no graphs to capture", "use npu:N or cuda:N")
         check_dtype(options.dtype, device)
+        configure(device, allow_hf32=options.allow_hf32)
         checkpoint = read_checkpoint(path)
         config = checkpoint.config
         self.config = config
@@ -125,7 +126,10 @@ class Model:
         traits = traits_of(self.device)
         taken: set[str] = set()
         on_host = Weights(tensors, CPU, torch.float32, taken=taken)
-        for_decoder = Weights(tensors, to_device(options.decoder_device or CPU), torch.float32, taken=taken)
+        decoder_device = to_device(options.decoder_device or CPU)
+        if decoder_device.type != self.device.type:
+            configure(decoder_device)
+        for_decoder = Weights(tensors, decoder_device, torch.float32, taken=taken)
         for_encoder = Weights(tensors, self.device, traits.storage_dtype(self.dtype), "encoder.", taken)
         frames = BLOCK_FRAMES
         if options.block_ms:

@@ -35,7 +35,7 @@ from .checkpoint.tokenizer import MAX_TOKENIZER
 from .checkpoint.weights import Tensors, Weights
 from .confidence import ALPHA as CONFIDENCE_ALPHA
 from .decoder import Emission
-from .device import is_out_of_memory, release_memory, too_little_memory
+from .device import configure, is_out_of_memory, release_memory, too_little_memory
 from .engine import ModelOptions, batch_of, in_input_order, nothing
 from .errors import InputError, ModelError, SetupError, first_line, one_line, shown
 from .transcript import Speller, Transcript
@@ -48,8 +48,8 @@ rnnt_beam_decoding.tqdm = functools.partial(rnnt_beam_decoding.tqdm, disable=Tru
 class NemoRecognizer:
     """A NeMo model on one device, a ``LocalEngine``; see ``recognizer.Recognizer`` for the arguments.
 
-    Of ``options`` only the chunk length is used.  ``checkpoint`` is what ``read_checkpoint`` has returned for ``path``,
-    if it has been read already.
+    Of ``options`` only the chunk length and ``allow_hf32`` are used.  ``checkpoint`` is what ``read_checkpoint`` has
+    returned for ``path``, if it has been read already.
     """
 
     engine = "nemo"
@@ -67,6 +67,7 @@ class NemoRecognizer:
     ) -> None:
         checkpoint = checkpoint or read_checkpoint(path)
         config = checkpoint.config
+        configure(device, allow_hf32=options.allow_hf32)
         self.config = config
         self.device = device
         self.chunk_ms, context = config.choose_context(options.chunk_ms)

@@ -2,12 +2,17 @@
 
     python tests/fake_npu.py inference.py --device npu:0 ...    # run a script with the fake in place of torch_npu
     FAKE_NPU_MEMORY=20000000 python tests/fake_npu.py ...       # the same with so many bytes on each device
+    FAKE_NPU_HF32_BITS=10 python tests/fake_npu.py ...          # HF32 with a mantissa of 10 bits instead of 11
 
 ``install()`` renames torch's PrivateUse1 backend to ``npu`` and backs every tensor on it by a CPU tensor that nothing
 else can see.  It shows which tensor is on which device, what is moved when, which dtypes reach the device and which
 ``torch.npu`` functions are called.
 
-What it cannot show: Ascend numerics (its results are the CPU's own, so a comparison with the CPU passes by nature),
+As on a real NPU, float32 convolutions compute in HF32 unless ``torch.npu.conv.allow_hf32`` is False, and matrix
+products do if ``torch.npu.matmul.allow_hf32`` is True.  HF32 is emulated: both factors are rounded to its mantissa, and
+the products are summed in float32.
+
+What it cannot show: other Ascend numerics (all else is the CPU's own, so a comparison with the CPU passes by nature),
 speed, which operators CANN has, torch_npu's kernels, autocast and streams.  A figure that it gives is a
 fake's.  An ``NPUGraph`` is a list of operators: recording computes nothing that lasts, a replay runs them on the same
 memory, and what a real one refuses (waiting for the device, a copy from or to the host) is refused while it records.
@@ -47,6 +52,7 @@ aten = torch.ops.aten
 DEVICE_COUNT = 2
 REAL_MEMORY = 64 << 30
 MEMORY = int(os.environ.get("FAKE_NPU_MEMORY", REAL_MEMORY))  # bytes of each device
+HF32_BITS = int(os.environ.get("FAKE_NPU_HF32_BITS", 11))  # of the mantissa; CANN's documentation names 11
 CALLS: list[str] = []  # every torch.npu.* call, in order, e.g. "set_device(0)"
 OPS: dict[str, int] = {}  # aten operator -> number of executions on the device
 COPIES: list[tuple[str, int]] = []  # ("h2d" | "d2h", bytes) for every transfer
@@ -67,6 +73,11 @@ _PASSIVE = {
     "cat", "stack", "contiguous", "is_same_size", "equal", "_has_compatible_shallow_copy_type", "_pin_memory",
 }  # fmt: skip
 _TRANSFER = {"copy_", "_copy_from", "_to_copy"}
+_HF32 = {
+    "convolution": ("conv", 0), "mm": ("matmul", 0), "bmm": ("matmul", 0), "addmm": ("matmul", 1),
+    "baddbmm": ("matmul", 1),
+}  # fmt: skip
+"""Operators that HF32 applies to: the switch in torch.npu, and the position of the first of two factors."""
 _CPU_INDEX_OK = {"index", "index_put_", "index_put", "_index_put_impl_", "_unsafe_index"}
 
 
@@ -201,7 +212,7 @@ def _run(func, args, kwargs):
     if _recording and (on_npu or target is not None):
         out = _recording.run(func, raw_args, raw_kwargs)
     else:
-        out = func(*raw_args, **raw_kwargs)
+        out = _compute(func, raw_args, raw_kwargs)
 
     index = next((t.device.index for t in on_npu), _current)
     if target is not None:
@@ -224,6 +235,23 @@ def _run(func, args, kwargs):
     for t in on_npu:  # out= and in-place arguments that are not returned
         _refresh(t, t._raw)
     return pytree.tree_map(wrap, out)
+
+
+def _compute(func, args, kwargs):
+    """Call an operator on the raw tensors, with the factors of its products in HF32 where the switches allow that."""
+    switch, first = _HF32.get(func._schema.name.split("::")[1].removesuffix("_"), (None, 0))
+    if switch and getattr(torch.npu, switch).allow_hf32:
+        factors = [_to_hf32(t) if t.dtype == torch.float32 else t for t in args[first : first + 2]]
+        args = (*args[:first], *factors, *args[first + 2 :])
+    return func(*args, **kwargs)
+
+
+def _to_hf32(t):
+    """Round float32 to a mantissa of HF32_BITS, to the nearest, ties to even."""
+    dropped = 23 - HF32_BITS
+    bits = t.contiguous().view(torch.int32)
+    half = (1 << (dropped - 1)) - 1 + (bits >> dropped & 1)
+    return torch.where(t.isfinite(), (bits + half >> dropped << dropped).view(torch.float32), t)
 
 
 def _note_copy(name, args, target):
@@ -258,7 +286,7 @@ class NPUGraph:
             self._save(argument, value)
         for argument in func._schema.arguments:
             self._save(argument, kwargs.get(argument.name))
-        out = func(*args, **kwargs)
+        out = _compute(func, args, kwargs)
         given = {
             t.untyped_storage().data_ptr() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)
         }
@@ -282,7 +310,7 @@ class NPUGraph:
     def replay(self):
         CALLS.append("replay()")
         for func, args, kwargs, out in self.operators:
-            for kept, fresh in zip(_tensors(out), _tensors(func(*args, **kwargs)), strict=True):
+            for kept, fresh in zip(_tensors(out), _tensors(_compute(func, args, kwargs)), strict=True):
                 if kept.data_ptr() != fresh.data_ptr():
                     kept.copy_(fresh)
 
@@ -401,18 +429,24 @@ def _make_module():
     def is_initialized(): return True  # fmt: skip
 
     def init(): ...
-    def set_compile_mode(**kw): ...
+    def set_compile_mode(jit_compile): npu.jit_compile = jit_compile  # fmt: skip
+
+    def is_jit_compile_false(): return not npu.jit_compile  # fmt: skip
 
     for fn in (is_available, device_count, set_device, current_device, synchronize, empty_cache, memory_allocated,
                get_device_name, mem_get_info, get_device_properties, manual_seed, current_stream, default_stream,
                stream, init, set_compile_mode, is_bf16_supported):  # fmt: skip
         setattr(npu, fn.__name__, _logged(fn))
-    for fn in (manual_seed_all, get_rng_state, set_rng_state, get_amp_supported_dtype, is_initialized):
+    for fn in (manual_seed_all, get_rng_state, set_rng_state, get_amp_supported_dtype, is_initialized,
+               is_jit_compile_false):  # fmt: skip
         setattr(npu, fn.__name__, fn)
     npu.max_memory_allocated = npu.memory_reserved = npu.max_memory_reserved = npu.memory_allocated
     npu.reset_peak_memory_stats = npu.reset_max_memory_allocated = lambda device=None: None
     npu.device, npu.Stream, npu.Event, npu._is_in_bad_fork = device, Stream, Event, lambda: False
     npu.NPUGraph, npu.graph = NPUGraph, graph
+    npu.conv, npu.matmul = types.SimpleNamespace(allow_hf32=True), types.SimpleNamespace(allow_hf32=False)
+    npu.config = types.SimpleNamespace(allow_internal_format=True)  # these are torch_npu 2.9.0's own defaults
+    npu.jit_compile = True  # that of a 310P or 910A
     return npu
 
 
@@ -484,6 +518,8 @@ def install():
     direct.impl("_copy_from", lambda *a, **k: _run(aten._copy_from.default, a, k), "PrivateUse1")
     _lib.extend([fallback, direct])
     module = types.ModuleType("torch_npu")
+    options = {"ALLOW_INTERNAL_FORMAT": lambda: b"enable" if npu.config.allow_internal_format else b"disable"}
+    module._C = types.SimpleNamespace(_npu_getOption=lambda name: options[name]())
     module.__fake__, module.__version__, module.npu = True, f"{torch.__version__.split('+')[0]}+fake", npu
     module.__spec__, npu.__spec__ = ModuleSpec("torch_npu", None), ModuleSpec("torch_npu.npu", None)  # find_spec()
     sys.modules["torch_npu"], sys.modules["torch_npu.npu"] = module, npu

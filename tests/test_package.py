@@ -132,7 +132,7 @@ def test_benchmark_starts_the_installed_program(monkeypatch):
 
 
 def test_changelog_begins_with_this_version():
-    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == nemotron_npu.__version__
+    assert re.search(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == nemotron_npu.__version__
 
 
 def test_supported_pythons_agree_everywhere():

@@ -22,7 +22,7 @@ class PretendSetup(Setup):
     def load(self):
         if Path(self.folder, "cannot load").exists():
             raise SetupError("npu:0", "not usable: it is on fire")
-        return Pretend(self.folder), WorkerInfo(1, "pretend", "npu:0", "npu", 2)
+        return Pretend(self.folder), WorkerInfo(1, "pretend", "npu:0", "npu", {}, 2)
 
 
 class Pretend:

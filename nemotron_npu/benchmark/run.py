@@ -38,7 +38,7 @@ class BenchmarkOptions:
         """Return the options with which ``candidate`` is loaded."""
         if candidate.engine == "native":
             return replace(self.model, engine="native", dtype=candidate.dtype)
-        return ModelOptions(candidate.engine, self.model.chunk_ms, candidate.dtype)
+        return ModelOptions(candidate.engine, self.model.chunk_ms, candidate.dtype, allow_hf32=self.model.allow_hf32)
 
 
 def benchmark(
@@ -107,4 +107,6 @@ def command_options(path: Path, device: torch.device, options: ModelOptions) -> 
         words += ["--decoder_device", options.decoder_device]
     if options.graph:
         words += ["--graph", "on"]
+    if options.allow_hf32:
+        words.append("--allow_hf32")
     return words

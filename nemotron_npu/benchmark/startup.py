@@ -87,9 +87,11 @@ def _start_once(name: str, words: list[str]) -> dict[str, float]:
 
 
 @contextmanager
-def child_process(words: list[str]) -> Iterator[subprocess.Popen[str]]:
+def child_process(
+    words: list[str], stdout: int | IO[bytes] = PIPE, stderr: int | IO[bytes] = PIPE
+) -> Iterator[subprocess.Popen[str]]:
     """Run a process that ends with the block at the latest, and so do its children, when this one is interrupted."""
-    child = subprocess.Popen(words, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(words, stdout=stdout, stderr=stderr, text=True, start_new_session=True)
     try:
         yield child
     except BaseException:

@@ -7,7 +7,7 @@ import os
 
 from ..engine import ModelOptions
 from .argument_types import parse_formats
-from .conflicts import doctor_conflicts, option_conflicts
+from .conflicts import acceptance_conflicts, doctor_conflicts, option_conflicts
 from .options import (
     ENGINES,
     ClusterOptions,
@@ -36,6 +36,9 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     if given.doctor:
         for problem in doctor_conflicts(given, parser.get_default):
             parser.error(problem)
+    if given.acceptance is not None:
+        for problem in acceptance_conflicts(given, parser.get_default):
+            parser.error(problem)
     options = _options(given)
     for problem in option_conflicts(options):
         parser.error(problem)
@@ -62,6 +65,7 @@ def _options(given: argparse.Namespace) -> Options:
             decoder_device=given.decoder_device,
             graph=given.graph == "on",
             block_ms=given.block_ms,
+            allow_hf32=given.allow_hf32,
         ),
         search=SearchOptions(given.confidence, given.boost_words, given.boost_alpha),
         cluster=ClusterOptions(given.num_workers, given.ray_address),
@@ -77,4 +81,5 @@ def _options(given: argparse.Namespace) -> Options:
         ),
         messages=MessageOptions(given.quiet, given.debug),
         doctor=given.doctor,
+        acceptance=given.acceptance,
     )

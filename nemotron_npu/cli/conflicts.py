@@ -10,6 +10,7 @@ from ..formats import FORMATS
 from .options import MeasureOptions, Options
 
 DOCTOR_OPTIONS = {"doctor", "device", "model_path", "engine", "output_format", "quiet", "debug"}
+ACCEPTANCE_OPTIONS = {"acceptance", "audio", "device", "model_path", "quiet", "debug"}
 
 
 def option_conflicts(options: Options) -> Iterator[str]:
@@ -26,12 +27,25 @@ def option_conflicts(options: Options) -> Iterator[str]:
 
 def doctor_conflicts(given: argparse.Namespace, default: Callable[[str], Any]) -> Iterator[str]:
     """Yield an error line for each option of the command line that --doctor does not take."""
-    for name, value in vars(given).items():
-        if name not in DOCTOR_OPTIONS and value not in (default(name), []):
-            option = "AUDIO" if name == "audio" else f"--{name}"
-            yield f"--doctor: checks the environment (omit {option})"
+    for option in _others(given, default, DOCTOR_OPTIONS):
+        yield f"--doctor: checks the environment (omit {option})"
     if given.output_format not in (None, ("txt",), ("json",)):
         yield "--doctor: prints txt or json"
+
+
+def acceptance_conflicts(given: argparse.Namespace, default: Callable[[str], Any]) -> Iterator[str]:
+    """Yield an error line for each option of the command line that --acceptance does not take."""
+    for option in _others(given, default, ACCEPTANCE_OPTIONS):
+        yield f"--acceptance: chooses the options of its steps (omit {option})"
+    if "-" in given.audio:
+        yield "--acceptance: measures files, not streams"
+
+
+def _others(given: argparse.Namespace, default: Callable[[str], Any], taken: set[str]) -> Iterator[str]:
+    """Yield the options of the command line that are not among ``taken``."""
+    for name, value in vars(given).items():
+        if name not in taken and value not in (default(name), []):
+            yield "AUDIO" if name == "audio" else f"--{name}"
 
 
 def _input_conflicts(options: Options) -> Iterator[str]:

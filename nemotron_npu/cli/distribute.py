@@ -27,7 +27,13 @@ def distribute(session: Session) -> int:
         session.report_unknown(workers.info.unknown_phrases)
         load_seconds = time.perf_counter() - began
         run = RunInfo(
-            session.settings, workers.parameters, workers.engine, workers.device, workers.device_name, load_seconds
+            session.settings,
+            workers.parameters,
+            workers.engine,
+            workers.device,
+            workers.device_name,
+            workers.info.device_settings,
+            load_seconds,
         )
         slots = options.device.batch_size or workers.batch_slots
         with session.progress() as progress:

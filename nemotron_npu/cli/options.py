@@ -131,6 +131,8 @@ class Options:
     messages: MessageOptions = field(default_factory=MessageOptions)
     doctor: bool = False
     """Check the environment and transcribe nothing."""
+    acceptance: str | None = None
+    """Folder for the results of all checks and measurements, which run one after the other."""
 
     @property
     def checks_model(self) -> bool:

@@ -29,6 +29,7 @@ examples:
   python inference.py --model_path M.nemo                      check a checkpoint on a 1 s sine (reference guide)
   python inference.py --model_path M.nemo --precision_compare  compare the device with the CPU
   python inference.py --doctor --device npu:0                  check the environment and list fixes
+  python inference.py --acceptance DIR --device npu:0          check, compare and measure a new machine
 
 exit code: 0 success, 1 an input failed or the comparison did not pass, 2 wrong usage or environment,
            130, 143, 129 interrupted by SIGINT, SIGTERM, SIGHUP
@@ -118,6 +119,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         choices=["float32", "bfloat16", "float16", "int8"],
         help=f"dtype of the encoder's matrix products: on a CPU {on_cpu}; on an npu or cuda device "
         f"{', '.join(ON_DEVICES)} (default: float32; --benchmark: all that the device supports)",
+    )
+    model.add_argument(
+        "--allow_hf32",
+        action="store_true",
+        help="let an NPU round the factors of float32 products to HF32 (a mantissa of 11 bits instead of 23), and "
+        "a GPU to TF32 (10 bits): faster, but less exact (default: float32 is float32)",
     )
 
 
@@ -235,6 +242,12 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         "--report",
         metavar="DIR",
         help="write all figures and plots of --precision_compare, --benchmark and --wer_report to this folder",
+    )
+    measuring.add_argument(
+        "--acceptance",
+        metavar="DIR",
+        help="for a new machine: run --doctor, --precision_compare (also with --allow_hf32), --benchmark (also with "
+        "--graph on) and, for a manifest as AUDIO, --chunk_ms all, and write everything to this folder",
     )
 
 

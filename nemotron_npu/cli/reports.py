@@ -45,9 +45,9 @@ def report_word_errors(session: Session, fields: dict[str, Any]) -> None:
         write_figures(path, {**fields, "evaluation": evaluation.as_dict()}, session.checkpoint)
 
 
-def make_report_folder(name: str) -> None:
-    """Create the folder of --report before the work.  Raises SetupError if it cannot be written."""
-    subject = f"--report {name}"
+def make_report_folder(name: str, option: str = "--report") -> None:
+    """Create the folder of ``option`` before the work.  Raises SetupError if it cannot be written."""
+    subject = f"{option} {name}"
     try:
         os.makedirs(name, exist_ok=True)
     except OSError as error:

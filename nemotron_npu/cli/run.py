@@ -21,6 +21,7 @@ from ..host.packages import can_import, install_command
 from ..live_input import LiveInput
 from ..precision.tolerances import TOLERANCES, Tolerances
 from ..sources import Recording, find_recordings
+from .acceptance import accept
 from .bundled import DEMO_CLIP, DEMO_MODEL
 from .console import Console
 from .exit_codes import OK, SOME_FAILED
@@ -36,6 +37,8 @@ from .session import Session
 
 def run(options: Options, console: Console) -> int:
     """Run with ``options``; return the exit code."""
+    if options.acceptance is not None:
+        return accept(options.acceptance, options, console)
     measure = options.measure
     _check_packages(options)
     tolerances = TOLERANCES[options.model.dtype].with_changes(measure.tolerances)
@@ -53,6 +56,7 @@ def run(options: Options, console: Console) -> int:
         dtype=options.model.dtype,
         confidence=search.confidence or _default_confidence(options.model.engine),
         boost_words=digest(phrases, search.boost_alpha),
+        allow_hf32=options.model.allow_hf32,
     )
     recordings, unusable = _find_recordings(options, console)
     _check_recordings(options, recordings)

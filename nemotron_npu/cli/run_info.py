@@ -19,6 +19,8 @@ class RunSettings:
     confidence: str | None
     boost_words: str | None
     """Digest of the boosted phrases and their weight."""
+    allow_hf32: bool = False
+    """Whether an NPU may compute float32 in HF32, and a GPU in TF32."""
 
     @classmethod
     def of_document(cls, document: dict[str, Any]) -> RunSettings:
@@ -29,7 +31,7 @@ class RunSettings:
         model = os.path.realpath(document["model"])
         names = ("chunk_ms", "dtype", "confidence", "boost_words")
         values: dict[str, Any] = {name: document.get(name) for name in names}
-        return cls(model=model, **values)
+        return cls(model=model, allow_hf32=bool(document.get("allow_hf32")), **values)
 
     def differences(self, other: RunSettings) -> list[tuple[str, Any, Any]]:
         """Return (name, own value, other value) of each setting that differs; a linked model equals its target."""
@@ -56,6 +58,8 @@ class RunInfo:
     device: str
     device_name: str
     """Name of the hardware."""
+    device_settings: dict[str, bool]
+    """Switches of float32 arithmetic, see ``device.device_settings``."""
     load_seconds: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,6 +71,7 @@ class RunInfo:
             "engine": self.engine,
             "device": self.device,
             "device_name": self.device_name,
+            "device_settings": self.device_settings,
             "dtype": settings.pop("dtype"),
             **settings,
             "timings": {"load": round(self.load_seconds, 3)},

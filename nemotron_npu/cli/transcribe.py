@@ -11,7 +11,7 @@ import torch
 
 from ..audio import read_audio
 from ..cluster.jobs import results_by_job
-from ..device import choose_device, device_name, traits_of
+from ..device import choose_device, device_name, device_settings, traits_of
 from ..dtypes import check_dtype
 from ..engine import LocalEngine
 from ..host import signals
@@ -77,7 +77,15 @@ def load_engine(session: Session, device: torch.device) -> tuple[LocalEngine, Ru
         session.report_unknown(engine.boost(session.phrases, options.search.boost_alpha))
     signals.check()
     load_seconds = time.perf_counter() - began
-    run = RunInfo(session.settings, engine.parameters, engine.engine, str(device), device_name(device), load_seconds)
+    run = RunInfo(
+        session.settings,
+        engine.parameters,
+        engine.engine,
+        str(device),
+        device_name(device),
+        device_settings(device),
+        load_seconds,
+    )
     return engine, run
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..audio import SAMPLE_RATE, AudioInfo
-from ..device import choose_device, device_name, import_torch, traits_of, trim_memory
+from ..device import choose_device, device_name, device_settings, import_torch, traits_of, trim_memory
 from ..engine import ModelOptions
 from ..errors import InputError
 from ..sources import CountedRecording, Recording
@@ -34,6 +34,8 @@ class WorkerInfo:
     engine: str
     device: str
     device_name: str
+    device_settings: dict[str, bool]
+    """See ``device.device_settings``."""
     batch_slots: int
     """Default number of recordings in a batch."""
     messages: list[str] = field(default_factory=list)
@@ -73,6 +75,7 @@ class Setup:
             engine.engine,
             str(device),
             device_name(device),
+            device_settings(device),
             engine.batch_slots,
             messages,
             unknown,

@@ -8,7 +8,15 @@ from collections.abc import Callable
 import torch
 
 from ..checkpoint.weights import read_weights
-from ..device import TRAITS, choose_device, device_memory, device_name, traits_of
+from ..device import (
+    TRAITS,
+    choose_device,
+    configure,
+    device_memory,
+    device_name,
+    device_settings,
+    traits_of,
+)
 from ..dtypes import instructions, left_out, offered_dtypes
 from ..errors import SetupError
 from ..host.program import command
@@ -37,6 +45,7 @@ def device(context: Context) -> list[Finding]:
             release = torch.__version__.partition("+")[0]
             fix = f"pip install --force-reinstall torch=={release}"
         return [Finding(PROBLEM, error_text(error), fix)]
+    configure(chosen)
     if not traits_of(chosen).is_host:
         return [Finding(OK, f"{chosen}: {device_name(chosen)}")]
     name = processor() or "unknown"
@@ -48,6 +57,19 @@ def dtypes(context: Context) -> list[Finding]:
     chosen, _ = choose_device(context.device)
     reasons = [f"no {dtype}: {reason}" for dtype, reason in left_out(chosen).items()]
     return [Finding(OK, "; ".join([", ".join(offered_dtypes(chosen)), *reasons]))]
+
+
+def float32(context: Context) -> list[Finding]:
+    """Check that float32 is not rounded to HF32 or TF32, by products that only a mantissa of 17 bits and more holds."""
+    chosen, _ = choose_device(context.device)
+    probes = {"convolutions": _convolution, "matrix products": _product}
+    rounded = [name for name, compute in probes.items() if not _works(compute, chosen)]
+    states = [f"{name} {'on' if is_on else 'off'}" for name, is_on in device_settings(chosen).items()]
+    switches = f" ({', '.join(states)})" if states else ""
+    if not rounded:
+        return [Finding(OK, f"{chosen} computes float32 in float32{switches}")]
+    found = f"{chosen} does not compute {' and '.join(rounded)} of float32 in float32{switches}"
+    return [Finding(WARNING, found, f"{command()} --device {chosen} --precision_compare   (shows what it costs)")]
 
 
 def memory(context: Context) -> list[Finding]:
@@ -109,6 +131,16 @@ def _works(compute: Callable[[torch.device], torch.Tensor], chosen: torch.device
 def _float64(chosen: torch.device) -> torch.Tensor:
     halves = torch.full((4,), 0.5, dtype=torch.float64).to(chosen)
     return (halves + 2.0**-40 - 0.5) * 2.0**40  # ones; float32 would round them to zeros
+
+
+def _convolution(chosen: torch.device) -> torch.Tensor:
+    x = torch.full((1, 1, 8, 8), 1 + 2.0**-17).to(chosen)
+    return (torch.nn.functional.conv2d(x, torch.ones(1, 1, 1, 1).to(chosen)) - 1) * 2.0**17  # ones; HF32: zeros
+
+
+def _product(chosen: torch.device) -> torch.Tensor:
+    x = torch.full((16, 1), 1 + 2.0**-17).to(chosen)
+    return (x @ torch.ones(1, 16).to(chosen) - 1) * 2.0**17
 
 
 def _stft(chosen: torch.device) -> torch.Tensor:

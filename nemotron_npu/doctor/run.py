@@ -48,6 +48,7 @@ CHECKS = {
     "torch_npu": Check(npu.torch_npu, needs=("torch",)),
     "device": Check(late("device", "device"), needs=("torch", "torch_npu")),
     "dtypes": Check(late("device", "dtypes"), needs=("device",)),
+    "float32": Check(late("device", "float32"), needs=("device",)),
     "arithmetic": Check(late("device", "arithmetic"), needs=("device",)),
     "CANN": Check(npu.cann),
     "driver": Check(npu.driver),

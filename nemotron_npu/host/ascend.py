@@ -22,14 +22,17 @@ DEVICES = Path("/dev")  # davinci0, davinci1 ... and davinci_manager
 SMI_SECONDS = 10
 
 CANN_OF = {
-    **dict.fromkeys(("2.9.0", "2.10.0rc2", "2.11.0rc1", "2.12.0rc1"), "8.5"),
-    **dict.fromkeys(("2.9.0.post2", "2.10.0"), "9.0"),
+    **dict.fromkeys(("2.9.0", "2.10.0rc1", "2.10.0rc2", "2.11.0rc1", "2.12.0rc1"), "8.5"),
+    **dict.fromkeys(("2.9.0.post2", "2.9.0.post4", "2.9.1", "2.10.0", "2.10.0.post2"), "9.0"),
     **dict.fromkeys(("2.9.0.post6", "2.9.0.post8", "2.10.0.post4", "2.10.0.post6"), "9.1"),
-    **dict.fromkeys(("2.11.0", "2.11.0.post2", "2.12.0", "2.12.0.post2"), "9.1"),
+    **dict.fromkeys(("2.11.0", "2.11.0.post2", "2.12.0", "2.12.0.post2", "2.13.0rc1"), "9.1"),
+    **dict.fromkeys(("2.9.0.post9", "2.10.0.post7", "2.11.0.post3", "2.12.0.post3", "2.13.0", "2.14.0"), "9.2"),
 }
-"""torch_npu -> the CANN release that it is made for, without the patch number.
+"""torch_npu -> the CANN release that it is made for, without the patch number: all releases on PyPI from 2.9.0 on.
 
-Source: COMPATIBILITY.md and README.md of gitcode.com/Ascend/pytorch.  The reference guide ran 2.9.0 on CANN 8.5.1.
+Source: COMPATIBILITY.md, README.md and the release notes of TorchNPU 26.2.0 in gitcode.com/Ascend/pytorch.  These do
+not list 2.9.0.post4, 2.9.1, 2.10.0rc1, 2.10.0.post2 and 2.13.0rc1: theirs is the CANN of the time when they came out,
+which others have used them with.  The reference guide ran 2.9.0 on CANN 8.5.1.
 """
 
 

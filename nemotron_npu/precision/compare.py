@@ -25,6 +25,7 @@ from ..errors import ModelError
 from ..transcript import Transcript
 from .document import recording_run_as_dict, run_as_dict, stages_as_dict
 from .guide import SignalComparison, compare_signal
+from .hf32 import explain_float32
 from .lockstep import Probes, Sample, run_lockstep
 from .metrics import verdict
 from .probes import NemoProbe, make_probe
@@ -178,6 +179,13 @@ class Precision:
         """Whether nothing exceeds its tolerance, and everything was compared."""
         return not self.failures
 
+    def explanation(self, candidate: dict) -> str | None:
+        """Describe an error that float32 arithmetic does not explain; None if there is none, and for other dtypes."""
+        whole = self.totals.get("recording")
+        if whole is None or candidate.get("dtype") != "float32":
+            return None
+        return explain_float32(whole, candidate.get("device_settings", {}))
+
     def as_dict(self, candidate: dict, environment: dict) -> dict:
         """Return ``precision.json``.
 
@@ -188,6 +196,7 @@ class Precision:
             "schema_version": SCHEMA_VERSION,
             "verdict": verdict(passed=self.passed),
             "failures": [asdict(failure) for failure in self.failures],
+            "explanation": self.explanation(candidate),
             "candidate": candidate,
             "reference": {"engine": "nemo", "device": "cpu", "dtype": "float32"},
             "environment": environment,

@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 
 from .figures import Drawing, draw_difference, draw_margins, draw_stages, draw_time
+from .guide import PUBLISHED, PUBLISHED_HEAD
 from .probes import CACHES
 
 MAX_RECORDINGS = 500  # rows of the table of recordings
@@ -23,6 +24,8 @@ TEMPLATES = jinja2.Environment(
 )
 LABELS = {
     "device_name": "device name",
+    "allow_hf32": "HF32 or TF32 allowed",
+    "device_settings": "device settings",
     "chunk_ms": "chunk, ms",
     "boost_words": "boosted phrases",
     "timings": "seconds",
@@ -59,10 +62,11 @@ def render(document: dict, pictures: dict[str, list[np.ndarray]]) -> str:
         f"({document['reference']['dtype']})",
         "subtitle": f"{candidate['device_name']} · {_file_name(candidate['model'])} · {count:,} {recordings}, "
         f"{document['seconds']:,.1f} s",
+        "explanation": document["explanation"],
         "failures": [{"stage": one["stage"], "text": _failure(one)} for one in document["failures"]],
         "tiles": _tiles(runs["recording"]) if runs else [],
         "figures": _figures(document, pictures),
-        "sine": _sine(document) if document["sine"] else None,
+        "sine": _table(("", "this run", *PUBLISHED_HEAD), _sine(document)) if document["sine"] else None,
         "stages": _table(STAGE_HEAD, _stages(runs["recording"]["stages"])) if runs else None,
         "streams": _table(STREAM_HEAD, [_stream(name, run) for name, run in runs.items() if run["live"]]),
         "recordings": _table(RECORDING_HEAD, [_recording(one) for one in document["recordings"][:MAX_RECORDINGS]]),
@@ -168,9 +172,10 @@ def _recording(recording: dict) -> tuple[str, ...]:
     )
 
 
-def _sine(document: dict) -> list[tuple[str, str]]:
+def _sine(document: dict) -> list[tuple[str, ...]]:
+    """Return the rows of the guide's table: this run, and what is published."""
     s, device = document["sine"], document["candidate"]["device"]
-    return [
+    rows = [
         ("Preprocessor MAE", _number(s["preprocessor"]["mae"])),
         ("Preprocessor Max Error", _number(s["preprocessor"]["max_error"])),
         ("Encoder MSE", _number(s["encoder"]["mse"])),
@@ -182,6 +187,7 @@ def _sine(document: dict) -> list[tuple[str, str]]:
         ("cpu against cpu, max", _number(s["cpu_against_cpu"]["max_error"])),
         ("Verdict", s["verdict"]),
     ]
+    return [(*row, *PUBLISHED.get(row[0], ("", "", ""))) for row in rows]
 
 
 def _environment(facts: dict) -> list[tuple[str, str]]:
@@ -193,8 +199,10 @@ def _environment(facts: dict) -> list[tuple[str, str]]:
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value == {}:
         return "-"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
     if isinstance(value, (list, tuple)):

@@ -17,7 +17,7 @@ HEADING = ("", "error %", "alone %", "worst frame %", "max error", "SNR dB", "co
 def format_precision(precision: Precision, candidate: dict) -> str:
     """Return every stage of the whole recordings, then decisions, streams, repeats and the verdict.
 
-    ``candidate`` describes ``device``, ``engine`` and ``dtype``.
+    ``candidate`` describes ``device``, ``engine``, ``dtype`` and ``device_settings``.
     """
     whole = precision.totals["recording"]
     count = len(precision.recordings)
@@ -32,8 +32,10 @@ def format_precision(precision: Precision, candidate: dict) -> str:
         ("words", _words(whole.decisions)),
         *streams,
         ("repeated", _repeats(whole, candidate["device"])),
-        ("Verdict", _verdict(precision)),
     ]
+    if explanation := precision.explanation(candidate):
+        rows.append(("float32", explanation))
+    rows.append(("Verdict", _verdict(precision)))
     labels = [(label.ljust(len("prediction network")), text) for label, text in rows]  # aligned with the stages
     return format_table(_stage_rows(whole), title=title) + "\n" + format_table(labels, left=2)
 

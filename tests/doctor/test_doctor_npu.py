@@ -148,7 +148,13 @@ def test_cann_that_is_not_loaded_names_its_set_env(cann, monkeypatch):
 
 @pytest.mark.parametrize(
     "version, torch_npu, state",
-    [("8.5.1", "2.9.0", "ok"), ("8.3.RC1", "2.9.0", "warning"), ("8.5.0", "2.10.0", "warning"), ("9.9", "2.99", "ok")],
+    [
+        ("8.5.1", "2.9.0", "ok"),
+        ("8.3.RC1", "2.9.0", "warning"),
+        ("8.5.0", "2.10.0", "warning"),
+        ("9.2.0", "2.14.0", "ok"),
+        ("9.9", "2.99", "ok"),
+    ],
 )
 def test_cann_that_torch_npu_was_not_made_for_is_a_warning(cann, monkeypatch, package, version, torch_npu, state):
     cann(version)

@@ -96,7 +96,7 @@ def test_torch_npu_that_aborts_its_process_is_a_problem(package):
     assert result.returncode == 2
     assert "problem  torch_npu     ended the process with SIGABRT" in result.stdout
     assert "problem  CANN" in result.stdout and "ok       engine" in result.stdout
-    assert "device, dtypes, arithmetic, forward pass: needs torch_npu" in " ".join(result.stdout.split())
+    assert "device, dtypes, float32, arithmetic, forward pass: needs torch_npu" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(

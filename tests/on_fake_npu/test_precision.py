@@ -86,6 +86,29 @@ def test_float16_overflow_in_layer_3_is_attributed_to_it(deep, reference):
     assert over(precision.totals["recording"].alone) == ["layer 3"]
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_hf32_is_off_unless_allowed_and_then_explained(cli, tmp_path, allowed):
+    """By default float32 is float32; --allow_hf32 gives an error that begins at the convolutions, and is named so."""
+    options = ["--device", "npu:0", "--precision_compare", "--chunk_ms", 1120, "--report", tmp_path]
+    code, out, err = cli(CLIP, *options, *["--allow_hf32"] * allowed)
+    assert code == 0, err
+    figures = json.loads((tmp_path / "precision.json").read_text())
+    candidate = figures["candidate"]
+    assert candidate["allow_hf32"] == allowed
+    settings = {"conv.allow_hf32": allowed, "matmul.allow_hf32": allowed}
+    assert candidate["device_settings"] == settings | {"allow_internal_format": False, "jit_compile": False}
+    errors = {row["stage"]: row["alone"] for row in figures["walks"]["recording"]["stages"]}
+    convolutions = errors["subsampling"]["relative_error_percent"]
+    explained = "it begins at subsampling" in out and "conv.allow_hf32 is on" in out
+    assert explained == allowed == (figures["explanation"] is not None)
+    page = (tmp_path / "precision.html").read_text()
+    assert ("in HF32 or TF32 look like this" in page) == allowed
+    if allowed:
+        assert 0.003 < convolutions < 0.1 and 0.01 < figures["sine"]["encoder"]["relative_error_percent"] < 1
+    else:
+        assert convolutions < 1e-4
+
+
 def test_report_names_the_device_and_all_versions(cli, tmp_path):
     """The report names both devices, their dtypes and the versions of the packages."""
     options = ["--device", "npu:0", "--precision_compare", "--chunk_ms", 1120, "--report", tmp_path]

@@ -1,0 +1,163 @@
+"""--acceptance DIR: check, compare and measure a new machine with one command, and collect all of it in one folder.
+
+Each step is this program in a process of its own: one that fails, crashes or hangs costs no other step, and the
+switches of the device are set before its first operator.  This process loads no model.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..benchmark.startup import child_process, command
+from ..device import TRAITS, DeviceTraits, choose_device, traits_of
+from ..formats import dump, encode
+from ..host.files import write_file
+from ..host.table import format_table
+from .console import Console
+from .exit_codes import OK, SOME_FAILED
+from .options import Options
+from .reports import make_report_folder
+
+SUMMARY = "acceptance.json"
+STEP_SECONDS = 2 * 3600
+"""A step that takes longer hangs: in a driver, for example."""
+DOCTOR_STATES = ("ok", "warnings", "problems")  # by exit code
+YARDSTICK = (
+    "for comparison: 2.20 % at 160 ms and 2.03 % at 1120 ms, normalized, on the first 200 utterances of LibriSpeech "
+    "test-clean (published checkpoint in float32, measured by a third party)"
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of the program.  Its name is that of its files in the folder."""
+
+    name: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended."""
+
+    name: str
+    command: list[str]
+    exit_code: int | None
+    """None: it did not end within STEP_SECONDS."""
+    seconds: float
+    result: str
+    """One line."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the step shows nothing wrong; the doctor may warn."""
+        return self.exit_code == OK or (self.name == "doctor" and self.exit_code == SOME_FAILED)
+
+
+def accept(folder: str, options: Options, console: Console) -> int:
+    """Run all steps, write their tables, figures and messages to ``folder``, and print one table; return the exit code.
+
+    The exit code is 0, or 1 if a step found something wrong.  An interruption keeps what is complete.
+    """
+    make_report_folder(folder, "--acceptance")
+    outcomes: list[Outcome] = []
+    try:
+        for step in steps(options, Path(folder)):
+            console.notify(f"{step.name} ... (messages: {Path(folder, step.name)}.log)")
+            outcomes.append(_run(step, options, Path(folder)))
+    finally:
+        document = {"steps": [asdict(outcome) for outcome in outcomes]}
+        write_file(Path(folder, SUMMARY), encode(dump(document, indent=1) + "\n"))
+        rows = [(outcome.name, outcome.result, f"{outcome.seconds:,.0f} s") for outcome in outcomes]
+        console.result(format_table(rows, left=2, title=f"Acceptance of {options.device.device or 'this machine'}"))
+        if options.input.audio:
+            console.result(YARDSTICK)
+        console.notify(f"folder: {folder} (it names your files; read it before you send it)")
+    return OK if all(outcome.passed for outcome in outcomes) else SOME_FAILED
+
+
+def steps(options: Options, folder: Path) -> Iterator[Step]:
+    """Yield the steps that suit the device: a CPU has neither HF32 nor graphs."""
+    traits = _traits(options.device.device)
+    yield Step("doctor", ("--doctor",))
+    compare = ("--precision_compare", "--report")
+    yield Step("precision", (*compare, str(folder / "precision")))
+    if traits.configure:
+        yield Step("precision_hf32", (*compare, str(folder / "precision_hf32"), "--allow_hf32"))
+    measure = ("--benchmark", "--report")
+    yield Step("benchmark", (*measure, str(folder / "benchmark"), "--engine", "native"))
+    if traits.graph:
+        name = "benchmark_graph"
+        yield Step(name, (*measure, str(folder / name), "--engine", "native", "--graph", "on"))
+    yield Step("benchmark_nemo", (*measure, str(folder / "benchmark_nemo"), "--engine", "nemo"))
+    if options.input.audio:
+        yield Step("wer", (*options.input.audio, "--chunk_ms", "all"))
+
+
+def _traits(name: str | None) -> DeviceTraits:
+    if name is None:
+        return traits_of(choose_device(None)[0])
+    return TRAITS[name.partition(":")[0]]  # unusable or not: the steps report it
+
+
+def _run(step: Step, options: Options, folder: Path) -> Outcome:
+    """Run one step; stdout goes to NAME.txt, stderr to NAME.log."""
+    words = [*command(), *step.options]
+    if options.device.device:
+        words += ["--device", options.device.device]
+    if options.model_path:
+        words += ["--model_path", options.model_path]
+    began = time.monotonic()
+    exit_code: int | None = None
+    with open(folder / f"{step.name}.txt", "wb") as table, open(folder / f"{step.name}.log", "wb") as log:
+        try:
+            with child_process(words, table, log) as child:
+                exit_code = child.wait(STEP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+    result = _result(step, exit_code, folder)
+    return Outcome(step.name, words, exit_code, round(time.monotonic() - began, 1), result)
+
+
+def _result(step: Step, exit_code: int | None, folder: Path) -> str:
+    """Return a line with the most important figures, or with what went wrong."""
+    if exit_code is None:
+        return f"no end within {STEP_SECONDS:,} s"
+    if step.name == "doctor" and 0 <= exit_code < len(DOCTOR_STATES):
+        return DOCTOR_STATES[exit_code]
+    if step.name.startswith("precision") and (figures := _figures(folder / step.name / "precision.json")):
+        return _precision(figures)
+    if exit_code != OK:
+        lines = (folder / f"{step.name}.log").read_text(errors="replace").splitlines()
+        return f"exit code {exit_code}: {lines[-1] if lines else 'no message'}"
+    if step.name.startswith("benchmark") and (figures := _figures(folder / step.name / "benchmark.json")):
+        return _benchmark(figures["benchmark"]["candidates"])
+    return f"see {step.name}.txt"
+
+
+def _figures(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _precision(figures: dict[str, Any]) -> str:
+    parts = [figures["verdict"]]
+    if figures["sine"]:
+        parts.append(f"sine {figures['sine']['encoder']['relative_error_percent']:.4g} %")
+    stages = figures["walks"].get("recording", {}).get("stages", [])
+    parts += [
+        f"subsampling alone {row['alone']['relative_error_percent']:.2g} %"
+        for row in stages
+        if row["stage"] == "subsampling" and row["alone"]
+    ]
+    return ", ".join(parts)
+
+
+def _benchmark(candidates: Iterable[dict[str, Any]]) -> str:
+    forward = [f"{row['dtype']} {row['forward']['mean']:.1f} ms" for row in candidates if row["forward"]]
+    return f"forward pass of 1 s: {', '.join(forward)}"
