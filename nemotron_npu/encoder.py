@@ -28,6 +28,7 @@ from .device import traits_of
 from .errors import Unsupported
 from .graph import CapturedStep
 from .linear import AnyLinear, LayerLoader
+from .prompt import Prompt
 from .subsampling import Subsampling
 
 LOADERS = 4  # layers that are loaded in parallel: each holds copies of its weights for a moment
@@ -106,6 +107,8 @@ class Encoder:
         self.out = None
         if weights.has("out_proj.weight"):
             self.out = load.linear("out_proj", (config.feat_out, self.width))
+        self.prompt: Prompt | None = None
+        """What follows the encoder in a multilingual checkpoint."""
         self.positions = self._project_positions() if self.streams else None
         weights.release()
         self.observer: Observer | None = None
@@ -152,6 +155,8 @@ class Encoder:
             yield from layer.linears()
         if self.out is not None:
             yield self.out
+        if self.prompt is not None:
+            yield from self.prompt.linears()
 
     def new_state(self, slots: int, block: int) -> EncoderState:
         """Return empty slots for blocks of at most ``block`` frames."""
@@ -229,6 +234,8 @@ class Encoder:
         x = self._observed(len(self.layers), x)
         if self.out is not None:
             x = self.out(x)
+        if self.prompt is not None:
+            x = self.prompt(x)
         encoded = x.view(count, slots, -1).transpose(0, 1).float()
         state.advance(count)  # last: a step that ran out of memory can be repeated
         return encoded
@@ -269,7 +276,7 @@ class Encoder:
             rows = encoded.isfinite().all(-1).transpose(0, 1).flatten()
             if bool(rows.all()):
                 return None
-            found.append(("the output projection", rows))
+            found.append(("the prompt" if self.prompt else "the output projection", rows))
         part, rows = found[0]
         row = int(rows.int().cpu().argmin())
         slot = row % slots

@@ -41,6 +41,8 @@ class ModelOptions:
     """Whether an NPU may round float32 products to HF32, and a GPU to TF32, see ``device.configure``.
 
     The switch is the process's: the model that is loaded last sets it for all."""
+    language: str | None = None
+    """Language of the speech for a multilingual checkpoint, such as ``"en-US"``; None takes ``"auto"``."""
 
 
 def nothing() -> None:

@@ -28,6 +28,7 @@ from .encoder import Encoder, EncoderOptions
 from .engine import ModelOptions
 from .errors import ModelError, SetupError, Unsupported, one_line
 from .features import FeatureStream, Frontend
+from .prompt import Prompt
 from .transcript import Speller, Transcript
 
 BLOCK_FRAMES = 128  # encoder frames in one step of a recording, at most: large products in bounded memory
@@ -98,6 +99,8 @@ class Model:
         self.dtype = options.dtype
         self.chunk_ms, context = config.choose_context(options.chunk_ms)
         """Length of the attention chunk in milliseconds; None for a checkpoint that does not attend in chunks."""
+        self.language = config.choose_language(options.language)
+        """Name of the prompt in use; None for a checkpoint without prompts."""
         self.frame_seconds = config.frame_seconds
         """Seconds of audio of one encoder frame."""
         if config.multilingual:
@@ -138,6 +141,9 @@ class Model:
         self.decoder = Decoder(config, for_decoder, self.dtype if traits.is_host else "float32")
         encoder_options = EncoderOptions(context, frames, self.dtype, options.graph)
         self.encoder = Encoder(config.encoder, for_encoder, encoder_options)
+        if self.language:
+            weights = Weights(tensors, self.device, traits.storage_dtype(self.dtype), "prompt_kernel.", taken)
+            self.encoder.prompt = Prompt(weights, config.model_defaults, config.prompts[self.language], self.dtype)
         on_host.check_all_taken()
 
     @property
@@ -265,6 +271,8 @@ def check_fit(path: Path, checkpoint: Checkpoint) -> None:
         Frontend(config.preprocessor, weights.inside("preprocessor.featurizer."))
         Decoder(config, weights, "plain")
         Encoder(config.encoder, weights.inside("encoder."), EncoderOptions(dtype="plain"))
+        if config.prompts:
+            Prompt(weights.inside("prompt_kernel."), config.model_defaults, 0, "plain")
         weights.check_all_taken()
     except SetupError as error:
         raise SetupError(str(path), str(error)) from error

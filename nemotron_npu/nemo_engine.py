@@ -2,54 +2,42 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import inspect
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
-import nemo
 import numpy as np
 import torch
-from nemo.collections.asr.models import EncDecRNNTBPEModel
+import torch.nn.functional as F
 from nemo.collections.asr.parts.context_biasing.boosting_graph_batched import GPUBoostingTreeModel
 from nemo.collections.asr.parts.context_biasing.context_graph_universal import ContextGraph
-from nemo.collections.asr.parts.mixins.transcription import TranscribeConfig
 from nemo.collections.asr.parts.submodules import rnnt_beam_decoding
 from nemo.collections.asr.parts.utils.rnnt_utils import Hypothesis
-from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
-from nemo.utils.model_utils import import_class_by_path
 from omegaconf import OmegaConf
 
 from .audio import SAMPLE_RATE, Source, is_source, read_audio
 from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
-from .checkpoint.archive import read_member
-from .checkpoint.config import MAX_SYMBOLS, ModelConfig
-from .checkpoint.config_reader import CLASSES, TOKENIZER_FILES, tokenizer_parts
 from .checkpoint.load import Checkpoint, read_checkpoint
-from .checkpoint.tokenizer import MAX_TOKENIZER
-from .checkpoint.weights import Tensors, Weights
 from .confidence import ALPHA as CONFIDENCE_ALPHA
 from .decoder import Emission
 from .device import configure, is_out_of_memory, release_memory, too_little_memory
 from .engine import ModelOptions, batch_of, in_input_order, nothing
-from .errors import InputError, ModelError, SetupError, first_line, one_line, shown
+from .errors import InputError, ModelError, SetupError, one_line
+from .nemo_restore import restore
 from .transcript import Speller, Transcript
 
 DEFAULTS = ModelOptions("nemo")
-RNNT_TARGET = "nemo.collections.asr.models.rnnt_bpe_models.EncDecRNNTBPEModel"
 rnnt_beam_decoding.tqdm = functools.partial(rnnt_beam_decoding.tqdm, disable=True)  # NeMo has no option for it
 
 
 class NemoRecognizer:
     """A NeMo model on one device, a ``LocalEngine``; see ``recognizer.Recognizer`` for the arguments.
 
-    Of ``options`` only the chunk length and ``allow_hf32`` are used.  ``checkpoint`` is what ``read_checkpoint`` has
-    returned for ``path``, if it has been read already.
+    Of ``options`` only the chunk length, the language and ``allow_hf32`` are used.  ``checkpoint`` is what
+    ``read_checkpoint`` has returned for ``path``, if it has been read already.
     """
 
     engine = "nemo"
@@ -71,8 +59,9 @@ class NemoRecognizer:
         self.config = config
         self.device = device
         self.chunk_ms, context = config.choose_context(options.chunk_ms)
+        self.language = config.choose_language(options.language)
         self.frame_seconds = config.frame_seconds
-        model = _restore(path, checkpoint)
+        model = restore(path, checkpoint)
         if config.left_out:
             announce(one_line(path.name, f"{config.left_out} is left out", "the RNN-T decoder transcribes"))
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -160,7 +149,16 @@ class NemoRecognizer:
         Returns float32 [batch, width, frames] and the valid lengths, int64 [batch], on the device.
         """
         with torch.inference_mode():
-            return self.model.encoder(audio_signal=features, length=lengths)
+            encoded, counts = self.model.encoder(audio_signal=features, length=lengths)
+            return self.prompted(encoded), counts
+
+    def prompted(self, encoded: torch.Tensor) -> torch.Tensor:
+        """Apply the layers of the prompt, if there are any, to encoder output [batch, width, frames]."""
+        if not self.language:
+            return encoded
+        index = torch.full(encoded[:, 0].shape, self.config.prompts[self.language], device=encoded.device)
+        prompt = F.one_hot(index, self.config.model_defaults.num_prompts).to(encoded.dtype)
+        return self.model.prompt_kernel(torch.cat([encoded.transpose(1, 2), prompt], -1)).transpose(1, 2)
 
     def _check_finite(self, encoder: Any, args: tuple, kwargs: dict, output: tuple) -> None:
         """Raise ModelError, naming the first layer, when the encoder's output is not finite (a forward hook)."""
@@ -263,7 +261,12 @@ class NemoRecognizer:
         audible = [i for i, waveform in enumerate(waveforms) if len(waveform) >= self.stride]
         transcripts = [Transcript("", (), len(waveform) / SAMPLE_RATE) for waveform in waveforms]
         if audible:
-            options = TranscribeConfig(batch_size=len(audible), return_hypotheses=True, verbose=False)
+            options = self.model.get_transcribe_config()
+            options.batch_size = len(audible)
+            options.return_hypotheses = True
+            options.verbose = False
+            if self.language:
+                options.target_lang = self.language
             # else NeMo centers short recordings in 1 s of silence, which moves all times
             options.pad_min_duration = 0.0
             hypotheses = self.model.transcribe([waveforms[i] for i in audible], override_config=options)
@@ -300,91 +303,3 @@ def _confidence(method: str) -> dict:
     if method == "max_prob":
         return {"name": "max_prob", "alpha": 1.0}
     return {"name": "entropy", "alpha": CONFIDENCE_ALPHA, "entropy_type": method, "entropy_norm": "exp"}
-
-
-def _restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
-    """Call NeMo's ``restore_from`` with what ``read_checkpoint`` has checked: NeMo itself never opens the file.
-
-    It gets the parts of the config that transcribing needs, the tensors, and a temporary folder with the tokenizer's
-    files.  Raises SetupError if the weights do not fit the model that NeMo builds from the config.
-    """
-    config = _config_for_nemo(checkpoint.config)
-    _check_arguments(path, config)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for part in tokenizer_parts(config):
-                _write_tokenizer(path, part, folder)
-            connector = _Connector(path, checkpoint.tensors)
-            connector.model_extracted_dir = folder
-            return EncDecRNNTBPEModel.restore_from(
-                str(path), OmegaConf.create(config), map_location="cpu", save_restore_connector=connector
-            )
-    except SetupError:
-        raise
-    except Exception as error:
-        problem = f"NeMo cannot restore this checkpoint: {shown(first_line(error))}"
-        raise SetupError(str(path), problem) from error
-
-
-def _config_for_nemo(checked: ModelConfig) -> dict[str, Any]:
-    """Return a copy of the parts of the config that NeMo needs, with a limit of tokens per frame."""
-    config = copy.deepcopy(checked.raw)
-    config["target"] = RNNT_TARGET  # of a hybrid, the CTC decoder is left out
-    config.pop("labels", None)  # NeMo takes them from the tokenizer
-    config["joint"].pop("vocabulary", None)
-    decoding = config["decoding"] = config.get("decoding") or {"strategy": "greedy_batch"}
-    decoding["compute_timestamps"] = False  # of words and segments, which would replace the frames of the tokens
-    greedy = decoding["greedy"] = decoding.get("greedy") or {}
-    if not greedy.get("max_symbols") and not greedy.get("max_symbols_per_step"):
-        greedy["max_symbols"] = MAX_SYMBOLS
-    return config
-
-
-def _check_arguments(path: Path, config: dict[str, Any]) -> None:
-    """Raise SetupError for an argument that the modules of the installed NeMo do not have; drop those that are off."""
-    for name in CLASSES:
-        part = config[name]
-        known = inspect.signature(import_class_by_path(part["_target_"]).__init__).parameters
-        for key, value in list(part.items()):
-            if key in known or key == "_target_":
-                continue
-            if value is not None and value is not False:
-                problem = f"NeMo {nemo.__version__} does not know {name}.{shown(key)}: {shown(value)}"
-                raise SetupError(str(path), problem, "needs a newer NeMo: pip install --upgrade nemo_toolkit")
-            del part[key]
-
-
-def _write_tokenizer(path: Path, part: dict, folder: str) -> None:
-    """Write the files that a tokenizer's config names into ``folder``, and have the config name them there."""
-    part["dir"] = folder
-    for key in TOKENIZER_FILES:
-        if part.get(key):
-            name = part[key].removeprefix("nemo:")
-            content = read_member(path, name, MAX_TOKENIZER)
-            part[key] = f"{folder}/{name}"
-            Path(part[key]).write_bytes(content)
-
-
-class _Connector(SaveRestoreConnector):
-    """Gives NeMo tensors that are read already, and checks that each of them fits the model."""
-
-    def __init__(self, path: Path, tensors: Tensors) -> None:
-        super().__init__()
-        self.path = path
-        self.tensors: Tensors | None = tensors
-
-    def _load_state_dict_from_disk(self, *_: Any, **__: Any) -> Tensors | None:
-        tensors = self.tensors
-        self.tensors = None  # NeMo keeps its connector
-        return tensors
-
-    def load_instance_with_state_dict(self, instance: torch.nn.Module, state_dict: Tensors, *strict: bool) -> None:
-        weights = Weights(state_dict, torch.device("cpu"), None)
-        try:
-            for name, weight in instance.state_dict().items():
-                if weight.is_floating_point() or not weights.has(name):
-                    weights(name, *weight.shape)
-            weights.check_all_taken()
-        except SetupError as error:
-            raise SetupError(str(self.path), str(error)) from error
-        super().load_instance_with_state_dict(instance, state_dict, *strict)

@@ -195,15 +195,16 @@ def write_random_checkpoint(path: str | Path, size: dict, seed: int = 0, speak: 
         train_tokenizer([line for line in lines if line], size["pieces"], directory)
         model = build_model(directory, seed=seed, parts=parts, **size).eval()
         if speak:
-            _speak(model)
+            let_speak(model)
         model.save_to(str(path))
     return sum(p.numel() for p in model.parameters())
 
 
-def _speak(model) -> None:
+def let_speak(model, prompt: str | None = None) -> None:
     """Make greedy decoding of speech emit about TOKENS_PER_SECOND different tokens, which depend on the audio.
 
-    As initialized, the joint network hardly depends on the encoder and repeats one token for ever.
+    ``prompt`` is that of a multilingual model.  As initialized, the joint network hardly depends on the encoder and
+    repeats one token for ever.
     """
     import soundfile
     import soxr
@@ -216,6 +217,9 @@ def _speak(model) -> None:
     with torch.inference_mode():
         features, length = model.preprocessor(input_signal=samples, length=torch.tensor([samples.shape[1]]))
         encoded, encoded_length = model.encoder(audio_signal=features, length=length)
+        if prompt:
+            model.set_inference_prompt(prompt)
+            encoded = model._apply_prompt_to_encoded(encoded)
         vocabulary = model.joint.num_classes_with_blank - 1
         tokens = torch.arange(vocabulary)
         history = torch.stack([torch.randint(vocabulary, (vocabulary,)), tokens], 1)

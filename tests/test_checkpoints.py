@@ -1,5 +1,6 @@
 """``tests/checkpoints.py``: the random checkpoints have the shape of the published one."""
 
+import pytest
 import torch
 from checkpoints import ATT_CONTEXT_SIZES, FULL_PARAMETERS, FULL_SIZE, TINY_SIZE, nemotron_config
 from support import CLIP, ROOT
@@ -10,17 +11,21 @@ from nemotron_npu.checkpoint.config_reader import read_config
 from nemotron_npu.recognizer import load_recognizer
 
 
-def test_full_size_config_has_the_published_parameter_count():
-    """The full-size configuration gives 618,084,865 parameters."""
+@pytest.mark.parametrize("pieces, prompted, published", [(1024, False, FULL_PARAMETERS), (13_087, True, 637_997_088)])
+def test_full_size_config_has_the_published_parameter_count(pieces, prompted, published):
+    """The second is the multilingual one, whose prompt layers follow the encoder."""
     from nemo.collections.asr.modules import ConformerEncoder, RNNTDecoder, RNNTJoint
 
     config = nemotron_config("", **FULL_SIZE)
     with FakeTensorMode():  # shapes only: no 2.4 GB
         encoder = ConformerEncoder(**{k: v for k, v in config["encoder"].items() if k != "_target_"})
-        decoder = RNNTDecoder(config["decoder"]["prednet"], vocab_size=1024, blank_as_pad=True)
+        decoder = RNNTDecoder(config["decoder"]["prednet"], vocab_size=pieces, blank_as_pad=True)
         joint = config["joint"]["jointnet"] | {"encoder_hidden": 1024, "pred_hidden": 640}
-        joint = RNNTJoint(joint, num_classes=1024)
-    assert sum(p.numel() for module in (encoder, decoder, joint) for p in module.parameters()) == FULL_PARAMETERS
+        joint = RNNTJoint(joint, num_classes=pieces)
+        modules = [encoder, decoder, joint]
+        if prompted:
+            modules += [torch.nn.Linear(1024 + 128, 2048), torch.nn.Linear(2048, 1024)]
+    assert sum(p.numel() for module in modules for p in module.parameters()) == published
 
 
 def test_tiny_checkpoint_has_the_real_class_and_contexts(tiny):

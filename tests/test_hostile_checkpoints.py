@@ -79,14 +79,14 @@ def other(tiny, path: Path, **changes) -> Path:
 
 
 def test_nemo_opens_nothing_and_leaves_nothing_behind(tiny, scratch, monkeypatch):
-    from nemotron_npu import nemo_engine
+    from nemotron_npu import nemo_restore
 
     def refuse(*_, **__):
         raise AssertionError("NeMo reads the file itself")
 
     monkeypatch.setattr(torch, "load", refuse)
-    monkeypatch.setattr(nemo_engine.SaveRestoreConnector, "_unpack_nemo_file", refuse)
-    monkeypatch.setattr(nemo_engine.SaveRestoreConnector, "_filtered_tar_info", refuse)
+    monkeypatch.setattr(nemo_restore.SaveRestoreConnector, "_unpack_nemo_file", refuse)
+    monkeypatch.setattr(nemo_restore.SaveRestoreConnector, "_filtered_tar_info", refuse)
     recognizer = load_recognizer(tiny, CPU, options=ModelOptions("nemo"))
     for name, weight in read_checkpoint(tiny).tensors.items():
         assert torch.equal(recognizer.model.state_dict()[name], weight), name

@@ -38,7 +38,9 @@ class BenchmarkOptions:
         """Return the options with which ``candidate`` is loaded."""
         if candidate.engine == "native":
             return replace(self.model, engine="native", dtype=candidate.dtype)
-        return ModelOptions(candidate.engine, self.model.chunk_ms, candidate.dtype, allow_hf32=self.model.allow_hf32)
+        model = self.model
+        kept = ModelOptions(chunk_ms=model.chunk_ms, language=model.language, allow_hf32=model.allow_hf32)
+        return replace(kept, engine=candidate.engine, dtype=candidate.dtype)
 
 
 def benchmark(

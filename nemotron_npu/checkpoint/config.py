@@ -18,6 +18,8 @@ from .config_fields import anything, flag, number, part, word
 
 MODEL_CLASS = "EncDecRNNTBPEModel"
 HYBRID_CLASS = "EncDecHybridRNNTCTCBPEModel"
+PROMPT_CLASS = "EncDecRNNTBPEModelWithPrompt"
+AUTO = "auto"  # the prompt by which a model finds the language itself
 MAX_SYMBOLS = 100  # tokens of a frame where the config sets no limit: broken weights would never end
 
 
@@ -202,10 +204,13 @@ class DecodingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultsConfig:
-    """``model_defaults``: the widths that the joint network takes."""
+    """``model_defaults``: the widths that the joint network takes, and the prompts of a multilingual model."""
 
     enc_hidden: int = number(1, 16384)
     pred_hidden: int = number(1, 16384)
+    initialize_prompt_feature: bool = flag(default=False)
+    num_prompts: int = number(1, 4096, 128)
+    prompt_dictionary: Any = anything(None)
 
 
 @dataclass(frozen=True)
@@ -246,6 +251,28 @@ class ModelConfig:
     def left_out(self) -> str:
         """The part of the model that no engine loads here; empty if there is none."""
         return "the CTC decoder" if self.class_name == HYBRID_CLASS else ""
+
+    @property
+    def prompts(self) -> dict[str, int]:
+        """Name of each prompt -> its index; empty for a model without prompts."""
+        if self.class_name != PROMPT_CLASS or not self.model_defaults.initialize_prompt_feature:
+            return {}
+        return self.model_defaults.prompt_dictionary
+
+    def choose_language(self, language: str | None) -> str | None:
+        """Return the name of the prompt for a language, or of the default where it is None; None without prompts.
+
+        Raises SetupError that names the languages on offer.
+        """
+        prompts = self.prompts
+        if language is None:
+            return AUTO if AUTO in prompts else next(iter(prompts), None)
+        if language in prompts:
+            return language
+        subject = f"--language {language}"
+        if not prompts:
+            raise SetupError(subject, "this checkpoint has no choice of languages")
+        raise SetupError(subject, f"this checkpoint offers {', '.join(prompts)}")
 
     @property
     def frame_seconds(self) -> float:

@@ -14,6 +14,7 @@ from .archive import CONFIG, read_member
 from .config import (
     HYBRID_CLASS,
     MODEL_CLASS,
+    PROMPT_CLASS,
     DecoderConfig,
     DecodingConfig,
     DefaultsConfig,
@@ -23,13 +24,13 @@ from .config import (
     PreprocessorConfig,
     TokenizerConfig,
 )
-from .config_fields import read_part
+from .config_fields import WORD, read_part
 from .references import referenced_parts, write_out
 from .refusal import UNSAFE, Refusal
 from .safe_yaml import parse_yaml, walk
 
 MAX_BYTES = 8 << 20  # the published one has 0.03 MB; lists of training data take megabytes
-MODEL_CLASSES = (MODEL_CLASS, HYBRID_CLASS)
+MODEL_CLASSES = (MODEL_CLASS, HYBRID_CLASS, PROMPT_CLASS)
 MODEL_TARGET = re.compile(rf"nemo\.collections\.asr\.models\.(\w+\.)?({'|'.join(MODEL_CLASSES)})")
 TARGET = re.compile(r"nemo\.collections\.asr\.modules\.(?:\w+\.)?(\w+)")
 CLASSES = {  # the parts that are built, and the classes that they may name
@@ -97,6 +98,8 @@ def make_config(values: dict[str, Any]) -> ModelConfig:
     _check_references(values)
     _check_preprocessor(config.preprocessor)
     _check_encoder(config.encoder, config.preprocessor.features)
+    if config.class_name == PROMPT_CLASS:
+        _check_prompts(config.model_defaults)
     return config
 
 
@@ -176,6 +179,19 @@ def _check_preprocessor(preprocessor: PreprocessorConfig) -> None:
     is_number = isinstance(guard, (int, float)) and not isinstance(guard, bool)
     if not is_number or not 0 <= guard <= 1:
         raise Refusal(f"has preprocessor.log_zero_guard_value: {shown(guard)}, not 0.0 to 1.0, tiny or eps")
+
+
+def _check_prompts(defaults: DefaultsConfig) -> None:
+    prompts = defaults.prompt_dictionary
+    if not defaults.initialize_prompt_feature:
+        return
+    if not isinstance(prompts, dict) or not prompts:
+        raise Refusal("has no model_defaults.prompt_dictionary")
+    for name, index in prompts.items():
+        if not isinstance(name, str) or not WORD.fullmatch(name):
+            raise Refusal(f"has the prompt {shown(name)}, not a word")
+        if type(index) is not int or not 0 <= index < defaults.num_prompts:
+            raise Refusal(f"has the prompt {name}: {shown(index)}, not 0 to {defaults.num_prompts - 1}")
 
 
 def _check_encoder(encoder: EncoderConfig, features: int) -> None:

@@ -59,6 +59,9 @@ def _check_sizes(path: Path, config: ModelConfig, tensors: Tensors, tokens: int)
         "decoder.prediction.": recurrent + tokens * config.decoder.prednet.pred_hidden // 2,
         "joint.": config.joint.jointnet.joint_hidden * (inputs + outputs),
     }
+    if config.prompts:
+        width = config.model_defaults.enc_hidden
+        minimum["prompt_kernel."] = 2 * width * (2 * width + config.model_defaults.num_prompts)
     for prefix, expected in minimum.items():
         found = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(prefix))
         if found < expected:

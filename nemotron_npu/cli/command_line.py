@@ -61,6 +61,7 @@ def _options(given: argparse.Namespace) -> Options:
         model=ModelOptions(
             engine=given.engine or "native",
             chunk_ms=None if all_chunks else given.chunk_ms,
+            language=given.language,
             dtype=given.dtype or "float32",
             decoder_device=given.decoder_device,
             graph=given.graph == "on",

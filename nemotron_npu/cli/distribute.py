@@ -50,7 +50,7 @@ def _setup(session: Session) -> Setup:
         path=session.checkpoint.absolute(),
         device=options.device.device or "",
         threads=options.device.threads or 0,
-        options=replace(options.model, chunk_ms=session.settings.chunk_ms),
+        options=replace(options.model, chunk_ms=session.settings.chunk_ms, language=session.settings.language),
         confidence=options.search.confidence,
         phrases=tuple(session.phrases),
         boost_alpha=options.search.boost_alpha,

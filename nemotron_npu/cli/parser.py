@@ -108,6 +108,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "all: print the word error rate at each chunk length",
     )
     model.add_argument(
+        "--language",
+        metavar="L",
+        help="language of the speech, for a multilingual model: auto, en-US, ... (default: auto)",
+    )
+    model.add_argument(
         "--engine",
         choices=["native", "nemo"],
         help="native: this project's engine; nemo: stock NeMo, the reference, slow to load "

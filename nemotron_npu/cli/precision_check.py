@@ -29,7 +29,8 @@ from .transcribe import ModelCheck
 def load_reference(session: Session) -> LocalEngine:
     """Load stock NeMo on the CPU.  It comes before the candidate: for a moment it takes twice its memory."""
     session.console.notify("loading the CPU reference: NeMo ...")
-    options = ModelOptions(engine="nemo", chunk_ms=session.settings.chunk_ms)
+    settings = session.settings
+    options = ModelOptions(engine="nemo", chunk_ms=settings.chunk_ms, language=settings.language)
     reference = load_recognizer(session.checkpoint, torch.device("cpu"), options=options)
     trim_memory()
     return reference

@@ -57,6 +57,7 @@ def run(options: Options, console: Console) -> int:
         confidence=search.confidence or _default_confidence(options.model.engine),
         boost_words=digest(phrases, search.boost_alpha),
         allow_hf32=options.model.allow_hf32,
+        language=read_config(checkpoint).choose_language(options.model.language),
     )
     recordings, unusable = _find_recordings(options, console)
     _check_recordings(options, recordings)

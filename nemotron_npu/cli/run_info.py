@@ -21,6 +21,8 @@ class RunSettings:
     """Digest of the boosted phrases and their weight."""
     allow_hf32: bool = False
     """Whether an NPU may compute float32 in HF32, and a GPU in TF32."""
+    language: str | None = None
+    """Prompt in use; None for a checkpoint without prompts."""
 
     @classmethod
     def of_document(cls, document: dict[str, Any]) -> RunSettings:
@@ -29,7 +31,7 @@ class RunSettings:
         Raises KeyError, TypeError or ValueError for a document without a valid path of a model.
         """
         model = os.path.realpath(document["model"])
-        names = ("chunk_ms", "dtype", "confidence", "boost_words")
+        names = ("chunk_ms", "dtype", "confidence", "boost_words", "language")
         values: dict[str, Any] = {name: document.get(name) for name in names}
         return cls(model=model, allow_hf32=bool(document.get("allow_hf32")), **values)
 

@@ -69,7 +69,7 @@ def load_engine(session: Session, device: torch.device) -> tuple[LocalEngine, Ru
     console = session.console
     console.notify(f"loading {session.checkpoint.name} ...")
     began = time.perf_counter()
-    model_options = replace(options.model, chunk_ms=session.settings.chunk_ms)
+    model_options = replace(options.model, chunk_ms=session.settings.chunk_ms, language=session.settings.language)
     engine = load_recognizer(session.checkpoint, device, options=model_options, announce=console.notify)
     if options.search.confidence:
         engine.measure_confidence(options.search.confidence)

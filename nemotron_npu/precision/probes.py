@@ -110,7 +110,7 @@ class NativeProbe:
         self.chunk_ms = chunk_ms
         self.streams, self.chunk = self.encoder.streams, self.encoder.chunk
         self.layers, self.factor = len(self.encoder.layers), self.encoder.factor
-        self.projects = self.encoder.out is not None
+        self.projects = self.encoder.out is not None or self.encoder.prompt is not None
 
     def block_for(self, frames: int) -> int:
         """See ``Probe``."""
@@ -210,7 +210,7 @@ class NemoProbe:
         self.model, self.device = recognizer.model, recognizer.device
         encoder = self.model.encoder
         self.layers, self.factor = len(encoder.layers), encoder.subsampling_factor
-        self.projects = encoder.out_proj is not None
+        self.projects = encoder.out_proj is not None or recognizer.language is not None
         self.blank = self.model.joint.num_classes_with_blank - 1
         self.observer: Observer | None = None
         for index, layer in enumerate(encoder.layers):
@@ -287,7 +287,7 @@ class NemoProbe:
         self.observer = observe
         try:
             if state is None:
-                return encoder(audio_signal=signal, length=length)[0][0].T.cpu()
+                return self.recognizer.prompted(encoder(audio_signal=signal, length=length)[0])[0].T.cpu()
             names = ("cache_last_channel", "cache_last_time", "cache_last_channel_len")
             encoder.streaming_cfg.drop_extra_pre_encoded = drop
             out, _, *after = encoder(audio_signal=signal, length=length, **dict(zip(names, state, strict=True)))
@@ -295,7 +295,7 @@ class NemoProbe:
             self.observer = None
         after[0] = after[0][:, :, -self.keep :] if self.keep else after[0][:, :, :0]
         state[:] = after
-        return out[0].T.cpu()
+        return self.recognizer.prompted(out)[0].T.cpu()
 
     def _before_layer(self, index: int, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self.observer is None:
