@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, TypeGuard
 
 import numpy as np
 import soundfile
 import soxr
 
-from .containers import AudioFile, library_reason, open_audio
+from .containers import AudioFile, AudioInfo, ForeignFormat, library_reason, open_audio, open_regular
 from .errors import InputError
+from .media import Media, open_media
 
 SINE = "1 s sine of 440 Hz"  # name of the reference guide's input
 SAMPLE_RATE = 16_000  # Hz, of the audio that the model was trained on
@@ -21,19 +22,6 @@ MAX_LEVEL = 1000  # of float samples: larger ones are integers that were never s
 BLOCK_SECONDS = 30  # decoded at a time
 BLOCK_VALUES = 1 << 24  # decoded at a time at most, counting all channels
 UNKNOWN_FRAMES = 1 << 48  # libsndfile reports at least so many where the header does not state a length
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What the header of a file or stream states about its audio."""
-
-    sample_rate: int
-    """Hz."""
-    channels: int
-    format: str
-    """The container, as libsndfile names it."""
-    seconds: float | None = None
-    """Length of the whole file; None where the header does not state it."""
 
 
 class HasBlocks(Protocol):
@@ -58,8 +46,12 @@ def check_audio(path: str) -> AudioInfo:
 
     Raises InputError for a file that is known to be unreadable before a model is loaded.
     """
-    with open_audio(path) as file:
-        return _info(file.sound)
+    try:
+        with open_audio(path) as file:
+            return _info(file.sound)
+    except ForeignFormat as error:
+        with _open_foreign(path, error, probe=True) as media:
+            return media.info
 
 
 def read_audio(source: Source) -> np.ndarray:
@@ -109,7 +101,13 @@ def read_blocks(
     Raises InputError if the file is missing, unreadable, not audio, broken, empty or truncated while it is read, if the
     offset is past its end, or if samples are not finite.
     """
-    with open_audio(path) as file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_audio(path))
+        except ForeignFormat as error:
+            media = stack.enter_context(_open_foreign(path, error))
+            yield from _read_media(media, offset, duration, on_open)
+            return
         original_size = file.size()
         if on_open:
             on_open(_info(file.sound))
@@ -165,6 +163,54 @@ def check_samples(samples: np.ndarray, name: str) -> None:
         raise InputError(name, problem, "scale them: ffmpeg -i FILE -af volume=1/32768 FILE.wav")
 
 
+@contextmanager
+def _open_foreign(path: str, reason: ForeignFormat, *, probe: bool = False) -> Iterator[Media]:
+    """Open a file that libsndfile does not read.  Raises InputError: ``reason`` if it is no other format either."""
+    descriptor = open_regular(path)
+    try:
+        with open_media(descriptor, path, probe=probe) as media:
+            yield media
+    except ForeignFormat:
+        raise reason from None
+    finally:
+        os.close(descriptor)
+
+
+def _read_media(
+    media: Media, offset: float, duration: float | None, on_open: Callable[[AudioInfo], None] | None
+) -> Iterator[np.ndarray]:
+    """Yield what ``read_blocks`` does.  It decodes what it skips: containers state no position to a sample."""
+    if on_open:
+        on_open(media.info)
+    rate = media.info.sample_rate
+    resampler = Resampler(rate)
+    skipped = int(offset * rate)
+    left = int(duration * rate) if duration else math.inf
+    decoded = 0
+    for rate, samples in media.blocks():
+        if rate != resampler.rate:
+            yield resampler.finish()
+            skipped = skipped * rate // resampler.rate
+            left = left if left == math.inf else left * rate // resampler.rate
+            resampler = Resampler(rate)
+        wanted = samples[skipped : skipped + int(min(left, len(samples)))]
+        skipped = max(0, skipped - len(samples))
+        if len(wanted):
+            check_samples(wanted, media.name)
+            decoded += len(wanted)
+            left -= len(wanted)
+            yield resampler(wanted)
+        if not left:
+            break
+    if not decoded:
+        raise _past_the_end(media.name, offset, media.seconds)
+    yield resampler.finish()
+
+
+def _past_the_end(path: str, offset: float, seconds: float) -> InputError:
+    return InputError(path, f"offset {offset:g} s is past the end at {seconds:.3f} s")
+
+
 def _info(sound: soundfile.SoundFile) -> AudioInfo:
     seconds = sound.frames / sound.samplerate if sound.frames < UNKNOWN_FRAMES else None
     return AudioInfo(sound.samplerate, sound.channels, sound.format, seconds)
@@ -174,7 +220,7 @@ def _frames_before(file: AudioFile, offset: float) -> int:
     """Return the number of the file's samples before ``offset`` (s).  Raises InputError if they are all."""
     rate = file.sound.samplerate
     if offset and offset * rate >= file.sound.frames:
-        raise InputError(file.path, f"offset {offset:g} s is past the end at {file.sound.frames / rate:.3f} s")
+        raise _past_the_end(file.path, offset, file.sound.frames / rate)
     return int(offset * rate)
 
 

@@ -19,11 +19,12 @@ MAX_RATE = 1_000_000
 MAX_CHUNKS = 10_000  # of a wav header
 OGG_HEADER_BYTES = 27  # of a page, before its table of up to 255 segment lengths
 SNIFF_BYTES = 64  # enough to identify a container
+BIG_ENDIAN = "big-endian wav"
 MAGIC = {  # first bytes -> container, for all but wav
     b"ID3": "mp3",
     b"fLaC": "flac",
     b"OggS": "ogg",
-    b"RIFX": "big-endian wav",
+    b"RIFX": BIG_ENDIAN,
     b"FORM": "aiff",
     b".snd": "au",
     b"caff": "caf",
@@ -36,6 +37,23 @@ MAGIC = {  # first bytes -> container, for all but wav
     b"PK\x03\x04": "zip",
 }
 ARCHIVES = {"gzip", "zip"}
+
+
+class ForeignFormat(InputError):
+    """libsndfile does not read this file."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of a file or stream states about its audio."""
+
+    sample_rate: int
+    """Hz."""
+    channels: int
+    format: str
+    """The container, as libsndfile or ffmpeg names it."""
+    seconds: float | None = None
+    """Length of the whole file; None where the header does not state it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ class AudioFile:
 
 @contextmanager
 def open_audio(path: str) -> Iterator[AudioFile]:
-    """Open a file whose audio libsndfile can decode.  Raises InputError."""
+    """Open a file whose audio libsndfile can decode.  Raises InputError; ForeignFormat where another may."""
     descriptor = open_regular(path)
     try:
         if not os.fstat(descriptor).st_size:
@@ -168,15 +186,16 @@ def _unsupported(descriptor: int, path: str, reason: str) -> InputError:
     container = identify(start[:SNIFF_BYTES])
     if container in ARCHIVES:
         return InputError(path, f"is a {container} file", "unpack it first")
-    if _is_text(start):
+    if is_text(start):
         return InputError(path, "is text, not audio")
     if start[8:12] == b"WAVE":
         container = container or "wav"
     problem = f"unsupported {container} audio" if container else "unsupported audio format"
-    return InputError(path, f"{problem}: {reason}", "convert it: ffmpeg -i FILE FILE.wav")
+    return ForeignFormat(path, f"{problem}: {reason}", "convert it: ffmpeg -i FILE FILE.wav")
 
 
-def _is_text(start: bytes) -> bool:
+def is_text(start: bytes) -> bool:
+    """Return whether the first bytes of a file are text in UTF-8."""
     text = start.decode("utf-8", "replace").rstrip("\ufffd")  # the last character may be cut
     return "\ufffd" not in text and all(c.isprintable() or c in "\t\n\f\r" for c in text)
 

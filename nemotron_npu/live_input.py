@@ -8,19 +8,24 @@ import os
 import queue
 import select
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import soundfile
 
 from .audio import SAMPLE_RATE, AudioInfo, Resampler, check_samples
-from .containers import ARCHIVES, MAX_CHUNKS, MAX_RATE, MIN_RATE, SNIFF_BYTES, identify
+from .containers import ARCHIVES, BIG_ENDIAN, MAX_CHUNKS, MAX_RATE, MIN_RATE, SNIFF_BYTES, identify, is_text
 from .errors import InputError, SetupError
+from .media import is_media, open_media
 
 READ_BYTES = 1 << 16  # what a pipe holds
+PROBE_BYTES = 1 << 14  # in which a decoder looks for a format without a signature: 0.5 s of raw PCM
 BACKLOG_BYTES = 1 << 23  # held of a stream that is faster than real time: four minutes of raw PCM
 MAX_HEADER_BYTES = 1 << 26  # of a wav
 MAX_CHANNELS = 1024  # as in libsndfile
@@ -72,21 +77,23 @@ class StreamFormat:
 
 
 class LiveInput:
-    """Audio from a pipe: a wav stream, or raw 16-bit little-endian mono PCM.
+    """Audio from a pipe: a wav stream, what PyAV decodes, or raw 16-bit little-endian mono PCM.
 
     Iterate over it for blocks, float32 [samples] at 16 kHz.  A thread reads the pipe all the time, so that the program
     of a microphone never waits and no sample is lost, however late transcription is.  Of a stream that is faster than
     real time, for instance from a file, it holds at most ``BACKLOG_BYTES``.
 
-    Raises SetupError for a terminal.  Iteration raises InputError for a stream that is neither wav nor PCM or has no
+    Bytes are raw PCM at ``rate`` (Hz, default 16 kHz) where no format is found in them, or where ``raw`` states it.
+    Raises SetupError for a terminal.  Iteration raises InputError for a stream that cannot be decoded or has no
     samples; for one that cannot be read (any more) it does so after the blocks that have arrived.
     """
 
-    def __init__(self, descriptor: int, rate: int | None = None) -> None:
+    def __init__(self, descriptor: int, rate: int | None = None, *, raw: bool = False) -> None:
         if os.isatty(descriptor):
             raise SetupError("-", "stdin is a terminal", "pipe audio into it: arecord -f S16_LE -r 16000 | ...")
         self.descriptor = descriptor
         self.format = StreamFormat(rate or SAMPLE_RATE)
+        self.raw = raw
         self.started: float | None = None
         """time.monotonic() at the arrival of the first bytes."""
         self.received = 0
@@ -118,6 +125,9 @@ class LiveInput:
         return min(time.monotonic() - self.started, self._received_seconds) - taken
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        if self._is_media():
+            yield from self._decode_media()
+            return
         size = self._read_header()
         frame_bytes = self.format.frame_bytes
         resampler = Resampler(self.format.sample_rate)
@@ -200,15 +210,56 @@ class LiveInput:
             self.backlog.notify()
         return taken
 
-    def _read_header(self) -> float:
-        """Set ``format`` from the header of a wav, which raw PCM lacks; return the bytes of the samples to come.
+    def _is_media(self) -> bool:
+        """Whether PyAV is to decode the stream.  Raises InputError for an archive and for text."""
+        if self.raw:
+            return False
+        self._wait_for(SNIFF_BYTES)
+        start = bytes(self.data[:SNIFF_BYTES])
+        container = identify(start)
+        if container in ARCHIVES:
+            raise InputError("stdin", f"is {container} data", "unpack it first")
+        if container == BIG_ENDIAN:  # ffmpeg 8 takes its samples for little-endian ones
+            raise InputError("stdin", f"unsupported {container} stream", "convert it: sox - -t wav -")
+        if container or _is_wav(start):
+            return container is not None
+        self._wait_for(PROBE_BYTES)
+        start = bytes(self.data[:READ_BYTES])
+        if len(start) >= SNIFF_BYTES and is_text(start):
+            raise InputError("stdin", "is text, not audio")
+        return is_media(start)
 
-        Raises InputError for streams that are clearly neither.
-        """
-        while len(self.data) < SNIFF_BYTES and self._receive():
+    def _decode_media(self) -> Iterator[np.ndarray]:
+        with open_media(subprocess.PIPE, "stdin") as media:
+            threading.Thread(target=self._pass_on, args=(media.process.stdin,), daemon=True).start()
+            info = media.info
+            self.format = StreamFormat(info.sample_rate, info.channels, container=info.format)
+            resampler = Resampler(info.sample_rate)
+            for rate, samples in media.blocks():
+                if rate != resampler.rate:
+                    yield resampler.finish()
+                    resampler = Resampler(rate)
+                check_samples(samples, "stdin")
+                yield resampler(samples)
+            yield resampler.finish()
+        if self.failure:
+            raise InputError("stdin", f"cannot be read: {self.failure.strerror}")
+
+    def _pass_on(self, pipe: IO[bytes]) -> None:
+        """Write the stream into the decoder; a thread of its own does."""
+        with suppress(OSError), pipe:  # it may have ended
+            while self.data or self._receive():
+                pipe.write(self._take(len(self.data)))
+                pipe.flush()
+
+    def _wait_for(self, count: int) -> None:
+        """Wait until the consumer has so many bytes, or the stream ends."""
+        while len(self.data) < count and self._receive():
             pass
-        _check_raw_or_wav(bytes(self.data[:SNIFF_BYTES]))
-        if self.data[:4] not in (b"RIFF", b"RF64") or self.data[8:12] != b"WAVE":
+
+    def _read_header(self) -> float:
+        """Set ``format`` from the header of a wav, which raw PCM lacks; return the bytes of the samples to come."""
+        if self.raw or not _is_wav(bytes(self.data[:SNIFF_BYTES])):
             return math.inf
         self._take(12)
         size = self._read_chunks()
@@ -235,12 +286,8 @@ class LiveInput:
         raise InputError("stdin", "wav header that does not end")
 
 
-def _check_raw_or_wav(start: bytes) -> None:
-    container = identify(start)
-    if container in ARCHIVES:
-        raise InputError("stdin", f"is {container} data", "unpack it first")
-    if container:
-        raise InputError("stdin", f"unsupported {container} stream", "convert it: ffmpeg -i - -f wav -")
+def _is_wav(start: bytes) -> bool:
+    return start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE"
 
 
 def _parse_format(chunk: bytes) -> StreamFormat:

@@ -22,10 +22,12 @@ LIST_HINT = "a list has the path of an audio file or folder on each line"
 MAX_LINE_CHARACTERS = 1 << 24  # of manifests and lists
 MAX_DEPTH = 100  # of nested lists and objects in a manifest
 MAX_SECONDS = 1e9  # of any recording
-EXTENSIONS = {  # of the files that are taken from a folder
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64",
-    ".rf64", ".sph", ".nist", ".voc",
-    ".m4a", ".aac", ".wma", ".amr",  # libsndfile does not read them; they are reported, not skipped silently
+EXTENSIONS = {  # of the files that are taken from a folder: libsndfile's, then ffmpeg's
+    ".wav", ".wave", ".bwf", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc",
+    ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc",
+    ".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".f4v", ".3gp", ".3g2", ".mkv", ".mka", ".webm", ".weba", ".aac", ".ac3",
+    ".eac3", ".dts", ".wma", ".wmv", ".asf", ".amr", ".awb", ".avi", ".flv", ".mpg", ".mpeg", ".vob", ".ts", ".mts",
+    ".m2ts", ".mxf", ".wv", ".ape", ".tta", ".tak", ".mpc", ".ra", ".rm", ".qcp",
 }  # fmt: skip
 
 

@@ -173,5 +173,5 @@ def test_bytes_after_the_samples_are_not_kept(monkeypatch):
 
 def test_random_defects_give_samples_or_one_line():
     """These are the first of 100,000 cases; python tests/fuzz.py audio runs more."""
-    outcomes, wrong = fuzz("audio", first=0, cases=1200)
-    assert wrong == [] and outcomes["read"] > 300 and outcomes["refused"] > 300
+    outcomes, wrong = fuzz("audio", first=0, cases=200)  # each that libsndfile refuses starts a decoder
+    assert wrong == [] and outcomes["read"] > 50 and outcomes["refused"] > 50

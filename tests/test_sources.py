@@ -19,7 +19,7 @@ def tree(tmp_path, monkeypatch):
     """A folder ``calls`` of audio and other files below the working directory."""
     monkeypatch.chdir(tmp_path)
     audio = ["b.wav", "a.MP3", "mon/c.flac", "mon/x/d.ogg", "tue/e.m4a"]
-    for name in [*audio, "notes.txt", "a.json", ".hidden.wav", ".trash/f.wav", "mon/video.mp4"]:
+    for name in [*audio, "notes.txt", "a.json", ".hidden.wav", ".trash/f.wav", "mon/picture.png"]:
         path = tmp_path / "calls" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")

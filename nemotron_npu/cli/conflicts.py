@@ -61,6 +61,8 @@ def _input_conflicts(options: Options) -> Iterator[str]:
         yield "--stream: transcribes one file at a time, chunk by chunk (omit --batch_size and --block_ms)"
     if given.sample_rate and not given.live:
         yield "--sample_rate: applies to raw PCM on stdin only (files state their own rate)"
+    if given.raw and not given.live:
+        yield "--raw: applies to stdin only"
 
 
 def _output_conflicts(options: Options) -> Iterator[str]:

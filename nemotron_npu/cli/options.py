@@ -19,6 +19,8 @@ class InputOptions:
     """Feed files chunk by chunk, as a live stream."""
     sample_rate: int | None = None
     """Of raw PCM on stdin, in Hz."""
+    raw: bool = False
+    """Stdin is raw PCM, whatever it looks like."""
 
     @property
     def live(self) -> bool:

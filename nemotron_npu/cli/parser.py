@@ -49,9 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
         "audio",
         nargs="*",
         metavar="AUDIO",
-        help="audio files (wav, flac, ogg, mp3 ..., any sample rate and number of channels), folders, quoted patterns "
-        "('calls/**/*.wav'), NeMo manifests (.json, .jsonl), lists of paths (.txt); "
-        "- is live audio from stdin, a wav stream or raw 16-bit little-endian mono PCM",
+        help="audio or video files (wav, flac, mp3, m4a, mp4 ..., any sample rate and number of channels), folders, "
+        "quoted patterns ('calls/**/*.wav'), NeMo manifests (.json, .jsonl), lists of paths (.txt); "
+        "- is live audio from stdin, in any of these formats or raw 16-bit little-endian mono PCM",
     )
     _add_output(parser)
     _add_model(parser)
@@ -216,7 +216,12 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
         "--sample_rate",
         type=types.sample_rate,
         metavar="HZ",
-        help="sample rate of raw PCM on stdin (default: 16000; a wav stream states its own)",
+        help="sample rate of raw PCM on stdin (default: 16000; other streams state their own)",
+    )
+    live.add_argument(
+        "--raw",
+        action="store_true",
+        help="stdin is raw PCM (16 bits, little-endian, mono), whatever it looks like (default: if no format is found)",
     )
 
 

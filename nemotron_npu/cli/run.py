@@ -179,7 +179,7 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
     if options.input.live:
         if sys.stdin is None:
             raise SetupError("-", "stdin is closed", "pipe audio into it")
-        source = LiveInput(sys.stdin.fileno(), options.input.sample_rate)  # reads while the model is loaded
+        source = LiveInput(sys.stdin.fileno(), options.input.sample_rate, raw=options.input.raw)
     else:
         results.check(all_lengths=options.cluster.given, sort=options.device.batch_size != 1)
     if not results.todo:

@@ -126,7 +126,14 @@ def audio(_: Context) -> list[Finding]:
     found = f"libsndfile {soundfile.__libsndfile_version__} reads {formats}"
     if lacking := ", ".join(name for name in FORMATS if name not in readable):
         return [Finding(WARNING, f"{found}, but not {lacking}", f"{REINSTALL} --no-deps soundfile")]
-    return [Finding(OK, f"{found}; soxr {soxr.__version__} resamples")]
+    found += f"; soxr {soxr.__version__} resamples"
+    av = try_import("av")
+    if isinstance(av, Exception):
+        lacking = (
+            "PyAV is missing" if isinstance(av, ModuleNotFoundError) else f"av cannot be imported: {error_text(av)}"
+        )
+        return [Finding(WARNING, f"{found}; no video, m4a or webm: {lacking}", f"{REINSTALL} --no-deps av")]
+    return [Finding(OK, f"{found}; PyAV {av.__version__} decodes video, m4a, webm ...")]
 
 
 def disk(context: Context) -> list[Finding]:
