@@ -191,12 +191,13 @@ def known(tmp_path):
 
 
 def test_word_errors_are_printed_for_reference_texts(cli, known):
-    """Inputs with a reference text give a summary; --wer_report adds alignments, and JSON the errors of each file."""
+    """Inputs with a reference text give a summary on stderr; --wer_report adds alignments, and JSON each file's."""
     code, out, err = cli(known, "--device", "cpu")
-    assert code == 1 and "broken.wav" in err and len(err.splitlines()) == 4
-    assert "Word errors in 2 files with a reference text (10 s)" in out and "The worst" not in out
-    code, out, err = cli(known, "--device", "cpu", "--wer_report")
-    assert "The worst 1 of 2 files" in out and "  ref three one" in out and "  hyp three one four one\n" in out
+    assert code == 1 and "broken.wav" in err and len(out.splitlines()) == 2
+    assert "Word errors in 2 files with a reference text (10 s)" in err and "The worst" not in err
+    code, out, err = cli(known, "--device", "cpu", "--wer_report", "--quiet")
+    assert "The worst 1 of 2 files" in err and "  ref three one" in err and "  hyp three one four one\n" in err
+    assert len(out.splitlines()) == 2
     code, out, err = cli(known, "--device", "cpu", "--wer_report", "--output_format", "json")
     first, second = map(json.loads, out.splitlines())
     assert first["reference"] == CLIP_WORDS and first["errors"]["words"]["rate"] == 0
@@ -214,10 +215,12 @@ def test_evaluation_json_has_every_figure(cli, known, tmp_path):
 def test_finished_output_folder_is_evaluated_without_a_model(cli, known, tmp_path, monkeypatch):
     """--resume of a finished folder prints the same table without loading the model."""
     options = [known, "--device", "cpu", "--output_dir", tmp_path / "out", "--output_format", "txt", "--wer_report"]
-    first = cli(*options)[1]
+    first = cli(*options)[2]
     monkeypatch.setattr("nemotron_npu.cli.transcribe.load_recognizer", None)
     code, out, err = cli(*options, "--resume", "--report", tmp_path / "report")
-    assert code == 1 and out == first and "The worst 1 of 2 files" in out and "0 done, 2 done before, 1 failed" in err
+    table = first[first.index("Word errors") :]
+    assert code == 1 and out == "" and "The worst 1 of 2 files" in err and "0 done, 2 done before, 1 failed" in err
+    assert table.splitlines()[:4] == err[err.index("Word errors") :].splitlines()[:4]
     assert len(json.loads((tmp_path / "report" / "evaluation.json").read_text())["evaluation"]["files"]) == 2
 
 

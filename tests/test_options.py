@@ -9,6 +9,8 @@ from nemotron_npu.cli.command_line import parse_options
 from nemotron_npu.cli.options import Options
 from nemotron_npu.formats import FORMATS
 
+HOME = os.path.expanduser("~")
+
 
 @pytest.mark.parametrize("option, value", [("--threads", 100_000), ("--threads", 10**11), ("--block_ms", 10**11)])
 def test_numbers_above_the_maximum_are_rejected(cli, option, value):
@@ -97,3 +99,41 @@ def test_options_that_do_not_go_together_are_rejected(arguments, problem, capsys
         parse_options(arguments)
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {problem}")
+
+
+@pytest.mark.parametrize(
+    "typed, same",
+    [
+        (["--output-dir", "x", "--chunk-ms=560ms"], ["--output_dir", "x", "--chunk_ms", "560"]),
+        (["-o", "x"], ["--output_dir", "x"]),
+        (["--device", "CPU"], ["--device", "cpu"]),
+        (["--device", "npu", "--decoder-device", "NPU:1"], ["--device", "npu:0", "--decoder_device", "npu:1"]),
+        (["a.wav", "--quiet", "b.wav"], ["--quiet", "a.wav", "b.wav"]),
+        (["--output_dir=~/x", "~/a.wav"], ["--output_dir", f"{HOME}/x", f"{HOME}/a.wav"]),
+    ],
+)  # fmt: skip
+def test_other_spellings_of_options_are_accepted(typed, same):
+    """Dashes, units, capital letters, ``~`` and inputs between options mean what they mean elsewhere."""
+    assert parse_options(typed) == parse_options(same)
+
+
+@pytest.mark.parametrize(
+    "typed, problem",
+    [
+        ("--devise=cpu", r"--devise: no such option (did you mean --device?)"),
+        ("--zz\x1b[1m", r"--zz\x1b[1m: no such option (--help lists them)"),
+        ("--chunk_ms=560s", "'560s' is not a number of milliseconds (80, 160, 560, 1120 or all)"),
+    ],
+)
+def test_unknown_options_are_named_with_a_hint(cli, typed, problem):
+    """The option that may be meant, or the values on offer."""
+    code, out, err = cli(CLIP, typed)
+    assert (code, out) == (2, "") and err.rstrip().endswith(problem)
+
+
+def test_a_file_that_looks_like_an_option_is_named(cli, tmp_path, monkeypatch):
+    """A shell's ``*.wav`` may give one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-talk.wav").touch()
+    code, _, err = cli("-talk.wav")
+    assert code == 2 and err.rstrip().endswith("-talk.wav: no such option (for the file of this name: ./-talk.wav)")

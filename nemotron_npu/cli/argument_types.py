@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError
 
 from ..device import DEVICE, DEVICE_NAMES
@@ -47,7 +48,10 @@ def block_length(text: str) -> int:
 
 def chunk_length(text: str) -> int | str:
     """Parse --chunk_ms: milliseconds or ``"all"``."""
-    return text if text == "all" else positive(text)
+    number = text.removesuffix("ms")
+    if text != "all" and not (number.isascii() and number.isdigit()):
+        raise ArgumentTypeError(f"{text!r} is not a number of milliseconds (80, 160, 560, 1120 or all)")
+    return text if text == "all" else positive(number)
 
 
 def weight(text: str) -> float:
@@ -70,10 +74,16 @@ def sample_rate(text: str) -> int:
 
 
 def device_name(text: str) -> str:
-    """Parse the name of a device; whether it is usable is checked later."""
-    if not DEVICE.fullmatch(text):
+    """Parse the name of a device, by default the first of its kind; whether it is usable is checked later."""
+    name = text.lower()
+    if not DEVICE.fullmatch(name):
         raise ArgumentTypeError(f"{text!r} is not a device (use {DEVICE_NAMES})")
-    return text
+    return name if name == "cpu" or ":" in name else f"{name}:0"
+
+
+def path(text: str) -> str:
+    """Expand ``~``, which a shell leaves in quotes and behind an equals sign; a file of that very name comes first."""
+    return text if os.path.lexists(text) else os.path.expanduser(text)
 
 
 def _at_most(number: int, maximum: int) -> int:

@@ -26,8 +26,12 @@ class Console:
     def notify(self, message: str) -> None:
         """Write a message, unless --quiet is given."""
         if not self.quiet:
-            with self.without_bar(), suppress(OSError):
-                print(message, file=sys.stderr, flush=True)
+            self.note(message)
+
+    def note(self, message: str) -> None:
+        """Write a message in any case."""
+        with self.without_bar(), suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
 
     def error(self, message: str, cause: Exception | None = None) -> None:
         """Write an error line; with --debug the traceback of ``cause`` before it."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+import sys
+from typing import NoReturn
 
 from .. import __version__
 from ..confidence import METHODS
 from ..dtypes import ON_CPU, ON_DEVICES
+from ..errors import shown
 from ..formats import COLLECTED, FILES
 from ..host import program
 from . import argument_types as types
@@ -36,9 +41,37 @@ exit code: 0 success, 1 an input failed or the comparison did not pass, 2 wrong 
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Take dashes in the names of options for underscores, and inputs between options; name what an option may mean."""
+
+    def parse_args(self, arguments: list[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse ``arguments``, else those of the process.  Wrong usage ends the program with exit code 2."""
+        words = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+        given, unknown = self.parse_known_intermixed_args(words)
+        if unknown:
+            self._reject(unknown[0])
+        return given
+
+    def _reject(self, word: str) -> NoReturn:
+        option = word.partition("=")[0]
+        similar = difflib.get_close_matches(option, self._option_string_actions, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else "--help lists them"
+        if os.path.lexists(word):
+            hint = f"for the file of this name: ./{word}"
+        self.error(f"{shown(option)}: no such option ({hint})")
+
+
+def _with_underscores(word: str) -> str:
+    """Return ``--output-format=x-y`` as ``--output_format=x-y``."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def make_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program.name,
         usage="%(prog)s [AUDIO ...] [options]",
         description=DESCRIPTION,
@@ -48,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "audio",
         nargs="*",
+        type=types.path,
         metavar="AUDIO",
         help="audio or video files (wav, flac, mp3, m4a, mp4 ..., any sample rate and number of channels), folders, "
         "quoted patterns ('calls/**/*.wav'), NeMo manifests (.json, .jsonl), lists of paths (.txt); "
@@ -67,7 +101,9 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
+        "-o",
         "--output_dir",
+        type=types.path,
         metavar="DIR",
         help="write each result to this folder as soon as it is complete (default: print to stdout)",
     )
@@ -170,6 +206,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     search = parser.add_argument_group("decoding")
     search.add_argument(
         "--boost_words",
+        type=types.path,
         metavar="FILE",
         help="phrases to prefer, one on each line, each with an optional score after a tab (default score: 1)",
     )
@@ -250,11 +287,13 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     )
     measuring.add_argument(
         "--report",
+        type=types.path,
         metavar="DIR",
         help="write all figures and plots of --precision_compare, --benchmark and --wer_report to this folder",
     )
     measuring.add_argument(
         "--acceptance",
+        type=types.path,
         metavar="DIR",
         help="for a new machine: run --doctor, --precision_compare (also with --allow_hf32), --benchmark (also with "
         "--graph on) and, for a manifest as AUDIO, --chunk_ms all, and write everything to this folder",

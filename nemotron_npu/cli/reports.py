@@ -33,13 +33,14 @@ def report_word_errors(session: Session, fields: dict[str, Any]) -> None:
     if not scored:
         return
     evaluation = evaluate(scored)
-    printer = session.printer
-    printer.table(summary_table(evaluation))
+    to_terminal = session.printer.readable and sys.stdout.isatty() and not session.options.messages.quiet
+    show = session.console.result if to_terminal else session.console.note  # a file or pipe gets transcripts alone
+    show(summary_table(evaluation))
     measure = session.options.measure
     if measure.wer_report:
-        stream = sys.stdout if printer.readable else sys.stderr
         width = shutil.get_terminal_size((100, 24)).columns
-        printer.table("\n" + alignment_report(evaluation, width, color=use_color(stream)))
+        color = use_color(sys.stdout if to_terminal else sys.stderr)
+        show("\n" + alignment_report(evaluation, width, color=color))
     if measure.report:
         path = Path(measure.report, "evaluation.json")
         write_figures(path, {**fields, "evaluation": evaluation.as_dict()}, session.checkpoint)
