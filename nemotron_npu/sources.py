@@ -240,14 +240,15 @@ def _parse_entry(line: str, manifest: str) -> Recording:
     if _is_deeper(fields, MAX_DEPTH):
         raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
     for name in ("offset", "duration"):
-        if not _is_seconds(fields.get(name)):
+        if not is_seconds(fields.get(name)):
             raise ValueError(f"{name} {reprlib.repr(fields[name])} is not a number of seconds")
     path = _resolve(fields["audio_filepath"], manifest)
     offset = float(fields.get("offset") or 0)
     return Recording(path, _stem(path), offset, fields.get("duration") or None, fields)
 
 
-def _is_seconds(value: object) -> bool:
+def is_seconds(value: object) -> bool:
+    """Return whether a manifest's value is a number of seconds, or null."""
     if value is None:
         return True
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -2,6 +2,7 @@
 
     python tests/fuzz.py checkpoint --cases 100000        # about 20 minutes
     python tests/fuzz.py audio --cases 100000             # 2 minutes
+    python tests/fuzz.py record --cases 50000             # 5 minutes
     python tests/fuzz.py checkpoint --first 1234 --cases 1 # one again, in this process, with its traceback
 
 Each case ends in a recogniser that works, in finite samples, or in the error that the command line shows as one line,
@@ -293,9 +294,16 @@ def audio(rng: random.Random, folder: Path) -> str:
         path.unlink()
 
 
+def record(rng: random.Random, folder: Path) -> str:
+    """Break the record of an output folder, and resume; what became of it in a word."""
+    from fuzz_record import resume
+
+    return resume(rng, folder)
+
+
 # ---------------------------------------------------------------- running them
 
-TARGETS = {"checkpoint": checkpoint, "audio": audio}
+TARGETS = {"checkpoint": checkpoint, "audio": audio, "record": record}
 
 
 def run_cases(target: str, first: int, cases: int, report) -> None:

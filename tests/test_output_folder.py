@@ -101,7 +101,7 @@ def test_record_cut_anywhere_is_completed(tmp_path):
     for length in sorted({0, 1, size - 1, *random.Random(0).sample(range(size), 40)}):
         record.write_bytes(whole["results.jsonl"][:length])
         (tmp_path / "manifest.jsonl").write_bytes(whole["manifest.jsonl"][: length // 4])
-        (tmp_path / ".part").write_bytes(b"half a fi")
+        (tmp_path / ".0123456789abcdef.part").write_bytes(b"half a fi")
         run(tmp_path, inputs)
         assert contents(tmp_path) == whole, length
 

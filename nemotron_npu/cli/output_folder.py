@@ -2,12 +2,14 @@
 
 ``results.jsonl`` is the record: a recording is complete once its line is there, and that line is written last.  Lines
 are in the order of completion; at the end of a run they are put into the order of the input.
+
+Somebody else may have touched the folder: only this run writes to it, nothing is written through a link, and what the
+record says is checked.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,17 +18,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, SetupError
+from ..errors import InputError, SetupError, one_line, shown
 from ..formats import FORMATS, Result, encode, to_text
-from ..host.files import PART, replace_file
+from ..host.files import Folder
 from ..sources import Recording
 from ..transcript import Transcript
 from .output_names import name_outputs
-from .record import BACKUP_SUFFIX, RECORD, Entry, Line, LineFile, keep_lines, read_record, sort_lines
+from .record import BACKUP, CUT_SHORT, RECORD, Entry, Fault, Line, LineFile, keep_lines, read_record, sort_lines
 from .run_info import RunSettings
 
-ERRORS_OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
+ERRORS_OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL}
 """Errors of one file; any other would affect all results."""
+MAX_FAULTS_SHOWN = 10
+DROPPED = "dropped; a recording without a valid line is transcribed again"
 
 
 class OutputFolder:
@@ -52,32 +56,32 @@ class OutputFolder:
         self.recordings: list[Recording] = []
         self.done: dict[int, tuple[str, float]] = {}
         """Text and duration (s) of each recording that is complete, by its index."""
-        self.restarted = False
-        """Whether the record of an earlier run was replaced, and is now ``results.jsonl~``."""
+        self.remarks: list[str] = []
+        """What the user should know of the record of an earlier run."""
         self._file_formats = [name for name in formats if not FORMATS[name].collected_in]
-        self._collected = {name: self.path / file for name, file in _collected_files(formats).items()}
+        self._collected = _collected_files(formats)
         self._collecting: dict[str, LineFile] = {}  # open files of self._collected
         self._record: LineFile | None = None
         self._lines: dict[int, Line] = {}  # of the record, by index
-        self._lock = self._open()
+        self._folder = self._open()
 
-    def _open(self) -> int:
-        """Create the folder and lock it; return the descriptor that holds the lock."""
+    def _open(self) -> Folder:
+        """Create the folder and lock it; a run that is refused leaves no trace in it."""
         subject = f"--output_dir {self.path}"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path, os.O_RDONLY)
-            (self.path / PART).write_bytes(b"")
-            (self.path / PART).unlink()
+            folder = Folder(self.path)
         except OSError as error:
             raise SetupError(subject, f"{error.strerror}") from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.lock()
+            folder.check_writable()
         except BlockingIOError as error:
+            folder.close()
             raise SetupError(subject, "another run is writing to this folder", "choose another folder") from error
-        except OSError:
-            pass  # a file system without locks
-        return lock
+        except OSError as error:
+            folder.close()
+            raise SetupError(subject, f"{error.strerror}") from error
+        return folder
 
     def begin(self, recordings: list[Recording]) -> list[int]:
         """Name the files of each recording, and return the indices of those that are still to be transcribed.
@@ -96,24 +100,35 @@ class OutputFolder:
             self._resume(recordings)
         else:
             self._replace_record()
-        self._record = LineFile(self.path / RECORD)
-        for name, path in self._collected.items():
+        self._record = LineFile(self._folder, RECORD)
+        for name, file in self._collected.items():
             self._write_collected(name)
-            self._collecting[name] = LineFile(path)
+            self._collecting[name] = LineFile(self._folder, file)
         return [index for index in range(len(recordings)) if index not in self.done]
 
     def _replace_record(self) -> None:
         """Rename the record of an earlier run; an empty one replaces no backup."""
-        record = self.path / RECORD
-        if record.exists() and record.stat().st_size:
-            os.replace(record, self.path / f"{RECORD}{BACKUP_SUFFIX}")
-            self.restarted = True
+        try:
+            with self._folder.read(RECORD) as record:
+                is_empty = not record.read(1)
+        except FileNotFoundError:
+            return
+        if not is_empty:
+            self._folder.rename(RECORD, BACKUP)
+            remark = f"restarted, the earlier record is now {BACKUP} (--resume continues it instead)"
+            self.remarks.append(f"--output_dir {self.path}: {remark}")
 
     def _resume(self, recordings: list[Recording]) -> None:
         """Take over the recordings that the record lists and whose files exist."""
-        entries, broken = read_record(self.path / RECORD)
+        try:
+            with self._folder.read(RECORD) as record:
+                entries, faults = read_record(record)
+                others_name = os.fstat(record.fileno()).st_nlink > 1  # a hard link: lines would appear there too
+        except FileNotFoundError:
+            return
         for entry in entries:
             self._check_settings(entry)
+        self._report(faults)
         waiting: dict[tuple, list[Entry]] = defaultdict(list)
         for entry in entries:
             waiting[entry.key].append(entry)
@@ -126,7 +141,8 @@ class OutputFolder:
                 continue
             entry = waiting[recording.key].pop(0)
             recording.output = entry.output
-            if all(os.path.exists(self._file(recording, name)) for name in self._file_formats):
+            files = (f"{recording.output}.{name}" for name in self._file_formats)
+            if self._folder.has(files, with_content=bool(entry.text)):
                 self.done[index] = (entry.text, entry.duration)
                 found[index] = entry
             else:
@@ -135,14 +151,23 @@ class OutputFolder:
         clashing = [recording for recording in new if recording.output in recorded]  # the inputs have changed
         name_outputs(clashing, recorded | {recording.output for recording in recordings})
         kept = [entry for entry in entries if entry not in incomplete]
-        if incomplete or broken:
-            keep_lines(self.path / RECORD, [entry.line for entry in kept], self.path / PART)
+        if incomplete or faults or others_name:
+            keep_lines(self._folder, [entry.line for entry in kept])
         offsets = dict(zip(kept, accumulate((entry.line.size for entry in kept), initial=0), strict=False))
         self._lines = {index: Line(offsets[entry], entry.line.size) for index, entry in found.items()}
 
+    def _report(self, faults: list[Fault]) -> None:
+        """Name the lines of the record that are dropped, but for the end that a kill has cut off."""
+        faults = [fault for fault in faults if fault.problem != CUT_SHORT]
+        subject = f"{self.path / RECORD}"
+        for fault in faults[:MAX_FAULTS_SHOWN]:
+            self.remarks.append(one_line(f"{subject}, line {fault.number}", fault.problem, DROPPED))
+        if len(faults) > MAX_FAULTS_SHOWN:
+            self.remarks.append(one_line(subject, f"{len(faults) - MAX_FAULTS_SHOWN} more lines are not valid"))
+
     def _check_settings(self, entry: Entry) -> None:
         for name, theirs, own in entry.settings.differences(self.settings):
-            problem = f"the results in {self.path} were made with {name} {theirs or 'none'}, this run has"
+            problem = f"the results in {self.path} were made with {name} {shown(theirs or 'none')}, this run has"
             raise SetupError("--resume", f"{problem} {own or 'none'}", "choose another --output_dir")
 
     def write(self, index: int, transcript: Transcript, document: dict[str, Any]) -> None:
@@ -152,16 +177,16 @@ class OutputFolder:
         """
         recording = self.recordings[index]
         result = Result(recording, transcript, document)
-        path = self.path
+        file = ""
         appended: dict[str, Line] = {}
         try:
             for name in self._file_formats:
-                path = self._file(recording, name)
-                self._replace(path, FORMATS[name].render(result))
-            path = self.path
+                file = f"{recording.output}.{name}"
+                self._folder.write(file, [encode(FORMATS[name].render(result))])
+            file = ""
             self.done[index] = (to_text(transcript), transcript.duration)
-            for name, file in self._collecting.items():
-                appended[name] = file.append(FORMATS[name].render(result))
+            for name, collected in self._collecting.items():
+                appended[name] = collected.append(FORMATS[name].render(result))
             result = replace(result, document={**document, "output": recording.output})
             assert self._record is not None, "begin() comes first"
             self._lines[index] = self._record.append(FORMATS["jsonl"].render(result))
@@ -170,7 +195,7 @@ class OutputFolder:
             for name, line in appended.items():
                 self._collecting[name].truncate(line.offset)
             error_type = InputError if error.errno in ERRORS_OF_ONE_NAME else SetupError
-            raise error_type(f"{path}", f"cannot be written: {error.strerror}") from error
+            raise error_type(f"{self.path / file}", f"cannot be written: {error.strerror}") from error
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -179,30 +204,22 @@ class OutputFolder:
         for file in (self._record, *self._collecting.values()):
             if file is not None:
                 file.close()
-        path = self.path / RECORD
+        name = RECORD
         try:
-            lines = [self._lines[index] for index in sorted(self._lines)]
-            sort_lines(path, lines, self.path / PART)
-            for name in self._collecting:
-                path = self._collected[name]
-                self._write_collected(name)
+            sort_lines(self._folder, [self._lines[index] for index in sorted(self._lines)])
+            for format_name in self._collecting:
+                name = self._collected[format_name]
+                self._write_collected(format_name)
         except OSError as error:
             if error_type is None:  # else the error that ended the run matters more
-                raise SetupError(f"{path}", f"cannot be written: {error.strerror}") from error
+                raise SetupError(f"{self.path / name}", f"cannot be written: {error.strerror}") from error
         finally:
-            os.close(self._lock)
-
-    def _file(self, recording: Recording, name: str) -> Path:
-        return self.path / f"{recording.output}.{name}"
-
-    def _replace(self, path: Path, text: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, encode(text), self.path / PART)
+            self._folder.close()
 
     def _write_collected(self, name: str) -> None:
         """Write the file of a collected format anew: all complete recordings, in the order of the input."""
-        lines = [self._collected_line(name, index) for index in sorted(self.done)]
-        self._replace(self._collected[name], "".join(lines))
+        lines = (encode(self._collected_line(name, index)) for index in sorted(self.done))
+        self._folder.write(self._collected[name], lines)
 
     def _collected_line(self, name: str, index: int) -> str:
         """Render text and duration, which are all that is known of the recordings of an earlier run."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 from ..formats import encode
+from ..host.files import Folder
+from ..sources import is_seconds
 from .run_info import RunSettings
 
 RECORD = "results.jsonl"
-BACKUP_SUFFIX = "~"  # of the record of an earlier run that was not resumed
+BACKUP = f"{RECORD}~"  # the record of an earlier run that was not resumed
+MAX_LINE = 1 << 26  # bytes; a recording of 24 hours takes about 60 MB
+CUT_SHORT = "is cut short"
+MAX_NAME, MAX_PATH = 255, 4096  # bytes
 
 
 class Line(NamedTuple):
@@ -39,8 +43,9 @@ class Entry:
 class LineFile:
     """A file that lines are appended to; each reaches the file at once, or not at all."""
 
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.file = folder.append(name)
+        self.number = self.file.fileno()
 
     def append(self, text: str) -> Line:
         """Write a line without buffering; a disk that becomes full gets no part of it.  Raises OSError."""
@@ -60,55 +65,131 @@ class LineFile:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self.number)
+        self.file.close()
 
 
-def read_record(path: Path) -> tuple[list[Entry], int]:
-    """Read the entries of a record, and count the lines that are none: a kill leaves a partial line."""
+class Fault(NamedTuple):
+    """A line of a record that no run has written as it is."""
+
+    number: int
+    problem: str
+
+
+def read_record(file: BinaryIO) -> tuple[list[Entry], list[Fault]]:
+    """Read a record, which somebody may have edited: its entries, and the lines that are none."""
     entries: list[Entry] = []
-    broken = offset = 0
-    if not path.exists():
-        return entries, broken
-    with open(path, "rb") as file:
-        for data in file:
-            try:
-                if not data.endswith(b"\n"):
-                    raise ValueError
-                entries.append(_entry(json.loads(data), Line(offset, len(data))))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                broken += 1
-            offset += len(data)
-    return entries, broken
+    faults: list[Fault] = []
+    outputs: dict[str, int] = {}
+    offset = 0
+    for number, (data, size) in enumerate(_lines(file), 1):
+        try:
+            entry = _entry(data, Line(offset, size))
+            if entry.output in outputs:
+                raise ValueError(f"has the output of line {outputs[entry.output]}")
+            outputs[entry.output] = number
+            entries.append(entry)
+        except ValueError as error:
+            faults.append(Fault(number, str(error)))
+        offset += size
+    return entries, faults
 
 
-def _entry(document: dict[str, Any], line: Line) -> Entry:
-    length = (document.get("manifest") or {}).get("duration") or None
-    key = (os.path.abspath(document["audio"]), document.get("offset", 0.0), length)
-    settings = RunSettings.of_document(document)
-    return Entry(key, document["output"], document["text"], document["duration"], settings, line)
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield each line and its size; of one that is too long, only the start."""
+    while data := file.readline(MAX_LINE):
+        size = len(data)
+        rest = data
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(1 << 20)
+            size += len(rest)
+        yield data, size
 
 
-def keep_lines(path: Path, lines: Iterable[Line], part: Path) -> None:
-    """Rewrite a record with these lines only, in this order, by way of ``part``.  Raises OSError."""
+def _entry(data: bytes, line: Line) -> Entry:
+    """Parse a line.  Raises ValueError whose message is the problem."""
+    if line.size > MAX_LINE:
+        raise ValueError(f"has more than {MAX_LINE:,} bytes")
+    if not data.endswith(b"\n"):
+        raise ValueError(CUT_SHORT)  # by a kill or a full disk
     try:
-        with open(path, "rb") as whole, open(part, "wb") as file:
-            for line in lines:
-                whole.seek(line.offset)
-                file.write(whole.read(line.size))
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)  # it may be large
-        raise
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON") from None
+    if not isinstance(document, dict):
+        raise ValueError("is not a result")
+    key = _key(document)
+    output, text, duration = (document.get(name) for name in ("output", "text", "duration"))
+    if not (_is_path(output) and _stays_inside(output)):
+        raise ValueError("its output is not a name in this folder")
+    if not os.path.basename(output).startswith(_stem(document["audio"])):
+        raise ValueError("its output is not named after its audio")
+    if not isinstance(text, str) or duration is None or not is_seconds(duration):
+        raise ValueError("its text or duration is not valid")
+    return Entry(key, output, text, duration, _settings(document), line)
 
 
-def sort_lines(path: Path, lines: list[Line], part: Path) -> None:
-    """Put ``lines`` of a record into this order, after the lines that are not among them.  Raises OSError."""
+def _key(document: dict[str, Any]) -> tuple:
+    """Return ``Recording.key`` of a document.  Raises ValueError."""
+    audio, offset, manifest = (document.get(name) for name in ("audio", "offset", "manifest"))
+    if not _is_path(audio):
+        raise ValueError("its audio is not a path")
+    if not (manifest is None or isinstance(manifest, dict)):
+        raise ValueError("its manifest is not an object")
+    length = (manifest or {}).get("duration")
+    if not (is_seconds(offset) and is_seconds(length)):
+        raise ValueError("its offset or duration is not a number of seconds")
+    return os.path.abspath(audio), offset or 0.0, length or None
+
+
+def _settings(document: dict[str, Any]) -> RunSettings:
+    chunk_ms = document.get("chunk_ms")
+    optional = [document.get("confidence"), document.get("boost_words")]
+    texts = [document.get("dtype"), *(value for value in optional if value is not None)]
+    is_chunk = chunk_ms is None or type(chunk_ms) is int
+    if not (is_chunk and all(isinstance(text, str) for text in texts) and _is_path(document.get("model"))):
+        raise ValueError("its settings are not valid")
+    return RunSettings.of_document(document)
+
+
+def _is_path(value: Any) -> TypeGuard[str]:
+    """Return whether this can be a path on this system."""
+    try:
+        return isinstance(value, str) and "\0" not in value and 0 < len(os.fsencode(value)) <= MAX_PATH
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _stays_inside(path: str) -> bool:
+    parts = path.split("/")
+    return {"", ".", ".."}.isdisjoint(parts) and all(len(os.fsencode(part)) <= MAX_NAME for part in parts)
+
+
+def keep_lines(folder: Folder, lines: Iterable[Line]) -> None:
+    """Rewrite the record with these lines only, in this order.  Raises OSError."""
+    with folder.read(RECORD) as file:
+        folder.write(RECORD, _copied(file, lines))
+
+
+def _copied(file: BinaryIO, lines: Iterable[Line]) -> Iterator[bytes]:
+    for line in lines:
+        file.seek(line.offset)
+        yield file.read(line.size)
+
+
+def sort_lines(folder: Folder, lines: list[Line]) -> None:
+    """Put ``lines`` of the record into this order, after the lines that are not among them.  Raises OSError."""
     if lines == sorted(lines):
         return
+    with folder.read(RECORD) as file:
+        size = os.fstat(file.fileno()).st_size
     others: list[Line] = []
     end = 0
-    for line in [*sorted(lines), Line(os.path.getsize(path), 0)]:
+    for line in [*sorted(lines), Line(size, 0)]:
         if line.offset > end:
             others.append(Line(end, line.offset - end))
         end = line.offset + line.size
-    keep_lines(path, others + lines, part)
+    keep_lines(folder, others + lines)

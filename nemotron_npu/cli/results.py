@@ -44,11 +44,8 @@ class Results:
         self.skipped = len(recordings) - len(self.todo)
         self.done: dict[int, tuple[str, float]] = folder.done if folder else {}
         """Text and duration (s) by index, including those of the run that is resumed."""
-        if folder and folder.restarted:
-            self.console.notify(
-                f"--output_dir {folder.path}: restarted, the earlier record is now results.jsonl~ "
-                "(--resume continues it instead)"
-            )
+        for remark in folder.remarks if folder else ():
+            self.console.notify(remark)
 
     def check(self, *, all_lengths: bool, sort: bool) -> None:
         """Read headers before the model is loaded, so that unusable files are reported at once.
