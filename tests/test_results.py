@@ -79,7 +79,7 @@ def test_manifest_gets_pred_text_as_nemo_writes_it(cli, tmp_path, digits):
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     options = ["--output_format", "manifest", "--device", "cpu", "--quiet"]
     code, out, err = cli(manifest, *options, "--output_dir", tmp_path / "out")
-    assert (code, err) == (0, "") and out.startswith("Word errors in 3 files with a reference text")
+    assert (code, out) == (0, "") and err.startswith("Word errors in 3 files with a reference text")
     assert files(tmp_path / "out") == COLLECTED
     ours = (tmp_path / "out" / "manifest.jsonl").read_text()
     paths = {"output_filename": str(tmp_path / "nemo.json"), "dataset_manifest": str(manifest), "audio_dir": None}

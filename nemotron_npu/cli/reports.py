@@ -33,8 +33,11 @@ def report_word_errors(session: Session, fields: dict[str, Any]) -> None:
     if not scored:
         return
     evaluation = evaluate(scored)
-    to_terminal = session.printer.readable and sys.stdout.isatty() and not session.options.messages.quiet
-    show = session.console.result if to_terminal else session.console.note  # a file or pipe gets transcripts alone
+    console, readable = session.console, session.printer.readable
+    to_terminal = readable and sys.stdout.isatty() and not console.quiet
+    show = console.note if readable else console.notify  # a file or pipe gets the transcripts alone
+    if to_terminal:
+        show = console.result
     show(summary_table(evaluation))
     measure = session.options.measure
     if measure.wer_report:
