@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def report_word_errors(session: Session, fields: dict[str, Any]) -> None:
     evaluation = evaluate(scored)
     console, readable = session.console, session.printer.readable
     to_terminal = readable and sys.stdout.isatty() and not console.quiet
-    show = console.note if readable else console.notify  # a file or pipe gets the transcripts alone
-    if to_terminal:
+    show: Callable[[str], None] = console.note if readable else console.notify
+    if to_terminal:  # a file or pipe gets the transcripts alone
         show = console.result
     show(summary_table(evaluation))
     measure = session.options.measure
