@@ -6,13 +6,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
 import numpy as np
 import soundfile
 import soxr
 
-from .containers import AudioFile, AudioInfo, ForeignFormat, library_reason, open_audio, open_regular
+from .containers import UNKNOWN_FRAMES, AudioFile, AudioInfo, ForeignFormat, library_reason, open_audio, open_regular
 from .errors import InputError
 from .media import Media, open_media
 
@@ -21,7 +22,6 @@ SAMPLE_RATE = 16_000  # Hz, of the audio that the model was trained on
 MAX_LEVEL = 1000  # of float samples: larger ones are integers that were never scaled
 BLOCK_SECONDS = 30  # decoded at a time
 BLOCK_VALUES = 1 << 24  # decoded at a time at most, counting all channels
-UNKNOWN_FRAMES = 1 << 48  # libsndfile reports at least so many where the header does not state a length
 
 
 class HasBlocks(Protocol):
@@ -106,31 +106,55 @@ def read_blocks(
             file = stack.enter_context(open_audio(path))
         except ForeignFormat as error:
             media = stack.enter_context(_open_foreign(path, error))
-            yield from _read_media(media, offset, duration, on_open)
-            return
-        original_size = file.size()
+            info, first, decoded = media.info, 0, media.blocks()
+        else:
+            info, first = _info(file.sound), _seekable_frames(file, offset)
+            decoded = _sound_blocks(file, first, _max_frames(duration, file.sound.samplerate))
         if on_open:
-            on_open(_info(file.sound))
-        skipped = _frames_before(file, offset)
-        left = _max_frames(file, duration)
-        resampler = Resampler(file.sound.samplerate)
-        decoded = 0
-        for part in file.parts():
-            if part.samplerate != resampler.rate:
+            on_open(info)
+        part = _Part(path, offset, duration, info.sample_rate, first)
+        yield from part.cut(decoded)
+
+
+@dataclass
+class _Part:
+    """The part of a recording from ``offset`` (s) on, ``duration`` (s) long; the decoder begins at sample ``first``."""
+
+    path: str
+    offset: float
+    duration: float | None
+    rate: int
+    first: int
+
+    def cut(self, blocks: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
+        """Take (rate in Hz, float32 [samples, channels]) from the decoder; yield the part, resampled.
+
+        Raises InputError if it has no samples.
+        """
+        resampler = Resampler(self.rate)
+        skipped = int(self.offset * self.rate) - self.first
+        left = _max_frames(self.duration, self.rate)
+        seconds, is_empty = self.first / self.rate, True
+        for rate, samples in blocks:
+            if rate != resampler.rate:
                 yield resampler.finish()
-                left = left if left == math.inf else left * part.samplerate // resampler.rate
-                resampler = Resampler(part.samplerate)
-            for samples in _decode(part, path, skipped, left):
-                decoded += len(samples)
-                left -= len(samples)
-                yield resampler(samples)
-            skipped = 0
+                skipped = skipped * rate // resampler.rate
+                left = left if left == math.inf else left * rate // resampler.rate
+                resampler = Resampler(rate)
+            wanted = samples[skipped : skipped + int(min(left, len(samples)))]
+            skipped = max(0, skipped - len(samples))
+            left -= len(wanted)
+            seconds += len(samples) / rate
+            if len(wanted):
+                is_empty = False
+                check_samples(wanted, self.path)
+                yield resampler(wanted)
             if not left:
                 break
-        if file.size() < original_size:
-            raise InputError(path, "was truncated while it was read", "wait until it is complete, and run again")
-        if not decoded:
-            raise InputError(path, "no audio samples, only a header")
+        if is_empty and self.offset and seconds:
+            raise InputError(self.path, f"offset {self.offset:g} s is past the end at {seconds:.3f} s")
+        if is_empty:
+            raise InputError(self.path, "no audio samples, only a header")
         yield resampler.finish()
 
 
@@ -176,79 +200,56 @@ def _open_foreign(path: str, reason: ForeignFormat, *, probe: bool = False) -> I
         os.close(descriptor)
 
 
-def _read_media(
-    media: Media, offset: float, duration: float | None, on_open: Callable[[AudioInfo], None] | None
-) -> Iterator[np.ndarray]:
-    """Yield what ``read_blocks`` does.  It decodes what it skips: containers state no position to a sample."""
-    if on_open:
-        on_open(media.info)
-    rate = media.info.sample_rate
-    resampler = Resampler(rate)
-    skipped = int(offset * rate)
-    left = int(duration * rate) if duration else math.inf
-    decoded = 0
-    for rate, samples in media.blocks():
-        if rate != resampler.rate:
-            yield resampler.finish()
-            skipped = skipped * rate // resampler.rate
-            left = left if left == math.inf else left * rate // resampler.rate
-            resampler = Resampler(rate)
-        wanted = samples[skipped : skipped + int(min(left, len(samples)))]
-        skipped = max(0, skipped - len(samples))
-        if len(wanted):
-            check_samples(wanted, media.name)
-            decoded += len(wanted)
-            left -= len(wanted)
-            yield resampler(wanted)
-        if not left:
-            break
-    if not decoded:
-        raise _past_the_end(media.name, offset, media.seconds)
-    yield resampler.finish()
-
-
-def _past_the_end(path: str, offset: float, seconds: float) -> InputError:
-    return InputError(path, f"offset {offset:g} s is past the end at {seconds:.3f} s")
-
-
 def _info(sound: soundfile.SoundFile) -> AudioInfo:
     seconds = sound.frames / sound.samplerate if sound.frames < UNKNOWN_FRAMES else None
     return AudioInfo(sound.samplerate, sound.channels, sound.format, seconds)
 
 
-def _frames_before(file: AudioFile, offset: float) -> int:
-    """Return the number of the file's samples before ``offset`` (s).  Raises InputError if they are all."""
-    rate = file.sound.samplerate
-    if offset and offset * rate >= file.sound.frames:
-        raise _past_the_end(file.path, offset, file.sound.frames / rate)
-    return int(offset * rate)
+def _seekable_frames(file: AudioFile, offset: float) -> int:
+    """Return the number of samples before ``offset`` (s) if the file can be read from there, else 0.
+
+    Raises InputError if the file has no more than these.
+    """
+    sound = file.sound
+    frames = int(offset * sound.samplerate)
+    if frames and offset * sound.samplerate >= sound.frames and not file.has_parts:
+        seconds = sound.frames / sound.samplerate
+        raise InputError(file.path, f"offset {offset:g} s is past the end at {seconds:.3f} s")
+    return frames if sound.seekable() and frames < sound.frames else 0  # GSM and other telephone codecs cannot
 
 
-def _max_frames(file: AudioFile, duration: float | None) -> float:
-    """Return the number of the file's samples in ``duration`` (s); infinity where all are wanted."""
-    frames = duration * file.sound.samplerate if duration else math.inf
+def _max_frames(duration: float | None, rate: int) -> float:
+    """Return the number of samples in ``duration`` (s); infinity where all are wanted."""
+    frames = duration * rate if duration else math.inf
     return int(frames) if frames < UNKNOWN_FRAMES else math.inf
 
 
-def _decode(sound: soundfile.SoundFile, path: str, first: int, count: float) -> Iterator[np.ndarray]:
-    """Yield at most ``count`` samples from sample ``first`` on, in blocks: float32 [samples, channels]."""
-    size = min(BLOCK_SECONDS * sound.samplerate, BLOCK_VALUES // sound.channels)
-    decoded = 0
+def _sound_blocks(file: AudioFile, first: int, at_once: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield rate (Hz) and samples, float32 [samples, channels], from sample ``first`` on; at most ``at_once`` of them.
+
+    Raises InputError.
+    """
+    size = file.size()
+    for part in file.parts():
+        for samples in _decode(part, file.path, first, at_once):
+            yield part.samplerate, samples
+        first = 0
+    if file.size() < size:
+        raise InputError(file.path, "was truncated while it was read", "wait until it is complete, and run again")
+
+
+def _decode(sound: soundfile.SoundFile, path: str, first: int, at_once: float) -> Iterator[np.ndarray]:
+    """Yield samples from sample ``first`` on in blocks: float32 [samples, channels]."""
+    size = int(min(BLOCK_SECONDS * sound.samplerate, BLOCK_VALUES // sound.channels, max(1, at_once)))
+    position = first
     try:
-        if first and sound.seekable():
+        if first:
             sound.seek(first)
-        elif first:  # GSM and other telephone codecs
-            for _ in _decode(sound, path, 0, first):
-                pass
-        while decoded < count:
-            samples = sound.read(min(size, count - decoded), dtype="float32", always_2d=True)
-            if not len(samples):
-                break
-            check_samples(samples, path)
-            decoded += len(samples)
+        while len(samples := sound.read(size, dtype="float32", always_2d=True)):
+            position += len(samples)
             yield samples
     except soundfile.SoundFileError as error:
-        raise _broken(path, (first + decoded) / sound.samplerate, error) from error
+        raise _broken(path, position / sound.samplerate, error) from error
 
 
 def _broken(path: str, seconds: float, error: Exception) -> InputError:

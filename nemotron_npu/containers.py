@@ -17,6 +17,7 @@ from .host import program
 MIN_RATE = 1000  # Hz
 MAX_RATE = 1_000_000
 MAX_CHUNKS = 10_000  # of a wav header
+UNKNOWN_FRAMES = 1 << 48  # libsndfile reports at least so many where the header does not state a length
 OGG_HEADER_BYTES = 27  # of a page, before its table of up to 255 segment lengths
 SNIFF_BYTES = 64  # enough to identify a container
 BIG_ENDIAN = "big-endian wav"
@@ -67,6 +68,11 @@ class AudioFile:
     def size(self) -> int:
         """Return the bytes that the file has now."""
         return os.fstat(self.descriptor).st_size
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether more audio may follow than the header states."""
+        return self.sound.format in ("MP3", "OGG")
 
     def parts(self) -> Iterator[soundfile.SoundFile]:
         """Yield the file, then the audio that follows after what libsndfile takes for its end.
@@ -164,6 +170,9 @@ def _open_sound(descriptor: int, path: str) -> soundfile.SoundFile:
     try:
         sound = soundfile.SoundFile(descriptor, closefd=False)
         size_offset = None
+        if sound.format == "FLAC" and sound.frames >= UNKNOWN_FRAMES:  # libsndfile cannot decode it without a length
+            sound.close()
+            raise ForeignFormat(path, "FLAC of unknown length", "convert it: ffmpeg -i FILE FILE.wav")
         if not sound.frames and sound.format in ("WAV", "WAVEX"):
             size_offset = _unknown_size_offset(descriptor)
         if size_offset:

@@ -262,12 +262,12 @@ class LiveInput:
         if self.raw or not _is_wav(bytes(self.data[:SNIFF_BYTES])):
             return math.inf
         self._take(12)
-        size = self._read_chunks()
-        return size if 0 < size < MAX_KNOWN_SIZE else math.inf
+        return self._read_chunks() or math.inf
 
     def _read_chunks(self) -> int:
-        """Read the chunks before a wav's samples, set ``format``; return the size of the data chunk."""
+        """Read the chunks before a wav's samples, set ``format``; return the bytes of the samples, 0 if unknown."""
         found = None
+        real_size = 0  # of the samples, in an RF64
         left = MAX_HEADER_BYTES
         for _ in range(MAX_CHUNKS):
             name = self._take(4)
@@ -276,11 +276,13 @@ class LiveInput:
                 if found is None:
                     raise InputError("stdin", "wav stream without a fmt chunk")
                 self.format = found
-                return size
+                return real_size or (size if size < MAX_KNOWN_SIZE else 0)
             left -= size
             if left < 0:
                 break
             chunk = self._take(size + size % 2)
+            if name == b"ds64" and len(chunk) >= 16:  # EBU Tech 3306
+                (real_size,) = struct.unpack_from("<Q", chunk, 8)
             if name == b"fmt ":
                 found = _parse_format(chunk)
         raise InputError("stdin", "wav header that does not end")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from hostile_audio import clip_at, encoded
 
 from nemotron_npu.audio import AudioInfo, check_audio, counted, read_audio, read_blocks, sine
 from nemotron_npu.errors import InputError
@@ -93,3 +94,25 @@ def test_counted_reports_seconds_before_each_block():
         assert block is given[number]
         assert len(seconds) == number + 1
     assert seconds == [1.0, 0.5]
+
+
+def test_offset_behind_the_first_part_is_found(tmp_path):
+    """A header that states one part, or too little, does not end the audio."""
+    clip = clip_at(16000)
+    for kind in ("OGG", "MP3"):
+        (tmp_path / "x").write_bytes(2 * encoded(kind=kind))
+        whole = read_audio(tmp_path / "x")
+        assert len(whole) > 1.9 * len(clip)
+        part = np.concatenate(list(read_blocks(str(tmp_path / "x"), 8.0, 3.0)))
+        np.testing.assert_allclose(part, whole[128000 : 128000 + 48000], atol=1e-3)
+        with pytest.raises(InputError, match=r"x: offset 20 s is past the end at 13\.\d+ s"):
+            list(read_blocks(str(tmp_path / "x"), 20.0))
+
+
+def test_flac_of_unknown_length_is_decoded(tmp_path):
+    """Programs that write FLAC into a pipe leave its length at 0."""
+    data = bytearray(encoded(kind="FLAC"))
+    data[21] &= 0xF0  # the total of 36 bits in STREAMINFO
+    data[22:26] = bytes(4)
+    (tmp_path / "x.flac").write_bytes(data)
+    np.testing.assert_allclose(read_audio(tmp_path / "x.flac"), clip_at(16000), atol=1e-4)

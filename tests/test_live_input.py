@@ -343,3 +343,10 @@ def test_pipe_faster_than_real_time_waits_unless_live(monkeypatch, live):
     assert sum(len(samples) for samples in source) == 1_000_000
     writer.join()
     os.close(reading)
+
+
+def test_rf64_stream_ends_with_its_samples(listen):
+    """The size is in the ds64 chunk; chunks behind the samples are not audio."""
+    ds64 = chunk(b"ds64", struct.pack("<QQQI", 0, 2 * len(NOISE), len(NOISE), 0))
+    data = ds64 + pcm_format() + chunk(b"data", pcm(NOISE), FOREVER) + chunk(b"LIST", bytes(200_000))
+    assert np.array_equal(listen(b"RF64" + struct.pack("<I", FOREVER) + b"WAVE" + data), NOISE)
