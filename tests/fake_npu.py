@@ -3,6 +3,8 @@
     python tests/fake_npu.py inference.py --device npu:0 ...    # run a script with the fake in place of torch_npu
     FAKE_NPU_MEMORY=20000000 python tests/fake_npu.py ...       # the same with so many bytes on each device
     FAKE_NPU_HF32_BITS=10 python tests/fake_npu.py ...          # HF32 with a mantissa of 10 bits instead of 11
+    FAKE_NPU_HF32=conv python tests/fake_npu.py ...             # HF32 in convolutions only, whatever is allowed
+    ASCEND_RT_VISIBLE_DEVICES=1 python tests/fake_npu.py ...    # one card of the two, as npu:0
 
 ``install()`` renames torch's PrivateUse1 backend to ``npu`` and backs every tensor on it by a CPU tensor that nothing
 else can see.  It shows which tensor is on which device, what is moved when, which dtypes reach the device and which
@@ -31,6 +33,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -49,10 +52,11 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 aten = torch.ops.aten
-DEVICE_COUNT = 2
+CARDS = 2
 REAL_MEMORY = 64 << 30
 MEMORY = int(os.environ.get("FAKE_NPU_MEMORY", REAL_MEMORY))  # bytes of each device
 HF32_BITS = int(os.environ.get("FAKE_NPU_HF32_BITS", 11))  # of the mantissa; CANN's documentation names 11
+HF32_SWITCHES = os.environ.get("FAKE_NPU_HF32", "conv,matmul").split(",")  # of torch.npu, those that have an effect
 CALLS: list[str] = []  # every torch.npu.* call, in order, e.g. "set_device(0)"
 OPS: dict[str, int] = {}  # aten operator -> number of executions on the device
 COPIES: list[tuple[str, int]] = []  # ("h2d" | "d2h", bytes) for every transfer
@@ -79,6 +83,25 @@ _HF32 = {
 }  # fmt: skip
 """Operators that HF32 applies to: the switch in torch.npu, and the position of the first of two factors."""
 _CPU_INDEX_OK = {"index", "index_put_", "index_put", "_index_put_impl_", "_unsafe_index"}
+
+
+def visible_cards(value: str | None) -> list[int]:
+    """Return the cards that ASCEND_RT_VISIBLE_DEVICES leaves, in the order of npu:0, npu:1 ...; all if it is not set.
+
+    As CANN documents it: IDs in ascending order, and only those before the first character or ID that does not belong.
+    """
+    if value is None:
+        return list(range(CARDS))
+    cards: list[int] = []
+    known = re.match(r"(\d+(,\d+)*)?", value)[0]
+    for card in map(int, filter(None, known.split(","))):
+        if not max(cards, default=-1) < card < CARDS:
+            break
+        cards.append(card)
+    return cards
+
+
+DEVICE_COUNT = len(visible_cards(os.environ.get("ASCEND_RT_VISIBLE_DEVICES")))  # CANN reads it once, too
 
 
 class NpuTensor(torch.Tensor):
@@ -240,7 +263,7 @@ def _run(func, args, kwargs):
 def _compute(func, args, kwargs):
     """Call an operator on the raw tensors, with the factors of its products in HF32 where the switches allow that."""
     switch, first = _HF32.get(func._schema.name.split("::")[1].removesuffix("_"), (None, 0))
-    if switch and getattr(torch.npu, switch).allow_hf32:
+    if switch in HF32_SWITCHES and getattr(torch.npu, switch).allow_hf32:
         factors = [_to_hf32(t) if t.dtype == torch.float32 else t for t in args[first : first + 2]]
         args = (*args[:first], *factors, *args[first + 2 :])
     return func(*args, **kwargs)

@@ -1,5 +1,6 @@
 """The command line runs on a fake ``npu`` device in processes of its own; ``fake_npu.py`` lists the fake's limits."""
 
+import os
 import re
 
 import fake_npu
@@ -50,6 +51,24 @@ def test_precision_table_of_the_reference_guide_passes(tiny):
         r"Verdict +PASSED",
     ]:
         assert re.search(row, result.stdout), (row, result.stdout)
+
+
+@pytest.mark.parametrize(
+    "value, cards",
+    [(None, [0, 1]), ("1", [1]), ("0,1", [0, 1]), ("1,0", [1]), ("0, 1", [0]), ("0,2", [0]), ("", []), ("-1", [])],
+)
+def test_fake_reads_the_variable_as_cann_does(value, cards):
+    """ASCEND_RT_VISIBLE_DEVICES holds ascending card numbers, up to the first that does not belong."""
+    assert fake_npu.visible_cards(value) == cards
+
+
+@pytest.mark.parametrize("visible, found", [("1", "this host offers npu:0)"), ("", "torch_npu finds no NPU")])
+def test_hidden_npu_is_refused_in_one_line(visible, found):
+    """A card that ASCEND_RT_VISIBLE_DEVICES hides does not exist for the program."""
+    command = [ROOT / "tests" / "fake_npu.py", ROOT / "inference.py", "--device", "npu:1"]
+    result = run_process(*command, env={**os.environ, "ASCEND_RT_VISIBLE_DEVICES": visible})
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert found in result.stderr
 
 
 @pytest.mark.parametrize("options", [[CLIP, "--stream"], ["-"]])
