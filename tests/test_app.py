@@ -1,5 +1,8 @@
 """The program as a process: first steps of a new user, errors, interruptions."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -111,3 +114,13 @@ def test_ctrl_c_prints_results_that_waited_for_their_turn(cli, monkeypatch, tmp_
     monkeypatch.setattr(Encoder, "step", interrupted)
     code, out, _ = cli(long, short, short, "--batch_size", 2, "--device", "cpu", "--quiet")
     assert (code, out) == (130, f"{short}: three\n" * 2)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "cp437", "latin-1", "ascii", "utf-8"])
+def test_json_is_valid_in_every_encoding_of_stdout(tmp_path, encoding):
+    """What the encoding lacks is escaped as JSON does."""
+    path = tmp_path / "é🎉.wav"
+    shutil.copy(CLIP, path)
+    command = [sys.executable, INFERENCE, path, "--device", "cpu", "--quiet", "--output_format", "json"]
+    out = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}).stdout
+    assert json.loads(out.decode(encoding))["audio"] == str(path)

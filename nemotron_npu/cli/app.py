@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import json
 import os
 import sys
 
@@ -12,6 +14,8 @@ from .command_line import parse_options
 from .console import Console
 from .exit_codes import OK, SOME_FAILED, UNUSABLE
 from .options import Options
+
+JSON_ESCAPES = "json-escapes"  # name of an error handler of codecs
 
 
 def main(arguments: list[str] | None = None, name: str = program.COMMAND) -> int:
@@ -28,9 +32,10 @@ def main(arguments: list[str] | None = None, name: str = program.COMMAND) -> int
 
 def _main(arguments: list[str] | None) -> int:
     """Parse the options and run; report errors, and return the exit code."""
+    codecs.register_error(JSON_ESCAPES, _escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file name may have bytes that are no text
+            stream.reconfigure(errors=JSON_ESCAPES)  # a locale may lack letters, and a file name have bytes of none
     console = Console()
     try:
         options = parse_options(arguments)
@@ -43,6 +48,12 @@ def _main(arguments: list[str] | None) -> int:
         return OK
     except Exception as error:  # none may escape: torch_npu writes lines of its own after an uncaught one
         return _report(error, console)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Write what an encoding lacks as JSON does, so that documents stay valid in every locale."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _run(options: Options, console: Console) -> int:
