@@ -14,12 +14,14 @@ from nemo.collections.asr.models import EncDecRNNTBPEModel
 from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
 from nemo.utils.model_utils import import_class_by_path
 from omegaconf import OmegaConf
+from sentencepiece import SentencePieceProcessor
 
 from .checkpoint.archive import read_member
 from .checkpoint.config import HYBRID_CLASS, MAX_SYMBOLS, ModelConfig
 from .checkpoint.config_reader import CLASSES, TOKENIZER_FILES, tokenizer_parts
 from .checkpoint.load import Checkpoint
-from .checkpoint.tokenizer import MAX_TOKENIZER
+from .checkpoint.tokenizer import MAX_TOKENIZER, pieces_of
+from .checkpoint.transformers_config import TOKENIZER
 from .checkpoint.weights import Tensors, Weights
 from .errors import SetupError, first_line, shown
 
@@ -37,8 +39,8 @@ def restore(path: Path, checkpoint: Checkpoint) -> EncDecRNNTBPEModel:
     _check_arguments(path, config)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for part in tokenizer_parts(config):
-                _write_tokenizer(path, part, folder)
+            for part, tokenizer in zip(tokenizer_parts(config), checkpoint.tokenizers, strict=True):
+                _write_tokenizer(path, part, folder, tokenizer)
             connector = _Connector(path, checkpoint.tensors)
             connector.model_extracted_dir = folder
             return EncDecRNNTBPEModel.restore_from(
@@ -85,9 +87,14 @@ def _check_arguments(path: Path, config: dict[str, Any]) -> None:
             del part[key]
 
 
-def _write_tokenizer(path: Path, part: dict, folder: str) -> None:
+def _write_tokenizer(path: Path, part: dict, folder: str, tokenizer: SentencePieceProcessor) -> None:
     """Write the files that a tokenizer's config names into ``folder``, and have the config name them there."""
     part["dir"] = folder
+    if part["model_path"] == TOKENIZER:  # of a folder of transformers, which NeMo does not read
+        part["model_path"] = f"{folder}/tokenizer.model"
+        Path(part["model_path"]).write_bytes(tokenizer.serialized_model_proto())
+        Path(f"{folder}/vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces_of(tokenizer)[1:]), "utf-8")
+        return
     for key in TOKENIZER_FILES:
         if part.get(key):
             name = part[key].removeprefix("nemo:")

@@ -4,10 +4,16 @@ import http.server
 import json
 import os
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
+from golden_transformers import FOLDERS
 from support import ROOT, run_process
+
+PROMPTED = FOLDERS / "prompted"
+ENTRIES = tuple(f"/acme/{name}/" for name in ("empty", "other", "port", "tdt"))
+"""Models that exist: what they lack is a file."""
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -24,8 +30,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def _answer(self, body):
         cut = self.path.startswith("/acme/cut/resolve/main/cut.nemo")
         known = self.path.startswith(("/acme/voice/resolve/main/voice.nemo", "/acme/voice/resolve/v2/voice.nemo"))
+        content = self._ported()
         if self.path.startswith("/api/models/acme/other/tree/main"):
             self._list("large.nemo", "README.md", "small.nemo")
+        elif self.path.startswith("/api/models/acme/tdt/tree/main"):
+            self._list("config.json", "model.safetensors", "tokenizer.json")
+        elif self.path.startswith("/api/models/acme/port/tree/main"):
+            self._list("README.md", *(path.name for path in PROMPTED.iterdir()))
+        elif content:
+            self._send(content, {"X-Repo-Commit": "3" * 40, "ETag": f'"{zlib.crc32(content)}"'}, body=body)
         elif cut or known:
             self.send_response(200)
             for name, value in {
@@ -39,21 +52,32 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(self.content)
         else:
             self.send_response(404)
-            code = "EntryNotFound" if self.path.startswith(("/acme/empty/", "/acme/other/")) else "RepoNotFound"
+            code = "EntryNotFound" if self.path.startswith(ENTRIES) else "RepoNotFound"
             if self.path.startswith("/acme/voice/"):
                 code = "RevisionNotFound"
             self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
+    def _ported(self):
+        """A file of a model of transformers; of acme/tdt, which is of another kind, there is only the config."""
+        owner, name = Path(self.path).parent, Path(self.path).name
+        if str(owner) == "/acme/port/resolve/main" and (PROMPTED / name).exists():
+            return (PROMPTED / name).read_bytes()
+        return b'{"model_type": "parakeet_tdt"}' if self.path == "/acme/tdt/resolve/main/config.json" else b""
+
     def _list(self, *names):
         """The files of a repository."""
         content = json.dumps([{"type": "file", "path": n, "size": 1, "oid": "0"} for n in names]).encode()
+        self._send(content, {"Content-Type": "application/json"})
+
+    def _send(self, content, headers, *, body=True):
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(content)
+        if body:
+            self.wfile.write(content)
 
     def log_message(self, *_):
         pass
@@ -98,9 +122,17 @@ def test_revision_is_downloaded_beside_the_main_branch(find):
     assert Path(main).read_bytes() == Path(other).read_bytes() and "0" * 40 in main and "2" * 40 in other
 
 
+def test_model_of_transformers_is_downloaded_once(find):
+    folder = Path(find("acme/port"))
+    assert {path.name for path in folder.iterdir()} == {path.name for path in PROMPTED.iterdir()}
+    assert all((folder / path.name).read_bytes() == path.read_bytes() for path in PROMPTED.iterdir())
+    assert find("acme/port", HF_ENDPOINT="http://127.0.0.1:9") == str(folder)
+
+
 @pytest.mark.parametrize(
     "name, words",
     [
+        ("acme/tdt", "config.json: has the model_type parakeet_tdt"),
         ("acme/nothing", "no such model"),
         ("acme/empty", "has no file empty.nemo"),
         ("acme/other", "has no file other.nemo, but large.nemo, small.nemo (download one"),

@@ -101,7 +101,7 @@ def test_language_is_an_option_and_in_the_document(cli, tiny):
         ({"prompt_dictionary": {"en": 128}}, "has the prompt en: 128, not 0 to 127"),
         ({"prompt_dictionary": {"e\x1bn": 1}}, r"has the prompt e\\x1bn, not a word"),
         ({"prompt_dictionary": {}}, "has no model_defaults.prompt_dictionary"),
-        ({"num_prompts": 127}, r"prompt_kernel.0.weight has shape \[64, 160\], model_config.yaml asks for \[64, 159\]"),
+        ({"num_prompts": 127}, r"prompt_kernel.0.weight has shape \[64, 160\], the config asks for \[64, 159\]"),
         ({"initialize_prompt_feature": False}, "prompt_kernel.0.weight.*does not ask for"),
     ],
 )

@@ -35,6 +35,7 @@ FILE_TYPES = {
     stat.S_IFSOCK: ("is a socket, not a file", ""),
 }
 CONFIG = "model_config.yaml"
+PORTED_CONFIG = "config.json"  # of a model of transformers
 NAME_NEMO = "name the .nemo file"
 OTHER_FORMATS = (  # first bytes of what else is found under the name of a checkpoint
     (b"version https://git-lfs", "it is a Git LFS pointer", "fetch the file itself with git lfs pull"),
@@ -124,10 +125,20 @@ def is_folder(path: Path) -> bool:
     return os.path.lexists(path / CONFIG)
 
 
+def is_ported(path: Path) -> bool:
+    """Return whether this is the folder of a model of transformers."""
+    return os.path.lexists(path / PORTED_CONFIG) and not is_folder(path)
+
+
 @contextmanager
 def opened_in_folder(path: Path, name: str) -> Iterator[BinaryIO]:
-    """Open the file ``name`` of an extracted archive; raise SetupError if there is none, or it is in another folder."""
+    """Open the file ``name`` of an extracted archive, or of a folder of transformers.
+
+    Raises SetupError if there is none, or it is in another folder.
+    """
     if "/" in name or not os.path.lexists(path / name):
+        if is_ported(path):
+            raise SetupError(f"{path}", f"has no {shown(name)}", AGAIN)
         raise not_a_checkpoint(path, f"it has no {shown(name)}")
     with _open_file(path / name) as file:
         yield file
@@ -181,7 +192,7 @@ def _check_member(subject: str, info: tarfile.TarInfo, name: str) -> None:
 
 def read_member(path: Path, name: str, limit: int) -> bytes:
     """Return the bytes of the member ``name``; raise SetupError if there is none, or more than ``limit`` bytes."""
-    if is_folder(path):
+    if is_folder(path) or is_ported(path):
         with opened_in_folder(path, name) as file:
             _check_size(path, name, os.fstat(file.fileno()).st_size, limit)
             return file.read(limit)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import shown
-from .archive import CONFIG, read_member
+from .archive import CONFIG, PORTED_CONFIG, is_ported, read_member
 from .config import (
     HYBRID_CLASS,
     MODEL_CLASS,
@@ -28,6 +28,7 @@ from .config_fields import WORD, read_part
 from .references import referenced_parts, write_out
 from .refusal import UNSAFE, Refusal
 from .safe_yaml import parse_yaml, walk
+from .transformers_config import nemo_values
 
 MAX_BYTES = 8 << 20  # the published one has 0.03 MB; lists of training data take megabytes
 MODEL_CLASSES = (MODEL_CLASS, HYBRID_CLASS, PROMPT_CLASS)
@@ -52,9 +53,15 @@ TOKENIZER_FILES = ("model_path", "vocab_path", "spe_tokenizer_vocab")
 def read_config(path: Path) -> ModelConfig:
     """Return the checked ``model_config.yaml`` of a ``.nemo`` file, without reading its weights or importing torch.
 
+    For a folder of transformers it is made of ``config.json`` and ``processor_config.json``.
     Raises SetupError when the file is no such archive, holds a model of another class, or a config that makes no sense
     or is not safe.
     """
+    if is_ported(path):
+        try:
+            return make_config(nemo_values(path))
+        except Refusal as refusal:
+            raise refusal.of(path, PORTED_CONFIG) from refusal
     text = read_member(path, CONFIG, MAX_BYTES)
     try:
         return parse_config(text)

@@ -15,6 +15,9 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import SetupError, first_line, shown
+from .archive import PORTED_CONFIG
+from .config_reader import read_config
+from .transformers_config import PROCESSOR, TOKENIZER
 
 FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError)
 try:
@@ -24,16 +27,22 @@ try:
 except ModuleNotFoundError:
     pass
 
+WEIGHTS = "model.safetensors"
+PORTED = {PORTED_CONFIG, TOKENIZER, WEIGHTS}
+"""The files of a model of transformers."""
+
 
 def download(repo: str, name: str, revision: str | None = None) -> Path:
     """Return the file ``name`` of a model on Hugging Face, from the cache if it was downloaded before.
 
+    If the model has no ``.nemo`` file but those of transformers, return the folder with them.
     ``revision`` is a branch, tag or commit; None is the main branch.
     Raises SetupError when there is no such model, revision or file, or it cannot be downloaded.
     """
-    cached = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
-    if isinstance(cached, str):  # the hub would be asked first, and without a connection many times
-        return Path(cached)
+    for wanted in (name, WEIGHTS):
+        cached = huggingface_hub.try_to_load_from_cache(repo, wanted, revision=revision)
+        if isinstance(cached, str):  # the hub would be asked first, and without a connection many times
+            return Path(cached) if wanted == name else Path(cached).parent
     try:
         return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
     except GatedRepoError as error:
@@ -45,21 +54,37 @@ def download(repo: str, name: str, revision: str | None = None) -> Path:
     except EntryNotFoundError as error:
         if isinstance(error, FileNotFoundError):  # nothing is cached and the hub cannot be reached
             raise _unreachable(repo, name, "no connection to Hugging Face") from error
+        files = _list_files(repo, revision)
+        found = [shown(file) for file in files if file.endswith(".nemo")]
+        if not found and {*files} >= PORTED:
+            return _download_ported(repo, [file for file in (PORTED_CONFIG, PROCESSOR) if file in files], revision)
+        others = f", but {', '.join(found[:10])}" if found else ", nor another .nemo file"
         raise SetupError(
-            repo, f"has no file {name}{_others(repo, revision)}", "download one and give its path"
+            repo, f"has no file {name}{others if files else ''}", "download one and give its path"
         ) from error
     except FAILURES as error:
         raise _unreachable(repo, name, first_line(error)) from error
 
 
-def _others(repo: str, revision: str | None) -> str:
-    """Return ", but a.nemo, b.nemo" for the files of a repository that could be meant; empty if there are none."""
+def _list_files(repo: str, revision: str | None) -> list[str]:
+    """Return the files of a repository; none if it does not list them."""
     try:
-        files = huggingface_hub.list_repo_files(repo, revision=revision)
+        return huggingface_hub.list_repo_files(repo, revision=revision)
     except FAILURES:
-        return ""
-    found = [shown(file) for file in files if file.endswith(".nemo")]
-    return f", but {', '.join(found[:10])}" if found else ", nor another .nemo file"
+        return []
+
+
+def _download_ported(repo: str, configs: list[str], revision: str | None) -> Path:
+    """Return the folder with a model of transformers; its weights come last, and only if its config is supported."""
+    try:
+        for file in configs:
+            folder = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision)).parent
+        read_config(folder)
+        for file in (TOKENIZER, WEIGHTS):
+            huggingface_hub.hf_hub_download(repo, file, revision=revision)
+    except FAILURES as error:
+        raise _unreachable(repo, WEIGHTS, first_line(error)) from error
+    return folder
 
 
 def _unreachable(repo: str, name: str, reason: str) -> SetupError:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 from sentencepiece import SentencePieceProcessor
 
 from ..errors import SetupError
-from .archive import CONFIG
+from .archive import is_ported
 from .config import HYBRID_CLASS, EncoderConfig, ModelConfig, PredictionConfig
 from .config_reader import read_config
 from .tokenizer import check_vocabulary, read_tokenizers
-from .weights import NAME as WEIGHTS
+from .transformers_weights import read_ported_weights
 from .weights import Tensors, read_weights
 
 CTC_DECODER = "ctc_decoder."
@@ -29,12 +29,13 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return everything in a ``.nemo`` file, checked: it runs no code and takes no more memory than the file has.
 
+    So it does for a folder of transformers.
     Both engines read a checkpoint by this.  ``Weights`` checks the shape and the values of each weight at its use.
     Raises SetupError that names the member and what is wrong with it.
     """
     config = read_config(path)
     tokenizers = read_tokenizers(path, config)
-    tensors = read_weights(path)
+    tensors = read_ported_weights(path, config.preprocessor) if is_ported(path) else read_weights(path)
     if config.class_name == HYBRID_CLASS:  # of its two decoders, the RNN-T's is NeMo's default
         for name in [name for name in tensors if name.startswith(CTC_DECODER)]:
             del tensors[name]
@@ -66,8 +67,8 @@ def _check_sizes(path: Path, config: ModelConfig, tensors: Tensors, tokens: int)
         found = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(prefix))
         if found < expected:
             raise SetupError(
-                f"{path}: {WEIGHTS}",
-                f"has {found:,} numbers in {prefix}*, {CONFIG} asks for {expected:,} or more",
+                f"{path}: {tensors.member}",
+                f"has {found:,} numbers in {prefix}*, the config asks for {expected:,} or more",
                 "some are missing, or one of the two belongs to another checkpoint",
             )
 

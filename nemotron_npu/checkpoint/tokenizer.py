@@ -10,9 +10,10 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from ..errors import SetupError, shown
-from .archive import CONFIG, read_member
+from .archive import CONFIG, is_ported, read_member
 from .config import ModelConfig
-from .refusal import AGAIN, STRANGER
+from .refusal import AGAIN, STRANGER, Refusal
+from .transformers_tokenizer import sentencepiece_model
 from .weights import Tensors
 
 MAX_TOKENIZER = 32 << 20  # bytes; the published one has 0.3 MB
@@ -21,16 +22,20 @@ OUTPUT = re.compile(r"joint\.joint_net\.\d+\.weight")
 
 def read_tokenizers(path: Path, config: ModelConfig) -> list[SentencePieceProcessor]:
     """Return the tokenizer, or one for each language; raise SetupError when one is missing or broken."""
-    return [_read_tokenizer(path, tokenizer.member) for tokenizer in config.tokenizers]
+    return [_read_tokenizer(path, tokenizer.member, config) for tokenizer in config.tokenizers]
 
 
-def _read_tokenizer(path: Path, name: str) -> SentencePieceProcessor:
+def _read_tokenizer(path: Path, name: str, config: ModelConfig) -> SentencePieceProcessor:
     content = read_member(path, name, MAX_TOKENIZER)
     try:
+        if is_ported(path):
+            content = sentencepiece_model(content, config.raw["decoder"]["vocab_size"])
         tokenizer = SentencePieceProcessor()
         tokenizer.LoadFromSerializedProto(content)
         pieces_of(tokenizer)  # all of them are text
         return tokenizer
+    except Refusal as refusal:
+        raise refusal.of(path, name) from refusal
     except (RuntimeError, UnicodeDecodeError) as error:
         raise SetupError(f"{path}: {shown(name)}", "is not a sentencepiece model", AGAIN) from error
 

@@ -34,9 +34,12 @@ BROKEN = (  # what zipfile, pickletools and torch raise for bytes that make no s
 
 
 class Tensors(dict[str, torch.Tensor]):
-    """Tensors by name, and the file mapping that they lie in; None if they have memory of their own."""
+    """Tensors by name, and where they come from."""
 
     mapping: mmap.mmap | None = None
+    """The file mapping that they lie in; None if they have memory of their own."""
+    member: str = NAME
+    """The file that has them, for messages."""
 
     def release(self) -> None:
         """Give the mapping's resident pages back to the kernel; they are read again when they are used again."""
@@ -103,20 +106,20 @@ def _check_tensors(weights: object, size: int) -> Tensors:
     return Tensors(weights)
 
 
-def check_weight(name: str, tensor: torch.Tensor, shape: Sequence[int | None]) -> None:
+def check_weight(name: str, tensor: torch.Tensor, shape: Sequence[int | None], member: str = NAME) -> None:
     """Raise SetupError unless ``tensor`` has finite floats in this shape; None stands for any length.
 
     The sum is not finite if a number is not: one pass over pages that have to be read anyway.
     """
     if not tensor.is_floating_point():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        raise SetupError(NAME, f"{shown(name)} has dtype {dtype}, not a float", AGAIN)
+        raise SetupError(member, f"{shown(name)} has dtype {dtype}, not a float", AGAIN)
     sizes = tuple(tensor.shape)
     if len(sizes) != len(shape) or any(b not in (None, a) for a, b in zip(sizes, shape, strict=True)):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise SetupError(NAME, f"{shown(name)} has shape {list(sizes)}, model_config.yaml asks for [{expected}]", AGAIN)
+        raise SetupError(member, f"{shown(name)} has shape {list(sizes)}, the config asks for [{expected}]", AGAIN)
     if not tensor.sum().isfinite() and not tensor.isfinite().all():
-        raise SetupError(NAME, f"{shown(name)} has NaN or infinite values", AGAIN)
+        raise SetupError(member, f"{shown(name)} has NaN or infinite values", AGAIN)
 
 
 class Weights:
@@ -155,9 +158,9 @@ class Weights:
         """
         full_name = self.prefix + name
         if not self.has(name):
-            raise SetupError(NAME, f"lacks {full_name}", AGAIN)
+            raise SetupError(self.tensors.member, f"lacks {full_name}", AGAIN)
         tensor = self.tensors[full_name]
-        check_weight(full_name, tensor, shape)
+        check_weight(full_name, tensor, shape, self.tensors.member)
         return tensor.to(self.device, self.dtype)
 
     def release(self) -> None:
@@ -169,4 +172,4 @@ class Weights:
         left = [shown(name) for name in self.tensors if name not in self.taken]
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            raise SetupError(NAME, f"has {', '.join(left[:3])}{more}, which model_config.yaml does not ask for")
+            raise SetupError(self.tensors.member, f"has {', '.join(left[:3])}{more}, which the config does not ask for")
