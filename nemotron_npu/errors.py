@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import re
 
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+INVISIBLE = (
+    "\x7f-\x9f\u2028\u2029"  # C1 controls, line separators
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidi controls
+    "\xad\u180e\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # of no width
+)
+JOINERS = "(?<![\u0620-\u1fff])[\u200c\u200d]"  # but where a script needs them: Persian, Hindi ...
+CONTROL = re.compile(f"[\x00-\x1f{INVISIBLE}]|{JOINERS}")
+CONTROL_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{INVISIBLE}]|{JOINERS}")
 MAX_SHOWN = 80  # characters of a value in a message
+MAX_LINE, START, END = 1000, 600, 300  # characters of a message, and of both ends of a longer one
 
 
 class _Line(Exception):
@@ -48,16 +56,21 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def printable(text: str) -> str:
-    """Return any text, such as a file name, with its control characters escaped, so that it moves no cursor."""
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return any text, such as a file name, with its control, bidi and zero-width characters escaped.
+
+    Such text moves no cursor and reads as it is stored.  Line breaks and tabs stay in a text of several ``lines``.
+    """
+    pattern = CONTROL_IN_LINES if lines else CONTROL
+    return pattern.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(subject: str, problem: str = "", hint: str = "") -> str:
-    """Compose ``subject: problem (hint)`` on one line without empty parts, and escape control characters."""
+    """Compose ``subject: problem (hint)`` on one short line without empty parts, and escape control characters."""
     line = subject
     if problem:
         line += f": {problem}"
     if hint:
         line += f" ({hint})"
-    return printable(" ".join(line.splitlines()))
+    line = printable(" ".join(line.splitlines()))
+    return line if len(line) <= MAX_LINE else f"{line[:START]} ... {line[-END:]}"

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .errors import CONTROL_IN_LINES, printable
 from .tags import END_OF_BACKCHANNEL, END_OF_UTTERANCE, LANGUAGE, Event
 from .transcript import Segment, Token, Transcript
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:  # it loads libsndfile, which the options need not wait for
     from .sources import Recording
 
 LINE_CHARACTERS = 42  # longest line of a subtitle
+ARROW = re.compile("--+>")
 
 
 @dataclass(frozen=True)
@@ -55,26 +58,27 @@ def to_text(transcript: Transcript) -> str:
 
 def to_lines(transcript: Transcript) -> str:
     """Return txt: one segment per line."""
-    return "".join(f"{segment.text}\n" for segment in transcript.segments)
+    return "".join(f"{_one_line(segment.text)}\n" for segment in transcript.segments)
 
 
 def to_srt(transcript: Transcript) -> str:
-    """Return SubRip: numbered cues, their lines broken at 42 characters."""
+    """Return SubRip: numbered cues, their lines broken at 42 characters; ``-->``, which it cannot escape, is ``->``."""
     cues = []
     for number, segment in enumerate(transcript.segments, 1):
         start = _clock(segment.start, ",")
         end = _clock(segment.end, ",")
-        cues.append(f"{number}\n{start} --> {end}\n{_cue_text(segment)}\n\n")
+        text = ARROW.sub("->", _cue_text(segment.text))
+        cues.append(f"{number}\n{start} --> {end}\n{text}\n\n")
     return "".join(cues)
 
 
 def to_vtt(transcript: Transcript) -> str:
-    """Return WebVTT; ``&`` and ``<`` start its markup and are escaped (W3C WebVTT, 4.2.2; whisper does not)."""
+    """Return WebVTT; ``&``, ``<`` and ``-->`` are its markup and are escaped (W3C WebVTT, 4.2.2; whisper does not)."""
     cues = []
     for segment in transcript.segments:
         start = _short_clock(segment.start)
         end = _short_clock(segment.end)
-        text = _cue_text(segment).replace("&", "&amp;").replace("<", "&lt;")
+        text = _cue_text(segment.text).replace("&", "&amp;").replace("<", "&lt;").replace("-->", "--&gt;")
         cues.append(f"{start} --> {end}\n{text}\n\n")
     return "WEBVTT\n\n" + "".join(cues)
 
@@ -83,19 +87,22 @@ def to_tsv(transcript: Transcript) -> str:
     """Return start (ms), end (ms) and text of each segment, under a heading."""
     rows = ["start\tend\ttext\n"]
     for segment in transcript.segments:
-        rows.append(f"{_milliseconds(segment.start)}\t{_milliseconds(segment.end)}\t{segment.text}\n")
+        rows.append(f"{_milliseconds(segment.start)}\t{_milliseconds(segment.end)}\t{_one_line(segment.text)}\n")
     return "".join(rows)
 
 
 def to_ctm(transcript: Transcript, name: str) -> str:
     """Return NIST's conversation time marks (sclite): recording, channel, start (s), duration (s), word, confidence.
 
-    ``name`` is one column: white space in it becomes ``_``.  An unknown confidence is left out.
+    Name and word are one column each: white space in them becomes ``_``, and a ``;;``, which would start a comment, is
+    escaped.  An unknown confidence is left out.
     """
-    name = "_".join(name.split())
+    name = _column(name)
+    if name.startswith(";;"):
+        name = rf"\x3b{name[1:]}"
     lines = []
     for word in transcript.words:
-        line = f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {word.text}"
+        line = f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {_column(word.text)}"
         if word.confidence is not None:
             line += f" {word.confidence:.4f}"
         lines.append(f"{line}\n")
@@ -161,7 +168,7 @@ def encode(text: str) -> bytes:
 
 
 def dump(document: object, indent: int | None = None) -> str:
-    """Return valid JSON; numbers that are not finite become null."""
+    """Return valid JSON without control, bidi and zero-width characters; numbers that are not finite become null."""
     try:
         return _json(document, indent)
     except ValueError:  # a number is not finite: searching for one first would take longer than writing
@@ -169,7 +176,8 @@ def dump(document: object, indent: int | None = None) -> str:
 
 
 def _json(document: object, indent: int | None) -> str:
-    return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent)
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent)
+    return CONTROL_IN_LINES.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def _finite(value: object) -> object:
@@ -230,7 +238,13 @@ def _short_clock(seconds: float) -> str:
     return clock.removeprefix("00:")
 
 
-def _cue_text(segment: Segment) -> str:
-    """Return the text of a cue; ``-->`` would end the cue."""
-    text = segment.text.replace("-->", "->")
-    return textwrap.fill(text, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def _column(text: str) -> str:
+    return printable("_".join(text.split())) or "_"
+
+
+def _cue_text(text: str) -> str:
+    return textwrap.fill(_one_line(text), LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)

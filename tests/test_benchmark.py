@@ -17,6 +17,7 @@ from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu.benchmark import effort, run, startup
 from nemotron_npu.benchmark.machine import step_work
+from nemotron_npu.benchmark.plot import plot_steps
 from nemotron_npu.benchmark.results import Rates, Start, Work
 from nemotron_npu.benchmark.steps import steady_step
 from nemotron_npu.benchmark.timing import count_operators, measure_in_turn
@@ -119,6 +120,15 @@ def test_native_engine_takes_less_memory_and_fewer_operators(report):
 def test_benchmark_plot_is_a_png(both):
     """--report writes the latency plot next to the figures."""
     assert (both.folder / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_takes_any_name(tmp_path):
+    """Dollars in a model's name are no formula, and escape codes no glyphs."""
+    step = SimpleNamespace(median=2.0, p95=3.0)
+    candidate = SimpleNamespace(name="native", steps={80: step}, live={})
+    result = SimpleNamespace(candidates=[candidate], title="cpu $x_{$")
+    plot_steps(result, "a$\\frac{$\x1b[2J\n.nemo", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_benchmark_uses_the_options_of_one_candidate(cli, unstarted, monkeypatch):

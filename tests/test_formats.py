@@ -138,10 +138,10 @@ def test_vtt_is_read_by_a_parser():
 
 
 def test_markup_in_words_does_not_break_subtitles():
-    """``&`` and ``<`` are escaped in vtt, and ``-->`` loses a dash in both formats."""
+    """``&``, ``<`` and ``-->`` are escaped in vtt; in srt ``-->`` loses a dash."""
     transcript = made_of([("R&D", 0.0, 0.4), ("<b>", 0.4, 0.8), ("-->", 0.8, 1.2), ("end", 1.2, 1.6)])
-    assert "R&amp;D &lt;b> -> end\n" in ours("vtt", transcript)
-    assert webvtt.from_string(ours("vtt", transcript)).captions[0].raw_text == "R&amp;D &lt;b> -> end"
+    assert "R&amp;D &lt;b> --&gt; end\n" in ours("vtt", transcript)
+    assert webvtt.from_string(ours("vtt", transcript)).captions[0].raw_text == "R&amp;D &lt;b> --&gt; end"
     assert next(srt.parse(ours("srt", transcript))).content == "R&D <b> -> end"
 
 

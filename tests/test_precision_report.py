@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support import DEMO, ROOT
 
+from nemotron_npu.errors import printable
 from nemotron_npu.host.provenance import environment
 from nemotron_npu.precision.compare import Precision
 from nemotron_npu.precision.report import write_report
@@ -112,6 +113,13 @@ def test_report_takes_names_that_are_not_valid_text(comparison, tmp_path):
     page = write_report(comparison, {**CANDIDATE, "model": "demo\udcff.nemo"}, found, tmp_path)
     assert json.loads(page.with_name("precision.json").read_text())["candidate"]["model"] == "demo\udcff.nemo"
     assert "inference.py &#39;my talk.wav&#39;" in page.read_text() and r"demo\udcff.nemo" in page.read_text()
+
+
+def test_page_has_no_control_characters(comparison, tmp_path):
+    """Escape codes in a name do not reach the page."""
+    hostile = {**CANDIDATE, "model": "demo\x1b]0;pwned\x07\x9b\u202e$.nemo", "device_name": "\x1b[2J"}
+    page = write_report(comparison, hostile, environment(DEMO), tmp_path).read_text()
+    assert "pwned" in page and page == printable(page, lines=True)
 
 
 def test_report_of_a_recording_without_a_frame(demo_native, demo_nemo, tmp_path):

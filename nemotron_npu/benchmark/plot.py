@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from ..errors import printable
 from ..host.files import write_file
 from .results import Benchmark, Candidate
 
@@ -29,7 +30,8 @@ def plot_steps(result: Benchmark, model: str, path: Path) -> None:
     axes.set_xticks(range(len(chunks)), [f"{chunk} ms" for chunk in chunks])
     axes.set_xlabel("chunk")
     axes.set_ylabel("ms for a chunk: median, and up to the 95th percentile")
-    axes.set_title(f"A step of a live stream: {model} on {result.title}")
+    title = printable(f"A step of a live stream: {model} on {result.title}")
+    axes.set_title(title, parse_math=False)  # a name may have dollars
     axes.grid(visible=True, axis="y", which="both", alpha=0.2)
     axes.legend()
     picture = io.BytesIO()

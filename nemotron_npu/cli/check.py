@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..doctor.finding import Context
 from ..doctor.run import doctor
 from .bundled import DEMO_CLIP, DEMO_MODEL
@@ -13,4 +15,4 @@ def check_environment(options: Options, console: Console) -> int:
     """Run the doctor and print its report; return its exit code."""
     context = Context(options.device.device, options.model_path, options.model.engine, DEMO_MODEL, DEMO_CLIP)
     as_json = options.output.formats == ("json",)
-    return doctor(context, console.result, as_json=as_json, debug=options.messages.debug)
+    return doctor(context, partial(console.result, colored=True), as_json=as_json, debug=options.messages.debug)

@@ -7,12 +7,12 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 
-from ..errors import SetupError, printable
+from ..errors import SetupError, one_line, printable
 from ..host import program
 
 
 class Console:
-    """Write messages to stderr and results to stdout.
+    """Write messages to stderr and results to stdout, with control characters escaped unless they are ``colored``.
 
     A stderr that cannot be written (full disk, closed pipe) costs no result.
     """
@@ -23,32 +23,31 @@ class Console:
         self.without_bar: Callable[[], AbstractContextManager] = nullcontext
         """Hides the progress bar while something else is written."""
 
-    def notify(self, message: str) -> None:
+    def notify(self, message: str, *, colored: bool = False) -> None:
         """Write a message, unless --quiet is given."""
         if not self.quiet:
-            self.note(message)
+            self.note(message, colored=colored)
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, *, colored: bool = False) -> None:
         """Write a message in any case."""
         with self.without_bar(), suppress(OSError):
-            print(message, file=sys.stderr, flush=True)
+            print(message if colored else printable(message, lines=True), file=sys.stderr, flush=True)
 
     def error(self, message: str, cause: Exception | None = None) -> None:
         """Write an error line; with --debug the traceback of ``cause`` before it."""
         with self.without_bar(), suppress(OSError):
             if self.debug and cause:
-                traceback.print_exception(cause)
-            line = printable(" ".join(message.splitlines()))
-            print(f"{program.name}: {line}", file=sys.stderr, flush=True)
+                self.note("".join(traceback.format_exception(cause)).rstrip())
+            print(f"{program.name}: {one_line(message)}", file=sys.stderr, flush=True)
 
-    def result(self, text: str, end: str = "\n") -> None:
+    def result(self, text: str, end: str = "\n", *, colored: bool = False) -> None:
         """Write a result.
 
         Raises SetupError when stdout cannot be written, BrokenPipeError when its reader has closed it.
         """
         with self.without_bar():
             try:
-                print(text, end=end, flush=True)
+                print(text if colored else printable(text, lines=True), end=end, flush=True)
             except BrokenPipeError:
                 raise
             except OSError as error:

@@ -139,10 +139,10 @@ def run_benchmark(session: Session, device: torch.device, run: RunInfo) -> None:
     session.printer.table(benchmark_table(result, name))
     if options.measure.report:
         folder = Path(options.measure.report)
-        if result.candidates[0].steps:  # a checkpoint for whole recordings has no steps
-            plot_steps(result, name, folder / "benchmark.png")
         figures = {**run.as_dict(), "benchmark": result.as_dict()}
         write_figures(folder / "benchmark.json", figures, session.checkpoint)
+        if result.candidates[0].steps:  # a checkpoint for whole recordings has no steps
+            plot_steps(result, name, folder / "benchmark.png")
 
 
 def _candidates(options: MeasureOptions, device: torch.device) -> list[tuple[str, str]]:

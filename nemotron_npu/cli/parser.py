@@ -11,7 +11,7 @@ from typing import NoReturn
 from .. import __version__
 from ..confidence import METHODS
 from ..dtypes import ON_CPU, ON_DEVICES
-from ..errors import shown
+from ..errors import one_line, shown
 from ..formats import COLLECTED, FILES
 from ..host import program
 from . import argument_types as types
@@ -51,6 +51,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self._reject(unknown[0])
         return given
+
+    def error(self, message: str) -> NoReturn:
+        """Write the usage and an error line, and end the program with exit code 2."""
+        super().error(one_line(message))
 
     def _reject(self, word: str) -> NoReturn:
         option = word.partition("=")[0]

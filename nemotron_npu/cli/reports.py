@@ -36,7 +36,7 @@ def report_word_errors(session: Session, fields: dict[str, Any]) -> None:
     evaluation = evaluate(scored)
     console, readable = session.console, session.printer.readable
     to_terminal = readable and sys.stdout.isatty() and not console.quiet
-    show: Callable[[str], None] = console.note if readable else console.notify
+    show: Callable[..., None] = console.note if readable else console.notify
     if to_terminal:  # a file or pipe gets the transcripts alone
         show = console.result
     show(summary_table(evaluation))
@@ -44,7 +44,7 @@ def report_word_errors(session: Session, fields: dict[str, Any]) -> None:
     if measure.wer_report:
         width = shutil.get_terminal_size((100, 24)).columns
         color = use_color(sys.stdout if to_terminal else sys.stderr)
-        show("\n" + alignment_report(evaluation, width, color=color))
+        show("\n" + alignment_report(evaluation, width, color=color), colored=color)
     if measure.report:
         path = Path(measure.report, "evaluation.json")
         write_figures(path, {**fields, "evaluation": evaluation.as_dict()}, session.checkpoint)

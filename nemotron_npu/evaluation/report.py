@@ -6,6 +6,7 @@ import os
 from itertools import accumulate
 from typing import TextIO
 
+from ..errors import printable
 from ..host.table import format_table
 from .wer import Evaluation, Score, align_words, normalize
 
@@ -115,6 +116,7 @@ def _aligned(reference: str, hypothesis: str, width: int, *, color: bool) -> lis
     lines = []
     edits = []
     for kind, expected, word in align_words(reference, hypothesis):
+        expected, word = printable(expected), printable(word)
         edits.append((kind, expected or "*" * len(word), word or "*" * len(expected)))
     while edits:
         ends = accumulate(max(len(expected), len(word)) + 1 for _, expected, word in edits)

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ..errors import printable
 from .figures import Drawing, draw_difference, draw_margins, draw_stages, draw_time
 from .guide import PUBLISHED, PUBLISHED_HEAD
 from .probes import CACHES
@@ -73,7 +74,7 @@ def render(document: dict, pictures: dict[str, list[np.ndarray]]) -> str:
         "bounds": list(document["bounds"].items()),
         "environment": _environment({**candidate, **document["environment"]}),
     }
-    return TEMPLATES.get_template("report.html.j2").render(context) + "\n"
+    return printable(TEMPLATES.get_template("report.html.j2").render(context), lines=True) + "\n"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> dict | None:
