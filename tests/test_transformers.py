@@ -22,6 +22,7 @@ from nemotron_npu.errors import SetupError
 from nemotron_npu.recognizer import Recognizer, load_recognizer
 
 PROMPTED = FOLDERS / "prompted"
+SURROGATES = {f"\ud800{id}": id for id in range(96)}
 
 
 @pytest.fixture
@@ -93,6 +94,11 @@ def test_selected_lookahead_is_the_default(folder):
     assert list(read_checkpoint(folder).config.contexts) == [560, 320, 80, 1120]
 
 
+def test_added_tokens_that_are_no_text_are_passed_over(folder):
+    change(folder / "tokenizer.json", added_tokens=[{"content": ["x"]}, {"special": 1}, 7])
+    assert len(read_checkpoint(folder).tokenizers[0]) == 96
+
+
 def test_folder_without_processor_runs_at_its_default(plain):
     (plain / "processor_config.json").unlink()
     assert list(read_checkpoint(plain).config.contexts) == [320]
@@ -120,6 +126,10 @@ def test_folder_without_processor_runs_at_its_default(plain):
         ("processor_config.json", {"supported_num_lookahead_tokens": [3, "0"]}, "att_context_size"),
         ("tokenizer.json", {"model": {"type": "Unigram"}}, "tokenizer.json: has no vocabulary of byte pairs"),
         ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "not base64"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"\ud800": 0}}}, "lacks token 1 of 96"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": SURROGATES}}, "has a token '.ud8000', which is no text"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": SURROGATES, "merges": [[1, 2]]}}, "has a merge that"),
+        ("tokenizer.json", {"added_tokens": [{"content": ["x"]}], "model": {}}, "has no vocabulary"),
         ("tokenizer.json", {"added_tokens": 3}, "has added_tokens that are no list"),
     ],
 )

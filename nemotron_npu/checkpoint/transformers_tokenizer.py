@@ -12,6 +12,7 @@ import re
 import struct
 from typing import Any
 
+from ..errors import shown
 from .json_file import parse_json
 from .refusal import Refusal
 
@@ -32,10 +33,10 @@ def sentencepiece_model(text: bytes, tokens: int) -> bytes:
     if missing is not None:
         raise Refusal(f"lacks token {missing} of {tokens}")
     pieces = [names[id] for id in range(tokens)]
-    added = {}
+    added: dict[str, bool] = {}
     for token in _list(values, "added_tokens"):
-        if isinstance(token, dict):
-            added[token.get("content")] = bool(token.get("special"))
+        if isinstance(token, dict) and isinstance(token.get("content"), str):
+            added[token["content"]] = bool(token.get("special"))
     ranks: dict[str, int] = {}
     merges = _list(model, "merges")
     for rank, merge in enumerate(merges):
@@ -48,9 +49,9 @@ def sentencepiece_model(text: bytes, tokens: int) -> bytes:
     for id, piece in enumerate(pieces):
         score = -float(ranks.get(piece, len(merges) + id))
         kind = UNKNOWN if piece == unknown else _kind(piece, added)
-        content += _bytes(1, _bytes(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
+        content += _bytes(1, _bytes(1, _text(piece)) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
     has_bytes = any(_is_byte(piece) for piece in pieces)
-    trainer = _number(3, BPE) + _number(4, tokens) + _number(35, int(has_bytes)) + _bytes(45, str(unknown).encode())
+    trainer = _number(3, BPE) + _number(4, tokens) + _number(35, int(has_bytes)) + _bytes(45, _text(str(unknown)))
     normalizer = _bytes(2, _charsmap(values.get("normalizer")))
     return content + _bytes(2, trainer) + _bytes(3, normalizer)
 
@@ -62,7 +63,7 @@ def _list(values: dict[str, Any], key: str) -> list[Any]:
     return found
 
 
-def _kind(piece: str, added: dict[Any, bool]) -> int:
+def _kind(piece: str, added: dict[str, bool]) -> int:
     """Return the type of a piece: transformers marks control pieces as special, and so it does language tags."""
     if piece not in added:
         return BYTE if _is_byte(piece) else NORMAL
@@ -84,6 +85,13 @@ def _charsmap(normalizer: Any) -> bytes:
             except (binascii.Error, TypeError, ValueError) as error:
                 raise Refusal("has a table of characters that is not base64") from error
     return b""
+
+
+def _text(piece: str) -> bytes:
+    try:
+        return piece.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise Refusal(f"has a token {shown(ascii(piece))}, which is no text") from error
 
 
 def _varint(value: int) -> bytes:
