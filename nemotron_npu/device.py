@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from types import ModuleType
@@ -164,7 +164,8 @@ def _open_npu(index: int) -> torch.device:
     if "torch_npu" not in sys.modules and importlib.util.find_spec("torch_npu") is None:
         raise SetupError(name, "torch_npu is not installed", "on an Ascend host, source setup_env.sh")
     try:
-        import torch_npu  # noqa: F401  optional; its import registers torch.npu
+        with redirect_stdout(sys.stderr):  # it prints warnings, and stdout is for results
+            import torch_npu  # noqa: F401  optional; its import registers torch.npu
     except Exception as error:  # a missing CANN library raises ImportError, a mismatched one may raise anything
         problem = f"torch_npu cannot load CANN: {first_line(error)}"
         raise SetupError(name, problem, f"source {SET_ENV} first") from error

@@ -24,7 +24,8 @@ class CapturedStep:
         traits = traits_of(example.device)
         self.graph = getattr(traits.module, traits.graph)()
         self.input = example.clone()
-        with traits.module.graph(self.graph):
+        # "global" would let a synchronizing call of any other thread end the capture
+        with traits.module.graph(self.graph, capture_error_mode="thread_local"):
             self.output = call(self.input)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

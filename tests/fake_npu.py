@@ -343,7 +343,7 @@ def _tensors(tree):
 
 
 @contextlib.contextmanager
-def graph(npu_graph):
+def graph(npu_graph, capture_error_mode="global"):
     global _recording
     _recording = npu_graph
     try:

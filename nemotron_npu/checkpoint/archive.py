@@ -110,9 +110,7 @@ def _open_file(path: Path) -> BinaryIO:
 
 def _unknown_format(path: Path, start: bytes) -> SetupError:
     if SAFETENSORS.match(start):
-        return not_a_checkpoint(
-            path, "it is a .safetensors file: weights without the rest", "name its folder, or the .nemo file"
-        )
+        return not_a_checkpoint(path, "it is a .safetensors file: weights without the rest", NAME_NEMO)
     if ONNX.match(start):
         return not_a_checkpoint(path, "it is an .onnx file", NAME_NEMO)
     start = start.lstrip()
