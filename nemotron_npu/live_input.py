@@ -20,7 +20,17 @@ import numpy as np
 import soundfile
 
 from .audio import SAMPLE_RATE, AudioInfo, Resampler, check_samples
-from .containers import ARCHIVES, BIG_ENDIAN, MAX_CHUNKS, MAX_RATE, MIN_RATE, SNIFF_BYTES, identify, is_text
+from .containers import (
+    ARCHIVES,
+    BIG_ENDIAN,
+    MAX_CHUNKS,
+    MAX_RATE,
+    MIN_RATE,
+    SNIFF_BYTES,
+    ForeignFormat,
+    identify,
+    is_text,
+)
 from .errors import InputError, SetupError
 from .media import is_media, open_media
 
@@ -125,8 +135,8 @@ class LiveInput:
         return min(time.monotonic() - self.started, self._received_seconds) - taken
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        if self._is_media():
-            yield from self._decode_media()
+        if container := self._find_container():
+            yield from self._decode_media(container)
             return
         size = self._read_header()
         frame_bytes = self.format.frame_bytes
@@ -210,10 +220,10 @@ class LiveInput:
             self.backlog.notify()
         return taken
 
-    def _is_media(self) -> bool:
-        """Whether PyAV is to decode the stream.  Raises InputError for an archive and for text."""
+    def _find_container(self) -> str | None:
+        """Return what PyAV is to decode; None for wav and raw PCM.  Raises InputError for an archive and for text."""
         if self.raw:
-            return False
+            return None
         self._wait_for(SNIFF_BYTES)
         start = bytes(self.data[:SNIFF_BYTES])
         container = identify(start)
@@ -222,14 +232,21 @@ class LiveInput:
         if container == BIG_ENDIAN:  # ffmpeg 8 takes its samples for little-endian ones
             raise InputError("stdin", f"unsupported {container} stream", "convert it: sox - -t wav -")
         if container or _is_wav(start):
-            return container is not None
+            return container
         self._wait_for(PROBE_BYTES)
         start = bytes(self.data[:READ_BYTES])
         if len(start) >= SNIFF_BYTES and is_text(start):
             raise InputError("stdin", "is text, not audio")
-        return is_media(start)
+        return "audio" if is_media(start) else None
 
-    def _decode_media(self) -> Iterator[np.ndarray]:
+    def _decode_media(self, container: str) -> Iterator[np.ndarray]:
+        try:
+            yield from self._media_blocks()
+        except ForeignFormat as error:
+            hint = "convert it: ffmpeg -i - -f wav -"
+            raise InputError("stdin", f"unsupported {container} stream", hint) from error
+
+    def _media_blocks(self) -> Iterator[np.ndarray]:
         with open_media(subprocess.PIPE, "stdin") as media:
             threading.Thread(target=self._pass_on, args=(media.process.stdin,), daemon=True).start()
             info = media.info

@@ -567,6 +567,6 @@ stream("stdin: 65,535 channels", 1, "stdin: unsupported wav stream: format 1, 8 
        lambda: with_format(channels=65535, block=65535, bits=8))  # fmt: skip
 stream("stdin: NaN", 1, "stdin: samples are NaN or infinite", lambda: encoded(clip_at() * np.nan, subtype="FLOAT"))
 stream("stdin: an mp3", 0, WORDS, lambda: ID3 + encoded(kind="MP3"))
-stream("stdin: half an mp4", 1, "stdin: unsupported audio", lambda: media_bytes("mp4")[:9000])
+stream("stdin: half an mp4", 1, "stdin: unsupported mp4 stream", lambda: media_bytes("mp4")[:9000])
 stream("stdin: a wav in gzip", 1, r"stdin: is gzip data \(unpack it first\)", lambda: gzip.compress(wav()))
 stream("stdin: random bytes", 0, "", lambda: noise(200_000))

@@ -128,6 +128,7 @@ def test_training_writes_a_checkpoint_that_its_seed_decides(tmp_path):
             "voices": None,
             "speech": [],
             "leave_out": "bob",
+            "start": None,
             "out": tmp_path / name,
             "steps": 3,
             "ramp": 2,

@@ -252,10 +252,10 @@ def test_full_disk_is_one_line_and_exit_code_2(cli, calls, tmp_path, monkeypatch
     """A full disk is one error line and exit code 2."""
     replace = os.replace
 
-    def full(source, target):
+    def full(source, target, **folders):
         if str(target).endswith("call06.srt"):
             raise OSError(28, "No space left on device")
-        replace(source, target)
+        replace(source, target, **folders)
 
     monkeypatch.setattr(os, "replace", full)
     code, _, err = cli(calls / "day 0", "--output_dir", tmp_path, "--device", "cpu", "--quiet")
