@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .containers import open_regular
 from .device import import_torch
-from .errors import SetupError
+from .errors import InputError, SetupError
 
 if TYPE_CHECKING:
     import torch
 
 SCORE = 1.0  # of a phrase's first token: NeMo's context_score
 DEPTH = 2.0  # times as much for the later ones, plus log of their place: NeMo's depth_scaling
+MAX_PHRASES = 100_000  # they take 5 s and 170 MB
+MAX_CHARACTERS = 1 << 24
 ALPHA = 1.0  # weight of the tree against the model: NeMo's boosting_tree_alpha
 
 
@@ -44,14 +47,20 @@ def read_phrases(path: str | Path) -> list[Phrase]:
     """Read one phrase per line, as in NeMo's ``key_phrases_file``, optionally with a tab and its score (else SCORE).
 
     Empty lines are skipped; the last score of a repeated phrase counts.
-    Raises SetupError for a file that cannot be read or holds no phrase, and for a score that is no positive number.
+    Raises SetupError for a file that cannot be read, holds no phrase or too much, and for a score that is no positive
+    number.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise SetupError(f"--boost_words {path}: {error.strerror or error}") from error
+        with open(open_regular(str(path)), encoding="utf-8-sig") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+    except (InputError, OSError) as error:
+        raise SetupError(f"--boost_words {error}") from error
     except UnicodeDecodeError as error:
         raise SetupError(f"--boost_words {path}: is not UTF-8 text: a phrase on each line is wanted") from error
+    lines = text.splitlines()
+    if len(text) > MAX_CHARACTERS or len(lines) > MAX_PHRASES:
+        problem = f"has more than {MAX_PHRASES:,} lines or {MAX_CHARACTERS:,} characters"
+        raise SetupError(f"--boost_words {path}", problem)
     phrases: dict[str, Phrase] = {}
     for number, line in enumerate(lines, 1):
         text, _, score = line.partition("\t")

@@ -12,6 +12,7 @@ INVISIBLE = (
 JOINERS = "(?<![\u0620-\u1fff])[\u200c\u200d]"  # but where a script needs them: Persian, Hindi ...
 CONTROL = re.compile(f"[\x00-\x1f{INVISIBLE}]|{JOINERS}")
 CONTROL_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f{INVISIBLE}]|{JOINERS}")
+CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 MAX_SHOWN = 80  # characters of a value in a message
 MAX_LINE, START, END = 1000, 600, 300  # characters of a message, and of both ends of a longer one
 
@@ -65,6 +66,11 @@ def printable(text: str, *, lines: bool = False) -> str:
     return pattern.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def without_password(text: str) -> str:
+    """Return text with what stands before the ``@`` of a URL left out."""
+    return CREDENTIALS.sub("...@", text)
+
+
 def one_line(subject: str, problem: str = "", hint: str = "") -> str:
     """Compose ``subject: problem (hint)`` on one short line without empty parts, and escape control characters."""
     line = subject
@@ -72,5 +78,5 @@ def one_line(subject: str, problem: str = "", hint: str = "") -> str:
         line += f": {problem}"
     if hint:
         line += f" ({hint})"
-    line = printable(" ".join(line.splitlines()))
+    line = printable(without_password(" ".join(line.splitlines())))
     return line if len(line) <= MAX_LINE else f"{line[:START]} ... {line[-END:]}"

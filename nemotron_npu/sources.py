@@ -20,6 +20,8 @@ LISTS = {".txt", ".lst", ".list"}
 MANIFEST_HINT = "a NeMo manifest has a JSON object with audio_filepath on each line"
 LIST_HINT = "a list has the path of an audio file or folder on each line"
 MAX_LINE_CHARACTERS = 1 << 24  # of manifests and lists
+MAX_LINES = 2_000_000
+MAX_PATH = 4096  # Linux takes no longer ones
 MAX_DEPTH = 100  # of nested lists and objects in a manifest
 MAX_SECONDS = 1e9  # of any recording
 EXTENSIONS = {  # of the files that are taken from a folder: libsndfile's, then ffmpeg's
@@ -137,7 +139,7 @@ def _find(argument: str) -> Iterator[Recording | InputError]:
     if os.path.lexists(argument) or not glob.has_magic(argument):
         yield from _expand(argument)
         return
-    found = sorted(glob.glob(argument, recursive=True))
+    found = sorted(glob.glob(argument, recursive=True)) if len(argument) <= MAX_PATH else []
     if not found:
         yield InputError(argument, "no file matches this pattern")
     for path in found:
@@ -286,6 +288,8 @@ def _lines(path: str, hint: str) -> Iterator[tuple[int, str]]:
                 number += 1
                 if "\0" in line or len(line) == MAX_LINE_CHARACTERS:
                     raise InputError(f"{path}:{number}", "not text, or a line without end", hint)
+                if number > MAX_LINES:
+                    raise InputError(path, f"more than {MAX_LINES:,} lines", "split it")
                 if line := line.strip():
                     yield number, line
     except OSError as error:

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import threading
 import zlib
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from golden_transformers import FOLDERS
 from support import ROOT, run_process
+
+from nemotron_npu.errors import SetupError
 
 PROMPTED = FOLDERS / "prompted"
 ENTRIES = tuple(f"/acme/{name}/" for name in ("empty", "other", "port", "tdt"))
@@ -31,7 +34,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
         cut = self.path.startswith("/acme/cut/resolve/main/cut.nemo")
         known = self.path.startswith(("/acme/voice/resolve/main/voice.nemo", "/acme/voice/resolve/v2/voice.nemo"))
         content = self._ported()
-        if self.path.startswith("/api/models/acme/other/tree/main"):
+        status = re.match("/acme/s([0-9]+)/", self.path)
+        if status:
+            self.send_response(int(status[1]))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif self.path.startswith("/api/models/acme/other/tree/main"):
             self._list("large.nemo", "README.md", "small.nemo")
         elif self.path.startswith("/api/models/acme/tdt/tree/main"):
             self._list("config.json", "model.safetensors", "tokenizer.json")
@@ -95,7 +103,7 @@ def find(tmp_path):
     )
 
     def call(name, **environ):
-        environ |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+        environ = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)} | environ
         result = run_process("-c", code, name, cwd=ROOT, env={**os.environ, **environ})
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
@@ -141,6 +149,20 @@ def test_model_of_transformers_is_downloaded_once(find):
 )
 def test_unknown_id_is_reported(find, name, words):
     assert words in find(name)
+
+
+@pytest.mark.parametrize("status", [500, 403, 418, 302])
+def test_answer_of_the_hub_is_reported(find, status):
+    """An answer that is no file is reported for what it is."""
+    reason = "a redirect without a target" if status == 302 else f"status {status}"
+    assert f"acme/s{status}: cannot be downloaded: Hugging Face answers with {reason} (" in find(f"acme/s{status}")
+
+
+def test_password_of_a_url_is_not_shown(cli):
+    """The password of a URL does not get into a message."""
+    code, out, err = cli("--model_path", "https://someone:secret@example.org/x", "--device", "cpu")
+    assert code == 2 and "https://...@example.org/x: no such file" in err and "secret" not in out + err
+    assert str(SetupError("http://a:b@c@host/x", "bad")) == "http://...@host/x: bad"
 
 
 def test_interrupted_download_is_reported(find):

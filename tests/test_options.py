@@ -129,11 +129,3 @@ def test_unknown_options_are_named_with_a_hint(cli, typed, problem):
     """The option that may be meant, or the values on offer."""
     code, out, err = cli(CLIP, typed)
     assert (code, out) == (2, "") and err.rstrip().endswith(problem)
-
-
-def test_a_file_that_looks_like_an_option_is_named(cli, tmp_path, monkeypatch):
-    """A shell's ``*.wav`` may give one."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "-talk.wav").touch()
-    code, _, err = cli("-talk.wav")
-    assert code == 2 and err.rstrip().endswith("-talk.wav: no such option (for the file of this name: ./-talk.wav)")

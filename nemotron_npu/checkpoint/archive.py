@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..errors import SetupError, shown
+from ..host.files import is_of_kernel
 from .refusal import AGAIN, UNSAFE
 
 MAX_MEMBERS = 1000  # a checkpoint has 5
@@ -103,6 +104,8 @@ def _open_file(path: Path) -> BinaryIO:
         problem, hint = FILE_TYPES.get(stat.S_IFMT(os.stat(path).st_mode), ("", ""))
         if problem:  # opening a pipe would wait for ever
             raise SetupError(f"{path}", problem, hint)
+        if is_of_kernel(path):
+            raise SetupError(f"{path}", "is a file of the kernel, not of a disk")
         return open(path, "rb")
     except OSError as error:
         raise SetupError(f"{path}", f"cannot be read: {error.strerror}") from error

@@ -19,7 +19,7 @@ from .archive import PORTED_CONFIG
 from .config_reader import read_config
 from .transformers_config import PROCESSOR, TOKENIZER
 
-FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError)
+FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError, KeyError)
 try:
     from httpx import HTTPError  # of the client of huggingface_hub 1.0 and later; before, it raised OSErrors
 
@@ -53,7 +53,7 @@ def download(repo: str, name: str, revision: str | None = None) -> Path:
         raise SetupError(f"{repo}@{revision}", "no such revision on Hugging Face") from error
     except EntryNotFoundError as error:
         if isinstance(error, FileNotFoundError):  # nothing is cached and the hub cannot be reached
-            raise _unreachable(repo, name, "no connection to Hugging Face") from error
+            raise _unreachable(repo, name, _reason(error)) from error
         files = _list_files(repo, revision)
         found = [shown(file) for file in files if file.endswith(".nemo")]
         if not found and {*files} >= PORTED:
@@ -63,7 +63,21 @@ def download(repo: str, name: str, revision: str | None = None) -> Path:
             repo, f"has no file {name}{others if files else ''}", "download one and give its path"
         ) from error
     except FAILURES as error:
-        raise _unreachable(repo, name, first_line(error)) from error
+        raise _unreachable(repo, name, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what kept a file from being downloaded: what the hub has answered, if it did."""
+    causes = [error]
+    while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
+        causes.append(cause)
+    for cause in causes:
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return f"Hugging Face answers with status {response.status_code}"
+        if isinstance(cause, KeyError):  # of the answer's headers
+            return "Hugging Face answers with a redirect without a target"
+    return "no connection to Hugging Face" if isinstance(error, EntryNotFoundError) else first_line(error)
 
 
 def _list_files(repo: str, revision: str | None) -> list[str]:

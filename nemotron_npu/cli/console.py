@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 
-from ..errors import SetupError, one_line, printable
+from ..errors import SetupError, one_line, printable, without_password
 from ..host import program
 
 
@@ -31,7 +31,8 @@ class Console:
     def note(self, message: str, *, colored: bool = False) -> None:
         """Write a message in any case."""
         with self.without_bar(), suppress(OSError):
-            print(message if colored else printable(message, lines=True), file=sys.stderr, flush=True)
+            text = without_password(message)
+            print(text if colored else printable(text, lines=True), file=sys.stderr, flush=True)
 
     def error(self, message: str, cause: Exception | None = None) -> None:
         """Write an error line; with --debug the traceback of ``cause`` before it."""

@@ -46,7 +46,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, arguments: list[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         """Parse ``arguments``, else those of the process.  Wrong usage ends the program with exit code 2."""
-        words = [_with_underscores(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+        arguments = sys.argv[1:] if arguments is None else arguments
+        self._check_files(arguments)
+        words = [_with_underscores(word) for word in arguments]
         given, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             self._reject(unknown[0])
@@ -56,12 +58,18 @@ class Parser(argparse.ArgumentParser):
         """Write the usage and an error line, and end the program with exit code 2."""
         super().error(one_line(message))
 
+    def _check_files(self, words: list[str]) -> None:
+        """Refuse the name of a file, from a pattern of the shell, that would be taken for an option."""
+        for word in words:
+            if word == "--":
+                return
+            if word.startswith("-") and word != "-" and os.path.lexists(word):
+                self.error(f"{shown(word)}: a file of this name would be an option (write ./*.wav, or ./{word})")
+
     def _reject(self, word: str) -> NoReturn:
         option = word.partition("=")[0]
         similar = difflib.get_close_matches(option, self._option_string_actions, n=1)
         hint = f"did you mean {similar[0]}?" if similar else "--help lists them"
-        if os.path.lexists(word):
-            hint = f"for the file of this name: ./{word}"
         self.error(f"{shown(option)}: no such option ({hint})")
 
 

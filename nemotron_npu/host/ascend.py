@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import platform
 import re
+import select
 import shutil
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from glob import escape, glob
@@ -20,6 +22,7 @@ DRIVER = Path("/usr/local/Ascend/driver/version.info")
 FIRMWARE = Path("/usr/local/Ascend/firmware/version.info")
 DEVICES = Path("/dev")  # davinci0, davinci1 ... and davinci_manager
 SMI_SECONDS = 10
+MAX_OUTPUT = 1 << 20  # bytes of npu-smi
 
 CANN_OF = {
     **dict.fromkeys(("2.9.0", "2.10.0rc1", "2.10.0rc2", "2.11.0rc1", "2.12.0rc1"), "8.5"),
@@ -113,23 +116,44 @@ def npu_smi(*args: str) -> str:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             start_new_session=True,
         )
     except OSError as error:
         raise SmiError(f"npu-smi: cannot be run: {error.strerror}") from error
     command = " ".join(["npu-smi", *args])
     try:
-        output, _ = process.communicate(timeout=SMI_SECONDS)
-    except subprocess.TimeoutExpired:
+        output = _read_output(process)
+    except (subprocess.TimeoutExpired, ValueError) as error:
         with suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)  # without waiting: a driver call that hangs cannot be killed
-        raise SmiError(f"{command}: no answer within {SMI_SECONDS} s") from None
+        problem = f"no answer within {SMI_SECONDS} s"
+        if isinstance(error, ValueError):
+            problem = f"{error}"
+        raise SmiError(f"{command}: {problem}") from None
     if process.returncode:
         lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
         raise SmiError(f"{command}: failed with exit code {process.returncode}: {lines[-1]}")
     return output
+
+
+def _read_output(process: subprocess.Popen[bytes]) -> str:
+    """Return what npu-smi prints until it ends.
+
+    Raises TimeoutExpired after SMI_SECONDS, ValueError for more than MAX_OUTPUT bytes.
+    """
+    assert process.stdout is not None  # Popen was asked for a pipe
+    end = time.monotonic() + SMI_SECONDS
+    output = b""
+    with process.stdout as pipe:
+        while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
+            block = os.read(pipe.fileno(), 1 << 16)
+            output += block
+            if len(output) > MAX_OUTPUT:
+                raise ValueError(f"prints more than {MAX_OUTPUT:,} bytes")
+            if not block:
+                break
+    process.wait(max(0.0, end - time.monotonic()))
+    return output.decode(errors="replace")
 
 
 @dataclass(frozen=True)

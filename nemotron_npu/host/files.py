@@ -27,6 +27,11 @@ TYPES = {
 WRITABLE_BY_OWNER = 0o666  # and whatever the umask leaves
 
 
+def is_of_kernel(path: str | Path) -> bool:
+    """Return whether a path leads to a file of /proc or /sys: a regular file by its type, but it may never end."""
+    return os.path.realpath(path).startswith(("/proc/", "/sys/"))
+
+
 class Folder:
     """A folder to write to.  Its own path may lead through links, the names below it may not.
 
