@@ -115,7 +115,7 @@ def measure(model, digits: list[dict], read: Path | None = None) -> str:
     }
     if read:
         rows["read speech without digits: digits heard in 10 s"] = digits_in_speech(model, read)
-    chunks = list(next(iter(rows.values())))
+    chunks = sorted(next(iter(rows.values())))
     lines = ["| | " + " | ".join(f"{chunk} ms" for chunk in chunks) + " |", "|---" * (len(chunks) + 1) + "|"]
     for name, values in rows.items():
         lines.append(f"| {name} | " + " | ".join(str(values[chunk]) for chunk in chunks) + " |")
