@@ -25,8 +25,17 @@ def test_identify_returns_none_for_wav(kind):
     assert identify(encoded(kind=kind)[:64]) is None
 
 
-@pytest.mark.parametrize("start, name", [(ID3, "mp3"), (gzip.compress(b"", mtime=0), "gzip"),
-                                         (b"\0\0\0 ftypisom", "mp4"), (b"RIFF\0\0\0\0AVI ", "avi"), (b"", None), (b"\xff\xfb", None)])  # fmt: skip
+@pytest.mark.parametrize(
+    "start, name",
+    [
+        (ID3, "mp3"),
+        (gzip.compress(b"", mtime=0), "gzip"),
+        (b"\0\0\0 ftypisom", "mp4"),
+        (b"RIFF\0\0\0\0AVI ", "avi"),
+        (b"", None),
+        (b"\xff\xfb", None),
+    ],
+)
 def test_identify_accepts_starts_of_any_length(start, name):
     """Files may be shorter than the bytes that identify looks at."""
     assert identify(start[:64]) == name
