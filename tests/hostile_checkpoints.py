@@ -26,7 +26,7 @@ from support import ROOT
 
 DEMO = ROOT / "demo" / "demo.nemo"
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
-TOKENIZER = "1a43e2d44d124009adaabf6077130d33_tokenizer.model"
+TOKENIZER = "178f921b5fa343669765d9f1c5ba427a_tokenizer.model"
 
 
 @functools.cache

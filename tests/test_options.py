@@ -107,7 +107,7 @@ def test_options_that_do_not_go_together_are_rejected(arguments, problem, capsys
         (["--output-dir", "x", "--chunk-ms=560ms"], ["--output_dir", "x", "--chunk_ms", "560"]),
         (["-o", "x"], ["--output_dir", "x"]),
         (["--device", "CPU"], ["--device", "cpu"]),
-        (["--device", "npu", "--decoder-device", "NPU:1"], ["--device", "npu:0", "--decoder_device", "npu:1"]),
+        (["--device", "NPU", "--decoder-device", "NPU:1"], ["--device", "npu", "--decoder_device", "npu:1"]),
         (["a.wav", "--quiet", "b.wav"], ["--quiet", "a.wav", "b.wav"]),
         (["--output_dir=~/x", "~/a.wav"], ["--output_dir", f"{HOME}/x", f"{HOME}/a.wav"]),
     ],

@@ -240,7 +240,7 @@ def test_program_without_nemo_handles_files_and_streams(tmp_path):
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {f"{name}.{form}" for name in "ab" for form in FILES} | {"results.jsonl", "manifest.jsonl"}
     assert set(COLLECTED) == {"jsonl", "manifest"}
-    assert rates[0] == "0" and "as written" in rates[1] and (tmp_path / "report" / "evaluation.json").exists()
+    assert rates[0] == "0" and "as written" in rates[2] and (tmp_path / "report" / "evaluation.json").exists()
 
 
 def test_missing_packages_are_one_line_and_exit_code_2(tmp_path):

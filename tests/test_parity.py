@@ -197,14 +197,14 @@ def test_parity_of_log_mel_for_every_setting_and_split(settings, speech, largest
 
     from nemotron_npu.checkpoint.config import PreprocessorConfig
     from nemotron_npu.checkpoint.config_fields import read_part
-    from nemotron_npu.checkpoint.weights import Weights
+    from nemotron_npu.checkpoint.weights import Tensors, Weights
     from nemotron_npu.features import Frontend
 
     config = dict(window_size=0.025, features=80, normalize="NA", dither=0.0, pad_to=0) | settings
     nemo = AudioToMelSpectrogramPreprocessor(**config).eval()
     values = {"_target_": "AudioToMelSpectrogramPreprocessor", "window_stride": 0.01, **config}
     settings = read_part(PreprocessorConfig, values, "preprocessor")
-    frontend = Frontend(settings, Weights(nemo.featurizer.state_dict(), CPU, torch.float32))
+    frontend = Frontend(settings, Weights(Tensors(nemo.featurizer.state_dict()), CPU, torch.float32))
     for samples in (40000, 161, 160, 800):
         waveform = torch.from_numpy(speech[5000 : 5000 + samples])
         expected, length = nemo(input_signal=waveform[None], length=torch.tensor([samples]))

@@ -74,11 +74,11 @@ def sample_rate(text: str) -> int:
 
 
 def device_name(text: str) -> str:
-    """Parse the name of a device, by default the first of its kind; whether it is usable is checked later."""
+    """Parse the name of a device, in any case of letters; whether it is usable is checked later."""
     name = text.lower()
     if not DEVICE.fullmatch(name):
         raise ArgumentTypeError(f"{text!r} is not a device (use {DEVICE_NAMES})")
-    return name if name == "cpu" or ":" in name else f"{name}:0"
+    return name
 
 
 def path(text: str) -> str:
