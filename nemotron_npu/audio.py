@@ -112,19 +112,20 @@ def read_blocks(
             decoded = _sound_blocks(file, first, _max_frames(duration, file.sound.samplerate))
         if on_open:
             on_open(info)
-        part = _Part(path, offset, duration, info.sample_rate, first)
-        yield from part.cut(decoded)
+        yield from Part(path, info.sample_rate, offset, duration, first).cut(decoded)
 
 
-@dataclass
-class _Part:
+@dataclass(frozen=True)
+class Part:
     """The part of a recording from ``offset`` (s) on, ``duration`` (s) long; the decoder begins at sample ``first``."""
 
-    path: str
-    offset: float
-    duration: float | None
+    name: str
+    """The file or stream, for messages."""
     rate: int
-    first: int
+    """Hz, of the first samples."""
+    offset: float = 0.0
+    duration: float | None = None
+    first: int = 0
 
     def cut(self, blocks: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
         """Take (rate in Hz, float32 [samples, channels]) from the decoder; yield the part, resampled.
@@ -147,14 +148,14 @@ class _Part:
             seconds += len(samples) / rate
             if len(wanted):
                 is_empty = False
-                check_samples(wanted, self.path)
+                check_samples(wanted, self.name)
                 yield resampler(wanted)
             if not left:
                 break
         if is_empty and self.offset and seconds:
-            raise InputError(self.path, f"offset {self.offset:g} s is past the end at {seconds:.3f} s")
+            raise _past_the_end(self.name, self.offset, seconds)
         if is_empty:
-            raise InputError(self.path, "no audio samples, only a header")
+            raise InputError(self.name, "no audio samples, only a header")
         yield resampler.finish()
 
 
@@ -213,9 +214,12 @@ def _seekable_frames(file: AudioFile, offset: float) -> int:
     sound = file.sound
     frames = int(offset * sound.samplerate)
     if frames and offset * sound.samplerate >= sound.frames and not file.has_parts:
-        seconds = sound.frames / sound.samplerate
-        raise InputError(file.path, f"offset {offset:g} s is past the end at {seconds:.3f} s")
+        raise _past_the_end(file.path, offset, sound.frames / sound.samplerate)
     return frames if sound.seekable() and frames < sound.frames else 0  # GSM and other telephone codecs cannot
+
+
+def _past_the_end(name: str, offset: float, seconds: float) -> InputError:
+    return InputError(name, f"offset {offset:g} s is past the end at {seconds:.3f} s")
 
 
 def _max_frames(duration: float | None, rate: int) -> float:

@@ -19,7 +19,7 @@ from typing import IO
 import numpy as np
 import soundfile
 
-from .audio import SAMPLE_RATE, AudioInfo, Resampler, check_samples
+from .audio import SAMPLE_RATE, AudioInfo, Part, Resampler, check_samples
 from .containers import (
     ARCHIVES,
     BIG_ENDIAN,
@@ -33,12 +33,12 @@ from .containers import (
 )
 from .errors import InputError, SetupError
 from .media import is_media, open_media
+from .media_pipe import MAX_CHANNELS
 
 READ_BYTES = 1 << 16  # what a pipe holds
 PROBE_BYTES = 1 << 14  # in which a decoder looks for a format without a signature: 0.5 s of raw PCM
 BACKLOG_BYTES = 1 << 23  # held of a stream that is faster than real time: four minutes of raw PCM
 MAX_HEADER_BYTES = 1 << 26  # of a wav
-MAX_CHANNELS = 1024  # as in libsndfile
 MAX_KNOWN_SIZE = 0x7FFFF000  # a wav that is written into a pipe states 0, or this and more, for "unknown"
 EXTENSIBLE = 0xFFFE  # format tag of a WAVEFORMATEXTENSIBLE
 SUBTYPES = {  # (format tag, bits) of a wav -> libsndfile's name
@@ -251,14 +251,7 @@ class LiveInput:
             threading.Thread(target=self._pass_on, args=(media.process.stdin,), daemon=True).start()
             info = media.info
             self.format = StreamFormat(info.sample_rate, info.channels, container=info.format)
-            resampler = Resampler(info.sample_rate)
-            for rate, samples in media.blocks():
-                if rate != resampler.rate:
-                    yield resampler.finish()
-                    resampler = Resampler(rate)
-                check_samples(samples, "stdin")
-                yield resampler(samples)
-            yield resampler.finish()
+            yield from Part("stdin", info.sample_rate).cut(media.blocks())
         if self.failure:
             raise InputError("stdin", f"cannot be read: {self.failure.strerror}")
 

@@ -93,7 +93,7 @@ class Media:
 
 
 @contextmanager
-def open_media(source: int | IO[bytes], name: str, track: int = 1, *, probe: bool = False) -> Iterator[Media]:
+def open_media(source: int, name: str, track: int = 1, *, probe: bool = False) -> Iterator[Media]:
     """Start a decoder that reads ``source``: a descriptor (a file, from its start), or ``subprocess.PIPE``.
 
     ``track`` counts the audio tracks from 1.  ``probe`` decodes one frame only.  Raises InputError.
@@ -101,7 +101,7 @@ def open_media(source: int | IO[bytes], name: str, track: int = 1, *, probe: boo
     if not find_spec("av"):
         raise InputError(name, "needs the package av to be decoded", INSTALL_HINT)
     is_pipe = source == subprocess.PIPE
-    if isinstance(source, int) and not is_pipe:
+    if not is_pipe:
         os.lseek(source, 0, os.SEEK_SET)
     process = subprocess.Popen(
         [sys.executable, *DECODER, "probe" if probe else "decode", str(track)],
@@ -121,7 +121,7 @@ def open_media(source: int | IO[bytes], name: str, track: int = 1, *, probe: boo
 
 def is_media(start: bytes) -> bool:
     """Return whether the first bytes of a stream, at most 64 KB, have audio that PyAV decodes."""
-    if not start or not find_spec("av"):
+    if not start:
         return False
     try:
         with open_media(subprocess.PIPE, "stdin", probe=True) as media:

@@ -56,9 +56,10 @@ def main() -> int:
     out = sys.stdout.buffer
     try:
         with _open(source) as container:
-            for number, frame in enumerate(_frames(container, int(track))):
+            stream = _choose(container.streams.audio, int(track))
+            for number, frame in enumerate(_frames(container, stream)):
                 if not number:
-                    out.write(json.dumps(_describe(container, int(track), frame)).encode() + b"\n")
+                    out.write(json.dumps(_describe(container, stream, frame)).encode() + b"\n")
                 if mode == "probe":
                     break
                 samples = _samples(frame)
@@ -100,9 +101,8 @@ def _readable(source: io.BufferedReader) -> Any:
     return copy
 
 
-def _frames(container: Any, track: int) -> Iterator[Any]:
+def _frames(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the decoded frames.  What comes before the first good one may be the rest of a cut stream."""
-    stream = _choose(container.streams.audio, track)
     stream.codec_context.thread_count = 1
     seen = False
     for packet in container.demux(stream):
@@ -143,8 +143,7 @@ def _samples(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(values, "<f4")
 
 
-def _describe(container: Any, track: int, frame: Any) -> dict:
-    stream = container.streams.audio[track - 1]
+def _describe(container: Any, stream: Any, frame: Any) -> dict:
     seconds = None
     if stream.duration and stream.time_base:
         seconds = float(stream.duration * stream.time_base)

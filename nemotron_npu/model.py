@@ -114,7 +114,7 @@ class Model:
         except SetupError as error:
             raise SetupError(str(path), str(error)) from error
         if config.left_out:
-            announce(one_line(path.name, f"{config.left_out} is left out", "the RNN-T decoder transcribes"))
+            announce(one_line(path.name, config.left_out))
         if not config.decoding.is_greedy:
             problem = f"decoding.strategy: {config.decoding.strategy} is not supported by the native engine"
             announce(one_line(path.name, problem, "decoding greedily; --engine nemo has it"))

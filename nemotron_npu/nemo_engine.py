@@ -63,7 +63,7 @@ class NemoRecognizer:
         self.frame_seconds = config.frame_seconds
         model = restore(path, checkpoint)
         if config.left_out:
-            announce(one_line(path.name, f"{config.left_out} is left out", "the RNN-T decoder transcribes"))
+            announce(one_line(path.name, config.left_out))
         self.parameters = sum(p.numel() for p in model.parameters())
         if context:
             model.encoder.set_default_att_context_size(context)

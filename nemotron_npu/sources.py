@@ -172,10 +172,11 @@ def _read_list(path: str) -> Iterator[Recording | InputError]:
 
 
 def _whole_file(path: str) -> Recording:
-    return Recording(path, _stem(path))
+    return Recording(path, stem(path))
 
 
-def _stem(path: str) -> str:
+def stem(path: str) -> str:
+    """Return the name of a file without its folder and extension."""
     return os.path.splitext(os.path.basename(path))[0]
 
 
@@ -246,7 +247,7 @@ def _parse_entry(line: str, manifest: str) -> Recording:
             raise ValueError(f"{name} {reprlib.repr(fields[name])} is not a number of seconds")
     path = _resolve(fields["audio_filepath"], manifest)
     offset = float(fields.get("offset") or 0)
-    return Recording(path, _stem(path), offset, fields.get("duration") or None, fields)
+    return Recording(path, stem(path), offset, fields.get("duration") or None, fields)
 
 
 def is_seconds(value: object) -> bool:

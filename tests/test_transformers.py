@@ -15,8 +15,9 @@ from support import DEMO, token_frames
 
 from nemotron_npu.checkpoint.load import read_checkpoint
 from nemotron_npu.checkpoint.tokenizer import pieces_of
+from nemotron_npu.checkpoint.transformers_config import WEIGHTS
 from nemotron_npu.checkpoint.transformers_tokenizer import sentencepiece_model
-from nemotron_npu.checkpoint.transformers_weights import NAME, mel_filters
+from nemotron_npu.checkpoint.transformers_weights import mel_filters
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.recognizer import Recognizer, load_recognizer
@@ -188,17 +189,17 @@ def entry(shape, begin, end, dtype="F32"):
     ],
 )
 def test_broken_safetensors_are_refused(folder, content, problem):
-    (folder / NAME).write_bytes(content)
+    (folder / WEIGHTS).write_bytes(content)
     with pytest.raises(SetupError, match=problem):
         read_checkpoint(folder)
 
 
 def test_unaligned_tensors_are_read(folder):
     """Other programs may pad the header as they like."""
-    whole = (folder / NAME).read_bytes()
+    whole = (folder / WEIGHTS).read_bytes()
     length = struct.unpack("<Q", whole[:8])[0]
     header = whole[8 : 8 + length].rstrip()
     header += b" " * (1 + len(header) % 2)
-    (folder / NAME).write_bytes(packed(header, whole[8 + length :]))
+    (folder / WEIGHTS).write_bytes(packed(header, whole[8 + length :]))
     ours, before = read_checkpoint(folder).tensors, read_checkpoint(PROMPTED).tensors
     assert all(torch.equal(ours[name], before[name]) for name in before)

@@ -249,8 +249,10 @@ class ModelConfig:
 
     @property
     def left_out(self) -> str:
-        """The part of the model that no engine loads here; empty if there is none."""
-        return "the CTC decoder" if self.class_name == HYBRID_CLASS else ""
+        """What no engine loads of the model, for a message; empty if it is loaded whole."""
+        if self.class_name != HYBRID_CLASS:
+            return ""
+        return "the CTC decoder is left out (the RNN-T decoder transcribes)"
 
     @property
     def prompts(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 from ..errors import SetupError, first_line, shown
 from .archive import PORTED_CONFIG
 from .config_reader import read_config
-from .transformers_config import PROCESSOR, TOKENIZER
+from .transformers_config import PROCESSOR, TOKENIZER, WEIGHTS
 
 FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError, KeyError)
 try:
@@ -27,7 +27,6 @@ try:
 except ModuleNotFoundError:
     pass
 
-WEIGHTS = "model.safetensors"
 PORTED = {PORTED_CONFIG, TOKENIZER, WEIGHTS}
 """The files of a model of transformers."""
 

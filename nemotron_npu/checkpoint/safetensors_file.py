@@ -7,14 +7,13 @@ dtype, a shape and its two ends in the header.
 from __future__ import annotations
 
 import math
-import mmap
 from typing import Any, BinaryIO
 
 import torch
 
 from .json_file import parse_json
 from .refusal import AGAIN, UNSAFE, Refusal
-from .weights import Tensors
+from .weights import Tensors, map_file
 
 MAX_HEADER = 16 << 20  # bytes; that of 700 tensors has 0.1 MB
 LENGTH = 8  # bytes of the header's length
@@ -30,8 +29,8 @@ DTYPES = {
 }
 
 
-def read_safetensors(file: BinaryIO, member: str) -> tuple[Tensors, dict[str, Any]]:
-    """Return the tensors of an open file, ``member`` in messages, and its metadata; raise Refusal.
+def read_safetensors(file: BinaryIO, member: str) -> Tensors:
+    """Return the tensors of an open file, ``member`` in messages; raise Refusal.
 
     The tensors lie in the page cache, are read at their first use, and are shared between processes.
     """
@@ -41,8 +40,8 @@ def read_safetensors(file: BinaryIO, member: str) -> tuple[Tensors, dict[str, An
     if not 0 < length <= MAX_HEADER or LENGTH + length > size:
         raise Refusal("is no safetensors file, or cut short")
     header = parse_json(file.read(length))
-    metadata = header.pop("__metadata__", {})
-    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # privately, because torch wants it writable
+    header.pop("__metadata__", None)
+    mapping = map_file(file)
     tensors = Tensors()
     tensors.mapping = mapping
     tensors.member = member
@@ -59,7 +58,7 @@ def read_safetensors(file: BinaryIO, member: str) -> tuple[Tensors, dict[str, An
         tensors[name] = torch.frombuffer(mapping, dtype=dtype, count=count, offset=LENGTH + length + begin).view(shape)
     if taken > size:
         raise Refusal("gives the same bytes many names", UNSAFE)
-    return tensors, metadata if isinstance(metadata, dict) else {}
+    return tensors
 
 
 def _checked(name: str, entry: object) -> tuple[torch.dtype, list[int], int, int]:

@@ -13,6 +13,7 @@ from .refusal import Refusal
 
 PROCESSOR = "processor_config.json"
 TOKENIZER = "tokenizer.json"
+WEIGHTS = "model.safetensors"
 MAX_BYTES = 8 << 20
 NEMO = "nemo.collections.asr"
 MODELS = {  # model_type of transformers -> class of NeMo

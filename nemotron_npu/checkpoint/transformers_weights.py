@@ -12,9 +12,9 @@ from .archive import opened_in_folder
 from .config import PreprocessorConfig
 from .refusal import UNSAFE, Refusal
 from .safetensors_file import read_safetensors
+from .transformers_config import WEIGHTS
 from .weights import Tensors
 
-NAME = "model.safetensors"
 FEATURES = "preprocessor.featurizer."
 NAMES = (  # of transformers -> of NeMo
     (r"encoder\.subsampling\.conv_in\.", "encoder.pre_encode.conv.0."),
@@ -47,15 +47,15 @@ def read_ported_weights(path: Path, config: PreprocessorConfig) -> Tensors:
     Raises SetupError.
     """
     try:
-        with opened_in_folder(path, NAME) as file:
-            found, _ = read_safetensors(file, NAME)
+        with opened_in_folder(path, WEIGHTS) as file:
+            found = read_safetensors(file, WEIGHTS)
         tensors = Tensors({nemo_name(name): tensor for name, tensor in found.items()})
         if len(tensors) != len(found):
             raise Refusal("has a tensor twice, by its names in NeMo and in transformers", UNSAFE)
     except Refusal as refusal:
-        raise refusal.of(path, NAME) from refusal
+        raise refusal.of(path, WEIGHTS) from refusal
     tensors.mapping = found.mapping
-    tensors.member = NAME
+    tensors.member = WEIGHTS
     window = round(config.window_size * config.sample_rate)
     tensors[f"{FEATURES}window"] = torch.hann_window(window, periodic=False)
     filters = mel_filters(config.sample_rate, config.n_fft or 512, config.features)

@@ -76,7 +76,7 @@ def _load_member(path: Path) -> tuple[mmap.mmap, int, int, bool]:
     if is_folder(path):
         with opened_in_folder(path, NAME) as file:
             size = os.fstat(file.fileno()).st_size
-            return _map(file) if size else mmap.mmap(-1, 1), 0, size, size > 0
+            return map_file(file) if size else mmap.mmap(-1, 1), 0, size, size > 0
     found = None
     with opened(path) as file:
         for member in members(path, file):  # to the last: members after the weights are checked too
@@ -87,13 +87,13 @@ def _load_member(path: Path) -> tuple[mmap.mmap, int, int, bool]:
                 read_into(path, file, member, buffer)
                 found = buffer, 0, member.size, False
             else:
-                found = _map(file), member.offset, member.size, True
+                found = map_file(file), member.offset, member.size, True
     if found is None:
         raise not_a_checkpoint(path, f"it has no {NAME}")
     return found
 
 
-def _map(file: BinaryIO) -> mmap.mmap:
+def map_file(file: BinaryIO) -> mmap.mmap:
     """Map a file into memory, privately, because torch wants it writable."""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 

@@ -10,14 +10,14 @@ from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 from ..formats import encode
 from ..host.files import Folder
-from ..sources import is_seconds
+from ..sources import MAX_PATH, is_seconds, stem
 from .run_info import RunSettings
 
 RECORD = "results.jsonl"
 BACKUP = f"{RECORD}~"  # the record of an earlier run that was not resumed
 MAX_LINE = 1 << 26  # bytes; a recording of 24 hours takes about 60 MB
 CUT_SHORT = "is cut short"
-MAX_NAME, MAX_PATH = 255, 4096  # bytes
+MAX_NAME = 255  # bytes
 
 
 class Line(NamedTuple):
@@ -121,7 +121,7 @@ def _entry(data: bytes, line: Line) -> Entry:
     output, text, duration = (document.get(name) for name in ("output", "text", "duration"))
     if not (_is_path(output) and _stays_inside(output)):
         raise ValueError("its output is not a name in this folder")
-    if not os.path.basename(output).startswith(_stem(document["audio"])):
+    if not os.path.basename(output).startswith(stem(document["audio"])):
         raise ValueError("its output is not named after its audio")
     if not isinstance(text, str) or duration is None or not is_seconds(duration):
         raise ValueError("its text or duration is not valid")
@@ -157,10 +157,6 @@ def _is_path(value: Any) -> TypeGuard[str]:
         return isinstance(value, str) and "\0" not in value and 0 < len(os.fsencode(value)) <= MAX_PATH
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _stays_inside(path: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..audio import SINE, sine
 from ..boosting import digest, read_phrases
+from ..checkpoint.config import ModelConfig
 from ..checkpoint.config_reader import read_config
 from ..checkpoint.hub import find_checkpoint, is_hub_id
 from ..cluster.connection import check_ray
@@ -47,7 +48,8 @@ def run(options: Options, console: Console) -> int:
     if not options.messages.debug:
         silence_libraries(quiet=options.messages.quiet)
     checkpoint = _find_checkpoint(options.model_path, console)
-    chunk_ms = _choose_chunk(checkpoint, options)
+    config = read_config(checkpoint)
+    chunk_ms = _choose_chunk(config, options)
     search = options.search
     phrases = read_phrases(search.boost_words) if search.boost_words else []
     settings = RunSettings(
@@ -57,7 +59,7 @@ def run(options: Options, console: Console) -> int:
         confidence=search.confidence or _default_confidence(options.model.engine),
         boost_words=digest(phrases, search.boost_alpha),
         allow_hf32=options.model.allow_hf32,
-        language=read_config(checkpoint).choose_language(options.model.language),
+        language=config.choose_language(options.model.language),
     )
     recordings, unusable = _find_recordings(options, console)
     _check_recordings(options, recordings)
@@ -110,9 +112,8 @@ def _find_checkpoint(model_path: str | None, console: Console) -> Path:
     return find_checkpoint(model_path or str(DEMO_MODEL))
 
 
-def _choose_chunk(checkpoint: Path, options: Options) -> int | None:
+def _choose_chunk(config: ModelConfig, options: Options) -> int | None:
     """Return the chunk length in use.  Raises SetupError if the checkpoint does not offer the one that was given."""
-    config = read_config(checkpoint)
     chunk_ms, _ = config.choose_context(options.model.chunk_ms)
     if options.measure.all_chunks and not config.contexts:
         raise SetupError("--chunk_ms all", "this checkpoint does not attend in chunks")
