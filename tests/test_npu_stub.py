@@ -83,3 +83,19 @@ def test_graph_is_captured_and_replayed(runs):
     steady = sum(step["calls"] for phase, step in runs["graph"]["steps"].items() if phase.startswith("steady"))
     assert (captured, steady) == (["CAPTURE 1"], 2)  # an eager step, and the captured one
     assert lines.count("REPLAY") == 7
+
+
+@pytest.mark.parametrize(
+    "name, phase, most",
+    [
+        ("stream", "steady step of 14 frames, 1 slots", 145),
+        ("graph", "steady step of 2 frames, 1 slots", 148),
+        ("demo", "step of 112 frames, 1 slots", 165),
+        ("bfloat16", "step of 112 frames, 1 slots", 167),
+    ],
+)
+def test_step_launches_no_more_than_before(runs, name, phase, most):
+    """A step of the encoder launches as few operators as it did; fewer are to be written here."""
+    step = runs[name]["steps"][phase]
+    found = sum(count for at, _, line, count in launches(runs[name]) if at == phase and line.startswith("LAUNCH"))
+    assert found / step["calls"] == most
