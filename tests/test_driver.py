@@ -265,6 +265,7 @@ def started(folder: Path, output: Path, *options) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        umask=0o027,
         start_new_session=True,
     )
 
@@ -309,6 +310,7 @@ def test_workers_that_are_killed_lose_no_recording(tmp_path, cli):
     assert "Ray" not in err
     assert re.fullmatch(rf"inference.py: interrupted: \d+ of {COUNT} not done", err.splitlines()[-1])
     assert not processes(run.pid)
+    assert {path.stat().st_mode & 0o777 for path in output.iterdir()} == {0o640}
 
     done = (output / "results.jsonl").read_bytes().count(b"\n")
     run = started(folder, output, "--resume")

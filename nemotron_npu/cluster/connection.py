@@ -81,7 +81,8 @@ class Connection:
             ) from error
 
     def _start(self, cores: int) -> None:
-        # Ray's default folder would remain, with a log of each process; its sockets need a short path
+        # Ray's default folder would remain, with a log of each process; its sockets need a short path.  Ray opens its
+        # own folders to every user of the host, so they lie in one that only this user can enter.
         self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         try:
             with _environment(NO_PROXY_OUTSIDE), signals.kept():
@@ -90,7 +91,7 @@ class Connection:
                     num_cpus=max(cores, len(os.sched_getaffinity(0))),  # --threads may ask for more than there are
                     include_dashboard=False,
                     object_store_memory=STORE_BYTES,
-                    _temp_dir=self.folder,
+                    _temp_dir=f"{self.folder}/ray",
                     **QUIET,
                 )
         except Exception as error:
