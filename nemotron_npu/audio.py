@@ -48,7 +48,7 @@ def check_audio(path: str) -> AudioInfo:
     """
     try:
         with open_audio(path) as file:
-            return _info(file.sound)
+            return _info(file)
     except ForeignFormat as error:
         with _open_foreign(path, error, probe=True) as media:
             return media.info
@@ -108,7 +108,7 @@ def read_blocks(
             media = stack.enter_context(_open_foreign(path, error))
             info, first, decoded = media.info, 0, media.blocks()
         else:
-            info, first = _info(file.sound), _seekable_frames(file, offset)
+            info, first = _info(file), _seekable_frames(file, offset)
             decoded = _sound_blocks(file, first, _max_frames(duration, file.sound.samplerate))
         if on_open:
             on_open(info)
@@ -201,9 +201,10 @@ def _open_foreign(path: str, reason: ForeignFormat, *, probe: bool = False) -> I
         os.close(descriptor)
 
 
-def _info(sound: soundfile.SoundFile) -> AudioInfo:
+def _info(file: AudioFile) -> AudioInfo:
+    sound = file.sound
     seconds = sound.frames / sound.samplerate if sound.frames < UNKNOWN_FRAMES else None
-    return AudioInfo(sound.samplerate, sound.channels, sound.format, seconds)
+    return AudioInfo(sound.samplerate, sound.channels, sound.format, seconds, file.remark)
 
 
 def _seekable_frames(file: AudioFile, offset: float) -> int:

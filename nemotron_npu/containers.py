@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import soundfile
@@ -18,6 +18,9 @@ from .host.files import is_of_kernel
 MIN_RATE = 1000  # Hz
 MAX_RATE = 1_000_000
 MAX_CHUNKS = 10_000  # of a wav header
+MAX_FMT_BYTES = 1 << 16
+WRAP = 1 << 32  # bytes that the sizes in a wav cannot count
+UNKNOWN_SIZE = WRAP - 1  # what a wav states that was written into a pipe
 UNKNOWN_FRAMES = 1 << 48  # libsndfile reports at least so many where the header does not state a length
 OGG_HEADER_BYTES = 27  # of a page, before its table of up to 255 segment lengths
 SNIFF_BYTES = 64  # enough to identify a container
@@ -56,6 +59,8 @@ class AudioInfo:
     """The container, as libsndfile or ffmpeg names it."""
     seconds: float | None = None
     """Length of the whole file; None where the header does not state it."""
+    remark: str | None = None
+    """What is odd about the header, though the audio can be read."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class AudioFile:
     path: str
     descriptor: int
     sound: soundfile.SoundFile
+    remark: str | None = None
+    """See ``AudioInfo.remark``."""
 
     def size(self) -> int:
         """Return the bytes that the file has now."""
@@ -114,7 +121,8 @@ def open_audio(path: str) -> Iterator[AudioFile]:
         with _open_sound(descriptor, path) as sound:
             if not _is_valid_rate(sound):
                 raise InputError(path, f"broken header with a sample rate of {sound.samplerate} Hz")
-            yield AudioFile(path, descriptor, sound)
+            with _long_wav(descriptor, sound) as (whole, remark):
+                yield AudioFile(path, descriptor, whole, remark)
     finally:
         os.close(descriptor)
 
@@ -192,6 +200,46 @@ def _open_sound(descriptor: int, path: str) -> soundfile.SoundFile:
         raise _unsupported(descriptor, path, reason) from error
 
 
+@contextmanager
+def _long_wav(descriptor: int, sound: soundfile.SoundFile) -> Iterator[tuple[soundfile.SoundFile, str | None]]:
+    """Yield ``sound``, or all of a wav that is too long for the 32 bits of its size; and a remark on that size."""
+    view = None
+    if sound.format in ("WAV", "WAVEX") and os.fstat(descriptor).st_size > WRAP:
+        view = _view_long_wav(descriptor)
+    if view is None:
+        yield sound, None
+        return
+    with soundfile.SoundFile(view) as whole:
+        seconds = whole.frames / whole.samplerate
+        yield whole, f"longer than a wav header can state: read to its end at {seconds:,.1f} s"
+
+
+def _view_long_wav(descriptor: int) -> _FileView | None:
+    """Return a wav of more than 4 GB as an RF64 (EBU Tech 3306); None if the size that it states is right.
+
+    It is not where it has lost its upper bits, or means "unknown".
+    """
+    file_size = os.fstat(descriptor).st_size
+    stated, samples, layout = 0, 0, b""
+    for name, offset, length in _wav_chunks(descriptor):
+        if name == b"fmt " and length < MAX_FMT_BYTES:
+            layout = os.pread(descriptor, 8 + length, offset)
+        if name == b"data":
+            stated, samples = length, offset + 8
+            break
+    rest = file_size - samples
+    if not layout or not samples or rest <= WRAP:
+        return None
+    size = rest
+    if 0 < stated < UNKNOWN_SIZE:
+        size = stated + (rest - stated) // WRAP * WRAP
+    if size == stated:
+        return None
+    sizes = struct.pack("<4sIQQQI", b"ds64", 28, file_size, size, 0, 0)
+    header = struct.pack("<4sI4s", b"RF64", UNKNOWN_SIZE, b"WAVE") + sizes + layout
+    return _FileView(descriptor, samples, header=header + struct.pack("<4sI", b"data", UNKNOWN_SIZE))
+
+
 def _unsupported(descriptor: int, path: str, reason: str) -> InputError:
     """Return the error for a file that libsndfile refuses for this reason."""
     start = os.pread(descriptor, 4096, 0)
@@ -239,12 +287,10 @@ def _unknown_size_offset(descriptor: int) -> int | None:
     really is empty, valid chunks follow up to the end of the file.
     """
     file_size = os.fstat(descriptor).st_size
-    offset = 12
     size_offset = None
-    for _ in range(MAX_CHUNKS):
+    for name, offset, length in _wav_chunks(descriptor):
         if offset >= file_size:
             return None
-        name, length = struct.unpack("<4sI", os.pread(descriptor, 8, offset).ljust(8, b"\0"))
         is_chunk = offset + 8 + length <= file_size and name.decode("latin-1").isprintable()
         if size_offset and not is_chunk:
             break
@@ -252,38 +298,52 @@ def _unknown_size_offset(descriptor: int) -> int | None:
             if length:
                 return None
             size_offset = offset + 4
-        offset += 8 + length + length % 2
     return size_offset
 
 
+def _wav_chunks(descriptor: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, offset and stated bytes of each chunk of a wav, also past its end: the last one may lie."""
+    offset = 12
+    for _ in range(MAX_CHUNKS):
+        name, length = struct.unpack("<4sI", os.pread(descriptor, 8, offset).ljust(8, b"\0"))
+        yield name, offset, length
+        offset += 8 + length + length % 2
+
+
 class _FileView:
-    """The part of an open file from byte ``first`` on, as a file for libsndfile.
+    """The part of an open file from byte ``first`` on, as a file for libsndfile; before it comes ``header``.
 
     The four bytes at ``patched`` read as FF: in a wav, "size unknown".
     """
 
-    def __init__(self, descriptor: int, first: int = 0, patched: int | None = None) -> None:
+    def __init__(self, descriptor: int, first: int = 0, patched: int | None = None, header: bytes = b"") -> None:
         self.descriptor = descriptor
         self.first = first
+        self.header = header
         self.patched = range(patched, patched + 4) if patched else range(0)
-        os.lseek(descriptor, first, os.SEEK_SET)
+        self.position = 0
+        self.seek(0)
 
     def read(self, count: int) -> bytes:
-        start = self.tell()
-        try:
-            data = bytearray(os.read(self.descriptor, count))
-        except OSError:
-            return b""
+        start = self.position
+        data = bytearray(self.header[start : start + count])
+        if not data:
+            with suppress(OSError):
+                data += os.read(self.descriptor, count)
         for offset in self.patched:
             if start <= offset < start + len(data):
                 data[offset - start] = 0xFF
+        self.seek(start + len(data))
         return bytes(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence == os.SEEK_SET:
-            offset += self.first
-        os.lseek(self.descriptor, offset, whence)
-        return self.tell()
+        if whence == os.SEEK_CUR:
+            offset += self.position
+        elif whence == os.SEEK_END:
+            offset += len(self.header) + os.fstat(self.descriptor).st_size - self.first
+        self.position = max(0, offset)
+        os.lseek(self.descriptor, self.first + max(0, self.position - len(self.header)), os.SEEK_SET)
+        return self.position
 
     def tell(self) -> int:
-        return os.lseek(self.descriptor, 0, os.SEEK_CUR) - self.first
+        return self.position

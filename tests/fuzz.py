@@ -2,6 +2,7 @@
 
     python tests/fuzz.py checkpoint --cases 100000        # about 20 minutes
     python tests/fuzz.py audio --cases 100000             # 2 minutes
+    python tests/fuzz.py media --cases 50000              # 20 minutes
     python tests/fuzz.py record --cases 50000             # 5 minutes
     python tests/fuzz.py checkpoint --first 1234 --cases 1 # one again, in this process, with its traceback
 
@@ -294,6 +295,13 @@ def audio(rng: random.Random, folder: Path) -> str:
         path.unlink()
 
 
+def media(rng: random.Random, folder: Path) -> str:
+    """Break a container that PyAV decodes, and read it; what became of it in a word."""
+    from fuzz_media import read
+
+    return read(rng, folder)
+
+
 def record(rng: random.Random, folder: Path) -> str:
     """Break the record of an output folder, and resume; what became of it in a word."""
     from fuzz_record import resume
@@ -303,7 +311,7 @@ def record(rng: random.Random, folder: Path) -> str:
 
 # ---------------------------------------------------------------- running them
 
-TARGETS = {"checkpoint": checkpoint, "audio": audio, "record": record}
+TARGETS = {"checkpoint": checkpoint, "audio": audio, "media": media, "record": record}
 
 
 def run_cases(target: str, first: int, cases: int, report) -> None:

@@ -23,14 +23,19 @@ CONTAINERS = {  # extension -> (muxer, codec, rate in Hz, samples of a codec fra
     "avi": ("avi", "libmp3lame", 44100, 1152),
     "wv": ("wv", "wavpack", 16000, 32000),
     "aac": ("adts", "aac", 16000, 1024),
+    "ac3": ("ac3", "ac3", 48000, 1536),
+    "amr": ("amr", "libopencore_amrnb", 8000, 160),
+    "flv": ("flv", "libmp3lame", 44100, 1152),
 }
 
 
-def media_bytes(extension: str, *, video: bool = False, tracks: int = 1) -> bytes:
-    """Return the clip in a container; track n is 1/n as loud."""
+def media_bytes(extension: str, *, video: bool = False, tracks: int = 1, seconds: float | None = None) -> bytes:
+    """Return the clip, or its first ``seconds``, in a container; track n is 1/n as loud."""
     muxer, codec, rate, _ = CONTAINERS[extension]
     buffer = io.BytesIO()
     clip, own = soundfile.read(CLIP, dtype="float32")
+    if seconds:
+        clip = clip[: int(seconds * own)]
     samples = soxr.resample(clip, own, rate)
     with av.open(buffer, "w", format=muxer) as container:
         if video:

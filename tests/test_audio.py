@@ -1,10 +1,14 @@
 """Audio files of any format become 16 kHz mono float32."""
 
+import json
+import struct
+
 import numpy as np
 import pytest
 import soundfile
 import soxr
 from hostile_audio import clip_at, encoded
+from support import CLIP, CLIP_WORDS
 
 from nemotron_npu.audio import AudioInfo, check_audio, counted, read_audio, read_blocks, sine
 from nemotron_npu.errors import InputError
@@ -116,3 +120,40 @@ def test_flac_of_unknown_length_is_decoded(tmp_path):
     data[22:26] = bytes(4)
     (tmp_path / "x.flac").write_bytes(data)
     np.testing.assert_allclose(read_audio(tmp_path / "x.flac"), clip_at(16000), atol=1e-4)
+
+
+def long_wav(path, stated: str) -> float:
+    """Write a sparse wav of 4 GB and 3 s with the clip at both ends and a chunk behind it; return its seconds."""
+    speech, rate = soundfile.read(CLIP, dtype="int16")
+    size = (1 << 32) + 6 * rate
+    sizes = {"wrapped": size % (1 << 32), "unknown": (1 << 32) - 1, "0": 0}
+    layout = struct.pack("<HHIIHH", 1, 1, rate, 2 * rate, 2, 16)
+    with path.open("wb") as file:
+        file.write(struct.pack("<4sI8sI16s4sI", b"RIFF", 0, b"WAVEfmt ", 16, layout, b"data", sizes[stated]))
+        file.write(speech.tobytes())
+        file.seek(44 + size - speech.nbytes)
+        file.write(speech.tobytes() + b"LIST\4\0\0\0INFO")
+    return size / 2 / rate
+
+
+@pytest.mark.parametrize("stated", ["wrapped", "unknown", "0"])
+def test_wav_over_4_gb_is_read_to_its_end(tmp_path, stated):
+    """32 bits cannot state the size: it has wrapped, or means "unknown"."""
+    path = tmp_path / "x.wav"
+    seconds = long_wav(path, stated)
+    info = check_audio(str(path))
+    assert info.seconds == pytest.approx(seconds, abs=0.01)
+    assert info.remark == f"longer than a wav header can state: read to its end at {info.seconds:,.1f} s"
+    whole, length = read_audio(CLIP), soundfile.info(CLIP).duration
+    for offset in (0, seconds - length):
+        assert np.array_equal(np.concatenate(list(read_blocks(str(path), offset, length))), whole)
+
+
+def test_wav_over_4_gb_is_named_in_a_message(cli, tmp_path):
+    """The user learns that the header does not state the length."""
+    seconds = long_wav(tmp_path / "x.wav", "wrapped")
+    entry = {"audio_filepath": str(tmp_path / "x.wav"), "offset": seconds - 6.83, "duration": 6.83}
+    (tmp_path / "m.json").write_text(json.dumps(entry))
+    code, out, err = cli(tmp_path / "m.json", "--device", "cpu")
+    assert (code, out) == (0, f"{CLIP_WORDS}\n")
+    assert "s]: longer than a wav header can state: read to its end at" in err

@@ -86,6 +86,8 @@ class Results:
         Raises InputError when this result cannot be written, SetupError when none can.
         """
         recording = self.recordings[index]
+        if recording.info and recording.info.remark:
+            self.console.notify(f"{recording.name}: {recording.info.remark}")
         fields = {**recording.document_fields(), **fields}
         if recording.reference is not None:
             errors = score(recording.name, recording.reference, transcript.text, transcript.duration)
