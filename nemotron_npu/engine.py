@@ -102,6 +102,8 @@ class LocalEngine(Engine, Protocol):
     """An engine whose model is in this process: the native engine and stock NeMo."""
 
     config: ModelConfig
+    model_id: str
+    """Digits that name the model, see ``checkpoint.identity``."""
     chunk_ms: int | None
     """Length of the attention chunk in use, in milliseconds; None for a checkpoint that does not attend in chunks."""
     readers: int

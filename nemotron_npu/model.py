@@ -120,6 +120,8 @@ class Model:
             announce(one_line(path.name, problem, "decoding greedily; --engine nemo has it"))
         self.parameters = count_parameters(checkpoint.tensors)
         """Number of weights."""
+        self.model_id = checkpoint.identity
+        """Digits that name the model, see ``checkpoint.identity``."""
         self.announce = announce
         self.limits = MemoryLimits()
 

@@ -64,6 +64,7 @@ class NemoRecognizer:
         model = restore(path, checkpoint)
         if config.left_out:
             announce(one_line(path.name, config.left_out))
+        self.model_id = checkpoint.identity
         self.parameters = sum(p.numel() for p in model.parameters())
         if context:
             model.encoder.set_default_att_context_size(context)

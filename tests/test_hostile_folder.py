@@ -182,6 +182,7 @@ HOSTILE = {
     "dtype": [None, 7, ["x"] * 100_000],
     "chunk_ms": ["80", True, [80]],
     "model": [None, 7, "", "a\0"],
+    "model_id": [7, []],
     "boost_words": [7, []],
 }
 

@@ -186,6 +186,16 @@ def test_results_of_different_settings_are_not_mixed(tmp_path, name, value):
     assert len(lines(tmp_path / "results.jsonl")) == 1
 
 
+def test_model_is_compared_by_its_id():
+    """A copy at another path is the same model, another one at the same path is not; without an id the path counts."""
+    named = replace(SETTINGS, model_id="0123456789abcdef")
+    copy = replace(named, model="copy.nemo")
+    other = replace(named, model_id="fedcba9876543210")
+    differing = [[name for name, _, _ in named.differences(each)] for each in (copy, other, SETTINGS)]
+    assert differing == [[], ["model_id"], []]
+    assert [name for name, _, _ in SETTINGS.differences(copy)] == ["model"]
+
+
 def test_run_without_resume_keeps_earlier_record_as_backup(tmp_path):
     """A run without --resume restarts, and keeps the earlier record as a backup."""
     inputs = recordings("a.wav", "b.wav")

@@ -36,6 +36,7 @@ FILE_TYPES = {
     stat.S_IFSOCK: ("is a socket, not a file", ""),
 }
 CONFIG = "model_config.yaml"
+WEIGHTS = "model_weights.ckpt"
 PORTED_CONFIG = "config.json"  # of a model of transformers
 NAME_NEMO = "name the .nemo file"
 OTHER_FORMATS = (  # first bytes of what else is found under the name of a checkpoint
@@ -178,6 +179,23 @@ def members(path: Path, file: BinaryIO) -> Iterator[Member]:
                 raise SetupError(subject, "is cut short", AGAIN)
             seen.add(name)
             yield Member(name, info.offset_data, info.size)
+
+
+@contextmanager
+def opened_weights(path: Path) -> Iterator[tuple[BinaryIO, int, int]]:
+    """Open the archive, or the file in its extracted folder; yield it, and offset and bytes of the weights in it.
+
+    All members are checked, also those after the weights.  Raises SetupError.
+    """
+    if is_folder(path):
+        with opened_in_folder(path, WEIGHTS) as file:
+            yield file, 0, os.fstat(file.fileno()).st_size
+        return
+    with opened(path) as file:
+        found = [member for member in members(path, file) if member.name == WEIGHTS]
+        if not found:
+            raise not_a_checkpoint(path, f"it has no {WEIGHTS}")
+        yield file, found[0].offset, found[0].size
 
 
 def _check_member(subject: str, info: tarfile.TarInfo, name: str) -> None:

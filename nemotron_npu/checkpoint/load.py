@@ -11,6 +11,7 @@ from ..errors import SetupError
 from .archive import is_ported
 from .config import HYBRID_CLASS, EncoderConfig, ModelConfig, PredictionConfig
 from .config_reader import read_config
+from .identity import read_identity
 from .tokenizer import check_vocabulary, read_tokenizers
 from .transformers_weights import read_ported_weights
 from .weights import Tensors, read_weights
@@ -19,11 +20,12 @@ CTC_DECODER = "ctc_decoder."
 
 
 class Checkpoint(NamedTuple):
-    """What is in a ``.nemo`` file; ``tokenizers`` has one, or one for each language."""
+    """What is in a ``.nemo`` file; ``tokenizers`` has one, or one for each language; ``identity`` names the model."""
 
     config: ModelConfig
     tensors: Tensors
     tokenizers: list[SentencePieceProcessor]
+    identity: str
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -41,7 +43,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             del tensors[name]
     check_vocabulary(path, config, tensors, tokenizers)
     _check_sizes(path, config, tensors, max(tokenizer.get_piece_size() for tokenizer in tokenizers))
-    return Checkpoint(config, tensors, tokenizers)
+    return Checkpoint(config, tensors, tokenizers, read_identity(path, config))
 
 
 def _check_sizes(path: Path, config: ModelConfig, tensors: Tensors, tokens: int) -> None:

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from typing import IO, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
 
-from ..errors import shown
-from .refusal import UNSAFE, Refusal
-from .unpickler import Buffer, Storages
+from ..errors import SetupError, shown
+from .archive import WEIGHTS
+from .refusal import AGAIN, UNSAFE, Refusal
 
 MAX_PICKLE = 2 << 20  # bytes; 618 million parameters are listed in 126,108
 MAX_DIRECTORY = 4 << 20  # bytes of the zip's list of records; that of the same checkpoint has 52,000
 LOCAL_HEADER = 30  # bytes (PKWARE APPNOTE, 4.3.7), then the name and its padding
+BROKEN = (  # what zipfile, pickletools and torch raise for bytes that make no sense
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+Buffer = Any
+"""An mmap or bytearray."""
+Storages = dict[str, tuple[int, int]]
+"""Key of a storage -> (offset in the buffer, bytes)."""
 
 
 class Window:
@@ -56,6 +76,27 @@ class Window:
     def seekable(self) -> bool:
         """Tell zipfile that this is not a stream."""
         return True
+
+
+@contextmanager
+def reading_zip(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while the weights of the archive ``path`` are read into a SetupError."""
+    try:
+        yield
+    except Refusal as refusal:
+        raise refusal.of(path, WEIGHTS) from refusal
+    except BROKEN as error:
+        raise SetupError(f"{path}: {WEIGHTS}", "is broken", AGAIN) from error
+
+
+def read_checksums(window: Window) -> list[tuple[str, int, int]]:
+    """Return (name, bytes, CRC-32) of the pickle and of each storage, by their names; raise as ``read_records``.
+
+    The checksums are 0 where torch was told to compute none.
+    """
+    with zipfile.ZipFile(cast("IO[bytes]", window)) as archive:
+        records = [(info.filename.partition("/")[2], info.file_size, info.CRC) for info in archive.infolist()]
+    return sorted(record for record in records if record[0].startswith("data"))
 
 
 def read_records(window: Window) -> tuple[bytes, Storages]:

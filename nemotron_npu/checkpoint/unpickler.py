@@ -12,6 +12,7 @@ import torch
 
 from ..errors import shown
 from .refusal import UNSAFE, Refusal
+from .torch_zip import Buffer, Storages
 
 MAX_DIMENSIONS = 8
 MAX_SIZE = 2**48  # of a dimension, stride or offset, in elements
@@ -30,11 +31,6 @@ DTYPES = {
 NPU_FORMATS = (0, 2, 30, 47)
 """Of torch_npu, those without a layout of their own: ND, which is NCHW, NCDHW or NCL for some numbers of dimensions."""
 ONLY_TENSORS = "weights hold tensors only, not safe to load"
-
-Buffer = Any
-"""An mmap or bytearray."""
-Storages = dict[str, tuple[int, int]]
-"""Key of a storage -> (offset in the buffer, bytes)."""
 
 
 class TensorUnpickler:
@@ -60,7 +56,7 @@ class TensorUnpickler:
         """Return what the pickle holds.
 
         Raises Refusal for opcodes and names that are not allowed and for tensors outside their storage; bytes that make
-        no sense raise what ``pickletools`` and the stack raise (see ``weights.BROKEN``).
+        no sense raise what ``pickletools`` and the stack raise (see ``torch_zip.BROKEN``).
         """
         for opcode, argument, _ in pickletools.genops(self.pickled):
             if opcode.name == "STOP":

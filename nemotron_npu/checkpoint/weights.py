@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
-import struct
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -13,24 +10,10 @@ from typing import BinaryIO
 import torch
 
 from ..errors import SetupError, shown
-from .archive import is_folder, is_gzipped, members, not_a_checkpoint, opened, opened_in_folder, read_into
+from .archive import WEIGHTS, Member, is_gzipped, opened_weights, read_into
 from .refusal import AGAIN, UNSAFE, Refusal
-from .torch_zip import Window, read_records
+from .torch_zip import Window, read_records, reading_zip
 from .unpickler import TensorUnpickler
-
-NAME = "model_weights.ckpt"
-BROKEN = (  # what zipfile, pickletools and torch raise for bytes that make no sense
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class Tensors(dict[str, torch.Tensor]):
@@ -38,7 +21,7 @@ class Tensors(dict[str, torch.Tensor]):
 
     mapping: mmap.mmap | None = None
     """The file mapping that they lie in; None if they have memory of their own."""
-    member: str = NAME
+    member: str = WEIGHTS
     """The file that has them, for messages."""
 
     def release(self) -> None:
@@ -58,39 +41,24 @@ def read_weights(path: Path) -> Tensors:
     archive that a checkpoint does not have.
     """
     buffer, start, size, is_mapped = _load_member(path)
-    try:
+    with reading_zip(path):
         pickled, records = read_records(Window(buffer, start, size))
         storages = {key: (start + offset, length) for key, (offset, length) in records.items()}
         weights = TensorUnpickler(pickled, buffer, storages).load()
         tensors = _check_tensors(weights, size)
-    except Refusal as refusal:
-        raise refusal.of(path, NAME) from refusal
-    except BROKEN as error:
-        raise SetupError(f"{path}: {NAME}", "is broken", AGAIN) from error
     tensors.mapping = buffer if is_mapped else None
     return tensors
 
 
 def _load_member(path: Path) -> tuple[mmap.mmap, int, int, bool]:
     """Return a buffer that has the member, where in it the member starts, its size, and whether a file is mapped."""
-    if is_folder(path):
-        with opened_in_folder(path, NAME) as file:
-            size = os.fstat(file.fileno()).st_size
-            return map_file(file) if size else mmap.mmap(-1, 1), 0, size, size > 0
-    found = None
-    with opened(path) as file:
-        for member in members(path, file):  # to the last: members after the weights are checked too
-            if member.name != NAME:
-                continue
-            if is_gzipped(file):
-                buffer = mmap.mmap(-1, max(member.size, 1))
-                read_into(path, file, member, buffer)
-                found = buffer, 0, member.size, False
-            else:
-                found = map_file(file), member.offset, member.size, True
-    if found is None:
-        raise not_a_checkpoint(path, f"it has no {NAME}")
-    return found
+    with opened_weights(path) as (file, start, size):
+        if size and not is_gzipped(file):
+            return map_file(file), start, size, True
+        buffer = mmap.mmap(-1, max(size, 1))
+        if size:
+            read_into(path, file, Member(WEIGHTS, start, size), buffer)
+        return buffer, 0, size, False
 
 
 def map_file(file: BinaryIO) -> mmap.mmap:
@@ -106,7 +74,7 @@ def _check_tensors(weights: object, size: int) -> Tensors:
     return Tensors(weights)
 
 
-def check_weight(name: str, tensor: torch.Tensor, shape: Sequence[int | None], member: str = NAME) -> None:
+def check_weight(name: str, tensor: torch.Tensor, shape: Sequence[int | None], member: str = WEIGHTS) -> None:
     """Raise SetupError unless ``tensor`` has finite floats in this shape; None stands for any length.
 
     The sum is not finite if a number is not: one pass over pages that have to be read anyway.

@@ -143,7 +143,7 @@ def _key(document: dict[str, Any]) -> tuple:
 
 def _settings(document: dict[str, Any]) -> RunSettings:
     chunk_ms = document.get("chunk_ms")
-    optional = [document.get(name) for name in ("confidence", "boost_words", "language")]
+    optional = [document.get(name) for name in ("confidence", "boost_words", "language", "model_id")]
     texts = [document.get("dtype"), *(value for value in optional if value is not None)]
     is_chunk = chunk_ms is None or type(chunk_ms) is int
     if not (is_chunk and all(isinstance(text, str) for text in texts) and _is_path(document.get("model"))):

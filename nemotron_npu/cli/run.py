@@ -14,6 +14,7 @@ from ..boosting import digest, read_phrases
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.config_reader import read_config
 from ..checkpoint.hub import find_checkpoint, is_hub_id
+from ..checkpoint.identity import read_identity
 from ..cluster.connection import check_ray
 from ..errors import InputError, SetupError
 from ..formats import FORMATS
@@ -60,6 +61,7 @@ def run(options: Options, console: Console) -> int:
         boost_words=digest(phrases, search.boost_alpha),
         allow_hf32=options.model.allow_hf32,
         language=config.choose_language(options.model.language),
+        model_id=read_identity(checkpoint, config),
     )
     recordings, unusable = _find_recordings(options, console)
     _check_recordings(options, recordings)

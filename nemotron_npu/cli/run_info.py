@@ -23,6 +23,8 @@ class RunSettings:
     """Whether an NPU may compute float32 in HF32, and a GPU in TF32."""
     language: str | None = None
     """Prompt in use; None for a checkpoint without prompts."""
+    model_id: str | None = None
+    """Digits that name the model wherever its file lies, see ``checkpoint.identity``; None in records without."""
 
     @classmethod
     def of_document(cls, document: dict[str, Any]) -> RunSettings:
@@ -31,13 +33,17 @@ class RunSettings:
         Raises KeyError, TypeError or ValueError for a document without a valid path of a model.
         """
         model = os.path.realpath(document["model"])
-        names = ("chunk_ms", "dtype", "confidence", "boost_words", "language")
+        names = ("chunk_ms", "dtype", "confidence", "boost_words", "language", "model_id")
         values: dict[str, Any] = {name: document.get(name) for name in names}
         return cls(model=model, allow_hf32=bool(document.get("allow_hf32")), **values)
 
     def differences(self, other: RunSettings) -> list[tuple[str, Any, Any]]:
-        """Return (name, own value, other value) of each setting that differs; a linked model equals its target."""
+        """Return (name, own value, other value) of each setting that differs.
+
+        A model is compared by its id; where a record has none, by its path, and a link equals its target.
+        """
         own, others = self._comparable(), other._comparable()
+        del own["model" if self.model_id and other.model_id else "model_id"]
         return [(name, own[name], others[name]) for name in own if own[name] != others[name]]
 
     def _comparable(self) -> dict[str, Any]:
@@ -69,6 +75,7 @@ class RunInfo:
         settings = self.settings.as_dict()
         return {
             "model": settings.pop("model"),
+            "model_id": settings.pop("model_id"),
             "parameters": self.parameters,
             "engine": self.engine,
             "device": self.device,
