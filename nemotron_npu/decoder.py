@@ -142,10 +142,12 @@ class Decoder:
         self.prediction_projection = make_linear(
             joint("pred.weight", inner, self.width), joint("pred.bias", inner), dtype
         )
-        self.output = joint(f"joint_net.{output}.weight", None, inner).t(), joint(f"joint_net.{output}.bias", None)
+        weight, bias = joint(f"joint_net.{output}.weight", None, inner), joint(f"joint_net.{output}.bias", None)
+        self.output = make_linear(weight, bias, "plain" if dtype == "plain" else "float32")
+        self.inner = inner
         self.activation = ACTIVATIONS[config.joint.jointnet.activation.lower()]
-        self.blank = self.output[1].shape[0] - 1
-        if len(embedding) not in (self.blank, self.blank + 1) or len(self.output[1]) != self.output[0].shape[1]:
+        self.blank = len(bias) - 1
+        if len(embedding) not in (self.blank, self.blank + 1) or len(bias) != len(weight):
             raise SetupError("model_weights.ckpt", "decoder.prediction and joint have different vocabularies")
         if len(embedding) == self.blank:  # no blank_as_pad: the start symbol is a zero vector
             embedding = torch.cat([embedding, embedding.new_zeros(1, embedding.shape[1])])
@@ -165,7 +167,7 @@ class Decoder:
     def _start(self) -> DecoderState:
         """One slot at the start of a recording: the prediction network has the start symbol (blank) as input."""
         zeros = [self.symbols.new_zeros(1, self.width) for _ in self.layers]
-        state = DecoderState(zeros, list(zeros), self.symbols.new_zeros(1, self.output[0].shape[0]), None)
+        state = DecoderState(zeros, list(zeros), self.symbols.new_zeros(1, self.inner), None)
         self.advance(state, torch.tensor([self.blank], device=self.device))
         return state
 
@@ -202,7 +204,8 @@ class Decoder:
         host anyway, show it, unless an activation hides an infinity of the encoder's output.
         """
         slots, length, _ = frames.shape
-        if traits_of(frames.device).is_host and not math.isfinite(frames.sum()):
+        on_host = traits_of(frames.device).is_host
+        if on_host and not math.isfinite(frames.sum()):
             self._check(frames, state, counts)
         projected = self.encoder_projection(frames.reshape(slots * length, -1)).view(slots, length, -1)
         projected = F.pad(projected, (0, 0, 0, LOOKAHEAD))
@@ -211,14 +214,15 @@ class Decoder:
         cursors = [_Cursor(count) for count in counts]
         while any(cursor.left > 0 for cursor in cursors):
             if slots == 1:
-                ahead = projected[0, cursors[0].frame : cursors[0].frame + LOOKAHEAD]
+                rows = min(LOOKAHEAD, cursors[0].left) if on_host else LOOKAHEAD  # a device wants static shapes
+                ahead = projected[0, cursors[0].frame : cursors[0].frame + rows]
                 predicted = state.predicted
             else:
                 at = torch.tensor([cursor.frame for cursor in cursors], device=self.device)[:, None] + window
                 ahead = projected[slot_index, at].view(slots * LOOKAHEAD, -1)
                 predicted = state.predicted.repeat_interleave(LOOKAHEAD, 0)
-            logits = torch.addmm(self.output[1], self.activation(ahead + predicted), self.output[0])
-            found = self._choose(logits.view(slots, LOOKAHEAD, -1), state).tolist()  # the only synchronization
+            logits = self.output(self.activation(ahead + predicted))
+            found = self._choose(logits.view(slots, -1, self.blank + 1), state).tolist()  # the only synchronization
             chosen = [self._emit(slot, cursors[slot], [rows[slot] for rows in found], state) for slot in range(slots)]
             if any(token != self.blank for token in chosen):
                 self.advance(state, torch.tensor(chosen, device=self.device), chosen)

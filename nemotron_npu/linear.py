@@ -33,6 +33,8 @@ from .dtypes import check_dtype, has_fbgemm, has_tiles, has_vnni, packs_weights
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
 
 
+PIECE = 1 << 18  # weights that are quantized together: they stay in the cache meanwhile
+
 QUANTIZED_TENSOR = "_make_per_channel_quantized_tensor"  # torch has no public name for it
 
 
@@ -125,7 +127,8 @@ class QuantizedLinear:
     PAIR = 128  # the largest sum of two neighboring weights of one sign: 128 * 255 < 2**15
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, floor: float | None) -> None:
-        quantized, scales = quantize(weight * scale, None if has_vnni() else self.PAIR)
+        quantized, scales = quantize(weight, None if has_vnni() else self.PAIR)
+        scales *= scale
         self.elements = quantized.numel()
         self.bytes = quantized.nbytes
         self.floor = floor
@@ -208,17 +211,30 @@ def quantize(weight: torch.Tensor, pair: int | None) -> tuple[torch.Tensor, torc
 
     Two neighboring weights of one sign, columns 2 i and 2 i + 1, add up to at most ``pair``, if it is given.
     """
-    scales = torch.maximum(weight.amax(1), -weight.amin(1)) / 127
-    if pair:
-        scales = torch.maximum(scales, largest_pair(weight) / (pair - 1))  # each of the two may be rounded up by 0.5
-    scales.clamp_(min=1e-12)
-    return (weight * (1 / scales)[:, None]).round_().to(torch.int8), scales
+    quantized = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight))
+    rows = max(1, PIECE // weight.shape[1])
+    scratch = torch.empty(rows, weight.shape[1])  # one for all pieces: touching new memory would take longer
+    for part, levels, scale in zip(weight.split(rows), quantized.split(rows), scales.split(rows), strict=True):
+        if pair:
+            torch.div(largest_pair(part), pair - 1, out=scale)  # each of the two may be rounded up by 0.5
+        else:
+            torch.div(torch.maximum(part.amax(1), -part.amin(1)), 127, out=scale)
+        scale.clamp_(min=1e-12)
+        levels.copy_(torch.mul(part, (1 / scale)[:, None], out=scratch[: len(part)]).round_())
+    return quantized, scales
 
 
 def largest_pair(weight: torch.Tensor) -> torch.Tensor:
-    """Return the largest magnitude of a sum of two neighboring weights of one sign: [out, in] -> [out]."""
-    pairs = F.pad(weight, (0, weight.shape[1] % 2)).unflatten(1, (-1, 2))
-    return torch.maximum(pairs.clamp(min=0).sum(2).amax(1), -pairs.clamp(max=0).sum(2).amin(1))
+    """Return the largest magnitude of a weight, or of a sum of two neighboring weights of one sign: [out, in] -> [out].
+
+    A sum of two signs is smaller than one of its weights: it needs no exception.
+    """
+    if weight.shape[1] % 2:
+        weight = F.pad(weight, (0, 1))
+    sums = weight[:, ::2] + weight[:, 1::2]
+    alone, pairs = (torch.maximum(x.amax(1), -x.amin(1)) for x in (weight, sums))
+    return torch.maximum(alone, pairs)
 
 
 AnyLinear = Linear | PackedLinear | QuantizedLinear

@@ -71,7 +71,7 @@ def test_a_wrong_weight_fails_its_stage_alone(compare_fault, part, stage):
     elif part == "layers":
         wrong.encoder.layers[3].norm_out[0].mul_(1.02)
     else:
-        wrong.decoder.output[1].add_(torch.linspace(0, 2, len(wrong.decoder.output[1])))
+        wrong.decoder.output.bias.add_(torch.linspace(0, 2, len(wrong.decoder.output.bias)))
     precision = compare_fault(candidate=wrong)
     assert precision.failures[0].stage == stage
     alone = {name for name, t in precision.totals["recording"].alone.tallies.items() if t.exceeds}

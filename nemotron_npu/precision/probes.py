@@ -177,7 +177,7 @@ class NativeProbe:
         pred = decoder.prediction_projection(predicted.to(decoder.device))
         for f, u in zip(_split(frames), _split(symbols), strict=True):
             hidden = decoder.activation(enc[f.to(decoder.device)] + pred[u.to(decoder.device)])
-            logits = torch.addmm(decoder.output[1], hidden, decoder.output[0])
+            logits = decoder.output(hidden)
             yield logits.float().cpu().double().log_softmax(-1)
 
     def transcribe(self, waveform: np.ndarray, block_samples: int | None, encoded: torch.Tensor) -> Transcript:
