@@ -55,9 +55,7 @@ def test_another_config_tokenizer_or_weight_has_another(tiny, tmp_path):
     paths = [
         tiny,
         edited(tiny, tmp_path / "config.nemo", lambda config: config["decoding"]["greedy"].update(max_symbols=9)),
-        repack(
-            tiny, tmp_path / "tokenizer.nemo", replaced={"tokenizer.model": tokenizer[:-1] + bytes([tokenizer[-1] ^ 1])}
-        ),
+        repack(tiny, tmp_path / "tokenizer.nemo", replaced={"tokenizer.model": broken}),
         with_one_weight_more(tiny, tmp_path / "weight.nemo"),
     ]
     assert len({identity_of(path) for path in paths}) == 4
