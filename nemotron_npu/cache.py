@@ -6,6 +6,7 @@ for any number of slots.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,26 @@ class RollingCache:
     def kept(self) -> torch.Tensor:
         """The kept rows of all layers, [layers, keep, slots, width]."""
         return self.rows[:, self.end - self.keep : self.end]
+
+    def with_slots(self, slots: int) -> RollingCache:
+        """Return a cache of fewer slots in the memory of this one; its rows are undefined."""
+        layers, length, _, width = self.rows.shape
+        other = copy.copy(self)
+        other.rows = self.rows.flatten()[: layers * length * slots * width].view(layers, length, slots, width)
+        return other
+
+    def gather(self, others: list[RollingCache]) -> None:
+        """Keep the rows that ``others``, of one slot each, keep: one in each of the first slots, 0 in the rest."""
+        self.end = self.keep
+        torch.cat([other.kept for other in others], 2, out=self.kept[:, :, : len(others)])
+        self.kept[:, :, len(others) :] = 0
+
+    def append(self, other: RollingCache, slot: int, count: int) -> None:
+        """Add, to the one slot of this cache, the last ``count`` rows that a slot of another keeps."""
+        new = min(count, self.keep)
+        self.reserve(new)
+        self.rows[:, self.end : self.end + new] = other.kept[:, self.keep - new :, slot : slot + 1]
+        self.advance(new)
 
     def reserve(self, count: int) -> None:
         """Make room for ``count`` new rows."""
@@ -138,6 +159,30 @@ class EncoderState:
         for cache in (self.attention, self.convolution):
             cache.retreat(count)
         self.position = [position - count for position in self.position]
+
+    def with_slots(self, slots: int) -> EncoderState:
+        """Return a state of fewer slots in the memory of this one, to ``gather`` in."""
+        caches = self.attention.with_slots(slots), self.convolution.with_slots(slots)
+        return EncoderState([rows[:slots] for rows in self.stages], *caches, self.right)
+
+    @torch.inference_mode()
+    def gather(self, others: list[EncoderState]) -> None:
+        """Copy states of one slot each into the first slots; a fixed number of operators, whatever their number."""
+        count = len(others)
+        for index, rows in enumerate(self.kept_rows):
+            torch.cat([other.kept_rows[index] for other in others], out=rows[:count])
+        self.attention.gather([other.attention for other in others])
+        self.convolution.gather([other.convolution for other in others])
+        self.position = [other.position[0] for other in others] + [0] * (len(self.position) - count)
+
+    @torch.inference_mode()
+    def append(self, other: EncoderState, slot: int, count: int) -> None:
+        """Advance this state of one slot by the ``count`` frames that a slot of another has just advanced by."""
+        for rows, others in zip(self.kept_rows, other.kept_rows, strict=True):
+            rows[0] = others[slot]
+        self.attention.append(other.attention, slot, count)
+        self.convolution.append(other.convolution, slot, count)
+        self.position[0] += count
 
     @torch.inference_mode()
     def take(self, other: EncoderState, slots: list[int]) -> None:

@@ -105,6 +105,26 @@ class DecoderState:
         self.boosted: list[Node] = [boosting.root] * len(predicted) if boosting else []
         """Each slot's node of the tree; empty without phrases."""
 
+    @classmethod
+    @torch.inference_mode()
+    def join(cls, states: list[DecoderState]) -> DecoderState:
+        """Return the recordings of several states in the slots of one; their boosting must be the same."""
+        layers = range(len(states[0].hidden))
+        hidden = [torch.cat([state.hidden[layer] for state in states]) for layer in layers]
+        cell = [torch.cat([state.cell[layer] for state in states]) for layer in layers]
+        joined = cls(hidden, cell, torch.cat([state.predicted for state in states]), states[0].boosting)
+        joined.position = [position for state in states for position in state.position]
+        joined.boosted = [node for state in states for node in state.boosted]
+        return joined
+
+    def part(self, slot: int) -> DecoderState:
+        """Return the recording in one slot as a state of its own."""
+        rows = slice(slot, slot + 1)
+        hidden, cell = ([tensor[rows] for tensor in tensors] for tensors in (self.hidden, self.cell))
+        state = DecoderState(hidden, cell, self.predicted[rows], self.boosting)
+        state.position, state.boosted = self.position[rows], self.boosted[rows]
+        return state
+
     @torch.inference_mode()
     def take(self, other: DecoderState, slots: list[int]) -> None:
         """Copy the recordings in these slots of another state, one into each slot of this one."""

@@ -18,6 +18,7 @@ from .errors import SetupError, Unsupported, first_line, one_line
 from .host import signals
 from .host.packages import can_import, install_command, offer_mock
 from .model import DEFAULTS, Model, check_fit, to_device
+from .pool import Pool
 from .streaming import Stream
 from .transcript import Transcript
 
@@ -77,9 +78,17 @@ class Recognizer(Model):
 
         Raises SetupError for a checkpoint that attends to whole recordings.
         """
+        self._check_streams()
+        return Stream(self)
+
+    def pool(self, max_streams: int) -> Pool:
+        """Return a pool of up to ``max_streams`` live streams that step together.  Raises SetupError as ``stream``."""
+        self._check_streams()
+        return Pool(self, max_streams)
+
+    def _check_streams(self) -> None:
         if not self.encoder.streams:
             raise SetupError("live stream", "this checkpoint attends to the whole recording", "transcribe files")
-        return Stream(self)
 
 
 def load_recognizer(

@@ -105,6 +105,10 @@ class Stream:
         if samples.ndim != 1:
             raise ValueError(f"samples have shape {list(samples.shape)}: expected one channel, [samples]")
         self.rows.add(self.features.feed(torch.from_numpy(samples)))
+        self._advance()
+
+    def _advance(self) -> None:
+        """Transcribe the chunks that are complete."""
         while self.rows.ready >= self.chunk:
             chunks = self.rows.ready // self.chunk
             self._step(min(chunks * self.chunk, self.block))
@@ -112,11 +116,15 @@ class Stream:
     def finish(self) -> Transcript:
         """Transcribe the rest: the audio has ended.  Returns the final transcript."""
         if not self.rows.ended:
-            self.rows.add(self.features.finish())
-            self.rows.ended = True
+            self._end()
             if self.rows.ready:
                 self._step(self.chunk)
         return self.transcript()
+
+    def _end(self) -> None:
+        """Add the last features."""
+        self.rows.add(self.features.finish())
+        self.rows.ended = True
 
     def transcript(self) -> Transcript:
         """Return the transcript so far."""
