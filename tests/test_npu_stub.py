@@ -3,16 +3,21 @@
 The wheel of torch_npu that belongs to the installed torch is downloaded once, see ``npu_stub/build.py``.
 """
 
+import collections
 import json
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
+from checkpoints import FULL_SIZE, make_random_checkpoint
 from npu_stub import build
+from npu_stub.kernels import kernels
 from support import CLIP, CLIP_WORDS, ROOT, make_once, run_process
 
 RUNS = {
+    "doctor": ["--doctor"],  # first: it forks, and NPUs cannot be used on both sides of a fork
     "demo": [],
     "stream": [CLIP, "--stream"],
     "batch of 3": [CLIP, CLIP, CLIP, "--batch_size", 3],
@@ -20,16 +25,24 @@ RUNS = {
     "bfloat16": ["--dtype", "bfloat16"],
     "float16": ["--dtype", "float16"],
     "graph": [CLIP, "--stream", "--chunk_ms", 160, "--graph", "on"],
+    "boosting": ["--boost_words", "words.txt", "--boost_alpha", 8, "--decoder_device", "npu:0"],
+    "tiny": [CLIP, "--model_path", "tiny.nemo"],
+    "full width": [CLIP, "--model_path", "wide.nemo", "--stream"],
+    "precision": ["--precision_compare"],
 }
-WORDS = dict.fromkeys(RUNS, [CLIP_WORDS])
+REPORTS = {"doctor", "precision"}
+TRANSCRIPTS = [name for name in RUNS if name not in REPORTS]
+WORDS = dict.fromkeys(TRANSCRIPTS, [CLIP_WORDS])
 WORDS["batch of 3"] = [f"{CLIP}: {CLIP_WORDS}"] * 3
+ON_CPU = ["boosting", "tiny", "full width"]
+"""Runs whose words are those of the same run on the CPU."""
 DEVICE_TO_HOST = {"aten._to_copy.default", "aten.copy_.default", "aten._local_scalar_dense.default"}
 """Operators that may copy to the host; one that falls back to the CPU copies its inputs."""
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The results of ``over_stub.py`` by the names in ``RUNS``, made once in one process."""
+def runs(tmp_path_factory, tiny):
+    """The results of ``over_stub.py`` by the names in ``RUNS``, and of some on the CPU, made once in one process."""
     try:
         problem = build.missing()
         environment = None if problem else build.environment()
@@ -38,15 +51,20 @@ def runs(tmp_path_factory):
     if problem:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(problem)
 
+    lines = {name: ["--device", "npu:0", *map(str, args)] for name, args in RUNS.items()}
+    lines |= {f"{name} on the CPU": [arg.replace("npu:0", "cpu") for arg in lines[name]] for name in ON_CPU}
+
     def make(folder):
-        args = [["--device", "npu:0", *map(str, args)] for args in RUNS.values()]
-        (folder / "runs.json").write_text(json.dumps([{"args": each} for each in args]))
-        command = [ROOT / "tests" / "npu_stub" / "over_stub.py", folder / "runs.json", folder / "out.json"]
-        result = run_process(*command, env=environment)
+        (folder / "words.txt").write_text("three two\n")
+        shutil.copy(tiny, folder / "tiny.nemo")
+        make_random_checkpoint(folder / "wide.nemo", {**FULL_SIZE, "layers": 1})
+        (folder / "runs.json").write_text(json.dumps([{"args": each} for each in lines.values()]))
+        command = [ROOT / "tests" / "npu_stub" / "over_stub.py", "runs.json", "out.json"]
+        result = run_process(*command, env=environment, cwd=folder)
         assert result.returncode == 0, result.stdout + result.stderr
 
     folder = make_once(tmp_path_factory, "npu_stub", make)
-    return dict(zip(RUNS, json.loads((folder / "out.json").read_text()), strict=True))
+    return dict(zip(lines, json.loads((folder / "out.json").read_text()), strict=True))
 
 
 def launches(run):
@@ -57,15 +75,34 @@ def launches(run):
                 yield phase, operator, line, count
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", TRANSCRIPTS)
 def test_words_are_right_and_alone_on_stdout(runs, name):
     """Each run ends well, and its stdout has the words and nothing of torch_npu's own."""
     run = runs[name]
     assert run["code"] == 0, run["stderr"]
-    assert run["stdout"].splitlines() == WORDS[name], run["stderr"]
+    wanted = runs.get(f"{name} on the CPU")
+    assert run["stdout"].splitlines() == (wanted["stdout"].splitlines() if wanted else WORDS[name]), run["stderr"]
 
 
-@pytest.mark.parametrize("name", RUNS)
+def test_doctor_finds_torch_npu_and_misses_the_rest(runs):
+    """--doctor warns of what the stub is without, and of nothing else; the NPU's tokens are the CPU's."""
+    run = runs["doctor"]
+    assert run["code"] == 1, run["stdout"] + run["stderr"]
+    assert f"{build.torch_npu_version()}, for torch" in run["stdout"] and "8 tokens equal" in run["stdout"]
+    found = dict(re.findall(r"^(?:warning|PROBLEM)  (\S+) +(.*)", run["stdout"], re.MULTILINE))
+    assert set(found) - {"triton"} == {"CANN", "driver", "NPUs"}, run["stdout"]
+
+
+def test_precision_compare_passes_and_reports_alone(runs):
+    """--precision_compare passes with all tokens equal; torch_npu's warnings are not in its table."""
+    run = runs["precision"]
+    assert run["code"] == 0, run["stdout"] + run["stderr"]
+    assert len(re.findall(r"^  Verdict +PASSED", run["stdout"], re.MULTILINE)) == 2
+    assert re.search(r"^  tokens +8 of 8 equal", run["stdout"], re.MULTILINE)
+    assert "arning" not in run["stdout"]
+
+
+@pytest.mark.parametrize("name", [*TRANSCRIPTS, "precision"])
 def test_operators_are_native_kernels_without_float64(runs, name):
     """No operator falls back to the CPU, takes the legacy interface, or has a tensor of float64."""
     found = list(launches(runs[name]))
@@ -88,14 +125,39 @@ def test_graph_is_captured_and_replayed(runs):
 @pytest.mark.parametrize(
     "name, phase, most",
     [
-        ("stream", "steady step of 14 frames, 1 slots", 145),
-        ("graph", "steady step of 2 frames, 1 slots", 148),
-        ("demo", "step of 112 frames, 1 slots", 165),
-        ("bfloat16", "step of 112 frames, 1 slots", 167),
+        ("full width", "steady step of 14 frames, 1 slots", (41, 77)),
+        ("stream", "steady step of 14 frames, 1 slots", (145, 255)),
+        ("graph", "steady step of 2 frames, 1 slots", (148, 259)),
+        ("demo", "step of 112 frames, 1 slots", (165, 293)),
+        ("bfloat16", "step of 112 frames, 1 slots", (167, 295)),
     ],
 )
 def test_step_launches_no_more_than_before(runs, name, phase, most):
-    """A step of the encoder launches as few operators as it did; fewer are to be written here."""
-    step = runs[name]["steps"][phase]
-    found = sum(count for at, _, line, count in launches(runs[name]) if at == phase and line.startswith("LAUNCH"))
-    assert found / step["calls"] == most
+    """A step of the encoder launches no more calls, and no more kernels, than written here: write what it does."""
+    found = collections.Counter()
+    for at, _, line, count in launches(runs[name]):
+        if at == phase and line.startswith("LAUNCH"):
+            found.update(calls=count, kernels=count * len(kernels(line)))
+    steps = runs[name]["steps"][phase]["calls"]
+    assert (found["calls"] / steps, found["kernels"] / steps) == most
+
+
+@pytest.mark.parametrize(
+    "line, wanted",
+    [
+        ("aclnnMm f32[14,3072]+430080 f32[1024,3072](1,1024) f32[14,1024]", ["MatMul"]),
+        ("aclnnAddmm f32[2,8] f32[8,8] f32[2,8] f32[8]", ["MatMul"]),
+        ("aclnnAddmm f32[2,8] f32[8,8] f32[2,8] f32[2,8]", ["MatMul", "Axpy"]),
+        ("aclnnBatchMatMul f32[8,14,97] f32[8,128,97](41600,325,1)+114 f32[8,14,128](128,1024,1)+14336",
+         ["Transpose", "Slice", "MatMul"]),
+        ("aclnnBaddbmm f32[8,14,84] f32[8,128,84](384,1,3072)+215168 f32[8,14,128](128,1024,1) "
+         "f32[8,14,84](1358,96,1)+13", ["AsStrided", "Muls", "Transpose", "Slice", "Transpose", "MatMul", "Axpy"]),
+        ("aclnnGlu f32[14,1024]+8192 f32[14,2048]", ["SplitV", "Sigmoid", "Mul"]),
+        ("aclnnInplaceCopy f32[14,8,128](128,1792,1) f32[14,8,128]", ["Transpose"]),
+        ("aclnnInplaceCopy f32[1,8,1,1024]+14336 f32[1,8,1,1024]", ["TensorMove"]),
+        ("aclnnInplaceZero f32[32,39,11](1232,11,1)+803", ["InplaceZero", "ViewCopy"]),
+    ],
+)  # fmt: skip
+def test_kernels_follow_the_rules_of_cann(line, wanted):
+    """Strided inputs are copied first, and what a kernel cannot do by itself is another one."""
+    assert kernels(f"LAUNCH {line}") == wanted
