@@ -13,7 +13,16 @@ import numpy as np
 import soundfile
 import soxr
 
-from .containers import UNKNOWN_FRAMES, AudioFile, AudioInfo, ForeignFormat, library_reason, open_audio, open_regular
+from .containers import (
+    UNKNOWN_FRAMES,
+    AudioFile,
+    AudioInfo,
+    ForeignFormat,
+    file_version,
+    library_reason,
+    open_audio,
+    open_regular,
+)
 from .errors import InputError
 from .media import Media, open_media
 
@@ -204,7 +213,8 @@ def _open_foreign(path: str, reason: ForeignFormat, *, probe: bool = False) -> I
 def _info(file: AudioFile) -> AudioInfo:
     sound = file.sound
     seconds = sound.frames / sound.samplerate if sound.frames < UNKNOWN_FRAMES else None
-    return AudioInfo(sound.samplerate, sound.channels, sound.format, seconds, file.remark)
+    version = file_version(file.descriptor)
+    return AudioInfo(sound.samplerate, sound.channels, sound.format, seconds, file.remark, version)
 
 
 def _seekable_frames(file: AudioFile, offset: float) -> int:

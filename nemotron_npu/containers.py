@@ -44,6 +44,10 @@ MAGIC = {  # first bytes -> container, for all but wav
 ARCHIVES = {"gzip", "zip"}
 
 
+FileVersion = tuple[int, int]
+"""Size in bytes, and time of the last change in nanoseconds since 1970."""
+
+
 class ForeignFormat(InputError):
     """libsndfile does not read this file."""
 
@@ -61,6 +65,8 @@ class AudioInfo:
     """Length of the whole file; None where the header does not state it."""
     remark: str | None = None
     """What is odd about the header, though the audio can be read."""
+    version: FileVersion | None = None
+    """Of the file that was opened."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,12 @@ def open_regular(path: str) -> int:
         raise InputError(path, error.strerror or str(error)) from error
     except ValueError as error:  # NUL, or half of a surrogate pair: manifests can have them
         raise InputError(path, "not a valid file name") from error
+
+
+def file_version(descriptor: int) -> FileVersion:
+    """Return size and time of an open file: another version of it differs in them."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 def identify(start: bytes) -> str | None:

@@ -19,7 +19,7 @@ from typing import IO
 
 import numpy as np
 
-from .containers import AudioInfo, ForeignFormat
+from .containers import AudioInfo, FileVersion, ForeignFormat, file_version
 from .errors import InputError, shown
 from .media_pipe import BLOCK, MAX_CHANNELS, NOT_RECOGNIZED
 
@@ -33,10 +33,11 @@ INSTALL_HINT = "pip install av, or convert it: ffmpeg -i FILE FILE.wav"
 class Media:
     """A running decoder.  Take ``info`` first, then the ``blocks``."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, max_silence: float | None) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], name: str, version: FileVersion | None) -> None:
         self.process = process
         self.name = name
-        self.max_silence = max_silence
+        self.version = version
+        """Of the file; None for a stream, which may be silent for any time."""
         self.seconds = 0.0
         """Decoded so far."""
 
@@ -49,7 +50,9 @@ class Media:
             if len(line) > MAX_HEADER_BYTES or not line:
                 raise InputError(self.name, "unsupported audio: its decoder is confused")
         fields = json.loads(line)
-        return AudioInfo(fields["sample_rate"], fields["channels"], _format_name(fields, self.name), fields["seconds"])
+        format_name = _format_name(fields, self.name)
+        rate, channels, seconds = (fields[name] for name in ("sample_rate", "channels", "seconds"))
+        return AudioInfo(rate, channels, format_name, seconds, version=self.version)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield rate (Hz) and samples, float32 [samples, channels], of each decoded frame.  Raises InputError."""
@@ -66,9 +69,9 @@ class Media:
         data = bytearray()
         output = _pipe(self.process.stdout)
         while len(data) < count:
-            if self.max_silence and not select.select([output], [], [], self.max_silence)[0]:
+            if self.version and not select.select([output], [], [], MAX_SILENCE)[0]:
                 self.process.kill()
-                raise InputError(self.name, f"its decoder gave nothing for {self.max_silence:g} s")
+                raise InputError(self.name, f"its decoder gave nothing for {MAX_SILENCE:g} s")
             part = os.read(output.fileno(), count - len(data))
             if not part:
                 self._check_end(complete=not data)
@@ -114,7 +117,7 @@ def open_media(source: int, name: str, track: int = 1, *, probe: bool = False) -
     )
     with process:
         try:
-            yield Media(process, name, None if is_pipe else MAX_SILENCE)
+            yield Media(process, name, None if is_pipe else file_version(source))
         finally:
             process.kill()
 

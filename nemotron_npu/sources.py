@@ -59,11 +59,6 @@ class Recording:
         return f"{name} [from {self.offset:g} s]" if self.offset else name
 
     @property
-    def key(self) -> tuple:
-        """What identifies the same recording in another run."""
-        return os.path.abspath(self.path), self.offset, self.length
-
-    @property
     def reference(self) -> str | None:
         """The reference text, if the manifest has one."""
         text = (self.fields or {}).get("text")

@@ -10,27 +10,24 @@ record says is checked.
 from __future__ import annotations
 
 import errno
-import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, SetupError, one_line, shown
+from ..errors import InputError, SetupError
 from ..formats import FORMATS, Result, encode, to_text
 from ..host.files import Folder
 from ..sources import Recording
 from ..transcript import Transcript
+from .identity import source_of
 from .output_names import name_outputs
-from .record import BACKUP, CUT_SHORT, RECORD, Entry, Fault, Line, LineFile, keep_lines, read_record, sort_lines
+from .record import BACKUP, RECORD, Line, LineFile, sort_lines
+from .resume import Resumption
 from .run_info import RunSettings
 
 ERRORS_OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL}
 """Errors of one file; any other would affect all results."""
-MAX_FAULTS_SHOWN = 10
-DROPPED = "dropped; a recording without a valid line is transcribed again"
 
 
 class OutputFolder:
@@ -97,7 +94,8 @@ class OutputFolder:
         self.recordings = recordings
         name_outputs(recordings, set())  # the same names as in a run without interruption
         if self.resume:
-            self._resume(recordings)
+            resumed = Resumption(self._folder, self.path, self._file_formats).run(recordings, self.settings)
+            self.done, self._lines, self.remarks = resumed.done, resumed.lines, resumed.remarks
         else:
             self._replace_record()
         self._record = LineFile(self._folder, RECORD)
@@ -118,58 +116,6 @@ class OutputFolder:
             remark = f"restarted, the earlier record is now {BACKUP} (--resume continues it instead)"
             self.remarks.append(f"--output_dir {self.path}: {remark}")
 
-    def _resume(self, recordings: list[Recording]) -> None:
-        """Take over the recordings that the record lists and whose files exist."""
-        try:
-            with self._folder.read(RECORD) as record:
-                entries, faults = read_record(record)
-                others_name = os.fstat(record.fileno()).st_nlink > 1  # a hard link: lines would appear there too
-        except FileNotFoundError:
-            return
-        for entry in entries:
-            self._check_settings(entry)
-        self._report(faults)
-        waiting: dict[tuple, list[Entry]] = defaultdict(list)
-        for entry in entries:
-            waiting[entry.key].append(entry)
-        found: dict[int, Entry] = {}
-        incomplete: set[Entry] = set()
-        new: list[Recording] = []
-        for index, recording in enumerate(recordings):
-            if not waiting[recording.key]:
-                new.append(recording)
-                continue
-            entry = waiting[recording.key].pop(0)
-            recording.output = entry.output
-            files = (f"{recording.output}.{name}" for name in self._file_formats)
-            if self._folder.has(files, with_content=bool(entry.text)):
-                self.done[index] = (entry.text, entry.duration)
-                found[index] = entry
-            else:
-                incomplete.add(entry)
-        recorded = {entry.output for entry in entries}
-        clashing = [recording for recording in new if recording.output in recorded]  # the inputs have changed
-        name_outputs(clashing, recorded | {recording.output for recording in recordings})
-        kept = [entry for entry in entries if entry not in incomplete]
-        if incomplete or faults or others_name:
-            keep_lines(self._folder, [entry.line for entry in kept])
-        offsets = dict(zip(kept, accumulate((entry.line.size for entry in kept), initial=0), strict=False))
-        self._lines = {index: Line(offsets[entry], entry.line.size) for index, entry in found.items()}
-
-    def _report(self, faults: list[Fault]) -> None:
-        """Name the lines of the record that are dropped, but for the end that a kill has cut off."""
-        faults = [fault for fault in faults if fault.problem != CUT_SHORT]
-        subject = f"{self.path / RECORD}"
-        for fault in faults[:MAX_FAULTS_SHOWN]:
-            self.remarks.append(one_line(f"{subject}, line {fault.number}", fault.problem, DROPPED))
-        if len(faults) > MAX_FAULTS_SHOWN:
-            self.remarks.append(one_line(subject, f"{len(faults) - MAX_FAULTS_SHOWN} more lines are not valid"))
-
-    def _check_settings(self, entry: Entry) -> None:
-        for name, theirs, own in entry.settings.differences(self.settings):
-            problem = f"the results in {self.path} were made with {name} {shown(theirs or 'none')}, this run has"
-            raise SetupError("--resume", f"{problem} {own or 'none'}", "choose another --output_dir")
-
     def write(self, index: int, transcript: Transcript, document: dict[str, Any]) -> None:
         """Write the results of one recording; ``document`` is the result in JSON.
 
@@ -187,7 +133,10 @@ class OutputFolder:
             self.done[index] = (to_text(transcript), transcript.duration)
             for name, collected in self._collecting.items():
                 appended[name] = collected.append(FORMATS[name].render(result))
-            result = replace(result, document={**document, "output": recording.output})
+            own: dict[str, Any] = {"output": recording.output}
+            if source := source_of(recording):
+                own["source"] = source.as_dict()
+            result = replace(result, document={**document, **own})
             assert self._record is not None, "begin() comes first"
             self._lines[index] = self._record.append(FORMATS["jsonl"].render(result))
         except OSError as error:

@@ -11,13 +11,17 @@ from typing import Any, BinaryIO, NamedTuple, TypeGuard
 from ..formats import encode
 from ..host.files import Folder
 from ..sources import MAX_PATH, is_seconds, stem
+from .identity import Source, key_of
 from .run_info import RunSettings
+from .scores import reference_digest
 
 RECORD = "results.jsonl"
 BACKUP = f"{RECORD}~"  # the record of an earlier run that was not resumed
 MAX_LINE = 1 << 26  # bytes; a recording of 24 hours takes about 60 MB
 CUT_SHORT = "is cut short"
 MAX_NAME = 255  # bytes
+OPTIONAL_SETTINGS = ("confidence", "boost_words", "language", "model_id", "engine", "requested_engine")
+SOURCE = ("path", "size", "modified", "sha256")
 
 
 class Line(NamedTuple):
@@ -32,10 +36,14 @@ class Entry:
     """A line of the record of an earlier run."""
 
     key: tuple
-    """See ``Recording.key``."""
+    """See ``identity.key_of``."""
+    source: Source | None
+    """None in records of earlier versions."""
     output: str
     text: str
     duration: float
+    reference: str
+    """See ``scores.reference_digest``."""
     settings: RunSettings
     line: Line
 
@@ -117,7 +125,8 @@ def _entry(data: bytes, line: Line) -> Entry:
         raise ValueError("is not JSON") from None
     if not isinstance(document, dict):
         raise ValueError("is not a result")
-    key = _key(document)
+    source = _source(document)
+    key = _key(document, source)
     output, text, duration = (document.get(name) for name in ("output", "text", "duration"))
     if not (_is_path(output) and _stays_inside(output)):
         raise ValueError("its output is not a name in this folder")
@@ -125,11 +134,26 @@ def _entry(data: bytes, line: Line) -> Entry:
         raise ValueError("its output is not named after its audio")
     if not isinstance(text, str) or duration is None or not is_seconds(duration):
         raise ValueError("its text or duration is not valid")
-    return Entry(key, output, text, duration, _settings(document), line)
+    try:
+        reference = reference_digest(document.get("manifest"), document.get("reference"))
+    except RecursionError:
+        raise ValueError("its manifest is nested too deep") from None
+    return Entry(key, source, output, text, duration, reference, _settings(document), line)
 
 
-def _key(document: dict[str, Any]) -> tuple:
-    """Return ``Recording.key`` of a document.  Raises ValueError."""
+def _source(document: dict[str, Any]) -> Source | None:
+    """Return the file of a document; None for those of earlier versions.  Raises ValueError."""
+    fields = document.get("source")
+    if fields is None:
+        return None
+    path, size, modified, digest = (fields.get(name) for name in SOURCE) if isinstance(fields, dict) else [None] * 4
+    if not (_is_path(path) and type(size) is int and type(modified) is int and isinstance(digest, str | None)):
+        raise ValueError("its source is not valid")
+    return Source(path, size, modified, digest)
+
+
+def _key(document: dict[str, Any], source: Source | None) -> tuple:
+    """Return ``identity.key_of`` of a document.  Raises ValueError."""
     audio, offset, manifest = (document.get(name) for name in ("audio", "offset", "manifest"))
     if not _is_path(audio):
         raise ValueError("its audio is not a path")
@@ -138,12 +162,12 @@ def _key(document: dict[str, Any]) -> tuple:
     length = (manifest or {}).get("duration")
     if not (is_seconds(offset) and is_seconds(length)):
         raise ValueError("its offset or duration is not a number of seconds")
-    return os.path.abspath(audio), offset or 0.0, length or None
+    return key_of(source.path if source else audio, offset, length)
 
 
 def _settings(document: dict[str, Any]) -> RunSettings:
     chunk_ms = document.get("chunk_ms")
-    optional = [document.get(name) for name in ("confidence", "boost_words", "language", "model_id")]
+    optional = [document.get(name) for name in OPTIONAL_SETTINGS]
     texts = [document.get("dtype"), *(value for value in optional if value is not None)]
     is_chunk = chunk_ms is None or type(chunk_ms) is int
     if not (is_chunk and all(isinstance(text, str) for text in texts) and _is_path(document.get("model"))):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InputError, ModelError
-from ..evaluation.wer import score
 from ..formats import to_document, to_text
 from ..sources import Recording
 from ..transcript import Transcript
 from .output_folder import OutputFolder
 from .printer import Printer
+from .scores import reference_fields
 
 EARLY_CHECKS = 1000  # recordings whose headers are read before the model is loaded
 
@@ -89,9 +89,7 @@ class Results:
         if recording.info and recording.info.remark:
             self.console.notify(f"{recording.name}: {recording.info.remark}")
         fields = {**recording.document_fields(), **fields}
-        if recording.reference is not None:
-            errors = score(recording.name, recording.reference, transcript.text, transcript.duration)
-            fields |= {"reference": recording.reference, "errors": errors.as_dict()}
+        fields |= reference_fields(recording, transcript.text, transcript.duration)
         document = to_document(transcript, **fields)
         if self.folder:
             self.folder.write(index, transcript, document)

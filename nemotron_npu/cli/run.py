@@ -61,6 +61,7 @@ def run(options: Options, console: Console) -> int:
         boost_words=digest(phrases, search.boost_alpha),
         allow_hf32=options.model.allow_hf32,
         language=config.choose_language(options.model.language),
+        engine=options.model.engine,
         model_id=read_identity(checkpoint, config),
     )
     recordings, unusable = _find_recordings(options, console)

@@ -23,6 +23,8 @@ class RunSettings:
     """Whether an NPU may compute float32 in HF32, and a GPU in TF32."""
     language: str | None = None
     """Prompt in use; None for a checkpoint without prompts."""
+    engine: str | None = None
+    """The one that was asked for; None in records without."""
     model_id: str | None = None
     """Digits that name the model wherever its file lies, see ``checkpoint.identity``; None in records without."""
 
@@ -35,7 +37,8 @@ class RunSettings:
         model = os.path.realpath(document["model"])
         names = ("chunk_ms", "dtype", "confidence", "boost_words", "language", "model_id")
         values: dict[str, Any] = {name: document.get(name) for name in names}
-        return cls(model=model, allow_hf32=bool(document.get("allow_hf32")), **values)
+        engine = document.get("requested_engine", document.get("engine"))
+        return cls(model=model, engine=engine, allow_hf32=bool(document.get("allow_hf32")), **values)
 
     def differences(self, other: RunSettings) -> list[tuple[str, Any, Any]]:
         """Return (name, own value, other value) of each setting that differs.
@@ -44,6 +47,8 @@ class RunSettings:
         """
         own, others = self._comparable(), other._comparable()
         del own["model" if self.model_id and other.model_id else "model_id"]
+        if not (self.engine and other.engine):
+            del own["engine"]
         return [(name, own[name], others[name]) for name in own if own[name] != others[name]]
 
     def _comparable(self) -> dict[str, Any]:
@@ -73,6 +78,9 @@ class RunInfo:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields in the order of a JSON document."""
         settings = self.settings.as_dict()
+        requested = settings.pop("engine")
+        if requested not in (None, self.engine):  # NeMo stands in for an engine that lacks something
+            settings["requested_engine"] = requested
         return {
             "model": settings.pop("model"),
             "model_id": settings.pop("model_id"),
