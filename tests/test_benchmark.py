@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,9 +22,11 @@ from nemotron_npu.benchmark.machine import step_work
 from nemotron_npu.benchmark.plot import plot_steps
 from nemotron_npu.benchmark.results import Rates, Start, Work
 from nemotron_npu.benchmark.steps import steady_step
+from nemotron_npu.benchmark.table import BUSY
 from nemotron_npu.benchmark.timing import count_operators, measure_in_turn
-from nemotron_npu.dtypes import left_out, offered_dtypes
+from nemotron_npu.dtypes import instructions, left_out, offered_dtypes
 from nemotron_npu.engine import ModelOptions
+from nemotron_npu.host.resources import thread_seconds
 from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")
@@ -115,6 +119,37 @@ def test_native_engine_takes_less_memory_and_fewer_operators(report):
     # from torch 2.14 on matrix products spare NeMo 36 copies
     largest = 0.5 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14) else 0.6
     assert native["forward_operators"] <= largest * nemo["forward_operators"]
+
+
+def test_benchmark_tells_instruction_sets_and_a_busy_machine(both, report):
+    """The table names the CPU's instruction sets, and says so where other programs took the core."""
+    figures = report["benchmark"]
+    assert figures["instructions"] == instructions() and f"({instructions()})" in both.lines[1]
+    assert 0 <= figures["waited"] < 1
+    assert any("waited for a core" in line for line in both.lines) == (figures["waited"] > BUSY)
+
+
+def test_a_thread_that_shares_its_core_waits():
+    """A thread that shares a core with a busy process waits for it about as long as it runs."""
+    if not any(thread_seconds()):
+        pytest.skip("this kernel does not count the time that a thread waits")
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os\nos.sched_setaffinity(0, [{core}])\nprint(flush=True)\nwhile True: pass"
+    mine = os.sched_getaffinity(0)
+    with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout
+            other.stdout.readline()
+            os.sched_setaffinity(0, [core])
+            ran, waited = thread_seconds()
+            began = time.process_time()
+            while time.process_time() - began < 0.3:
+                pass
+            ran, waited = (now - before for now, before in zip(thread_seconds(), (ran, waited), strict=True))
+        finally:
+            os.sched_setaffinity(0, mine)
+            other.kill()
+    assert ran >= 0.25 and waited > 0.2 * ran, (ran, waited)
 
 
 def test_benchmark_plot_is_a_png(both):

@@ -110,14 +110,18 @@ class Benchmark:
     """Chunk size of the forward pass and of recordings: the longest that is measured."""
     rates: Rates
     candidates: list[Candidate]
+    instructions: str = ""
+    """The CPU's instruction sets, see ``dtypes.instructions``."""
+    waited: float = 0.0
+    """Part of the time that the measuring thread could have run but other programs had its core."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Dtypes that this CPU does not compute in, and why."""
 
     @property
     def title(self) -> str:
-        """Device and threads."""
+        """Device, threads and instruction sets."""
         plural = "s" * (self.threads > 1)
-        return f"{self.device}, {self.threads} CPU thread{plural}"
+        return f"{self.device}, {self.threads} CPU thread{plural} ({self.instructions})"
 
     def as_dict(self) -> dict:
         """Return every figure for JSON."""

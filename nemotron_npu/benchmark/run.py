@@ -12,8 +12,10 @@ import torch
 
 from ..checkpoint.config_reader import read_config
 from ..device import allocated_memory
+from ..dtypes import instructions
 from ..engine import ModelOptions
 from ..errors import SetupError
+from ..host.resources import thread_seconds
 from ..recognizer import load_recognizer
 from .machine import machine_rates
 from .recordings import measure_recordings
@@ -56,6 +58,7 @@ def benchmark(
     """
     candidates = [Candidate(engine, dtype) for engine, dtype in options.candidates]
     chunks = _chunks(path, options)
+    ran, waited = thread_seconds()
     notify("measuring the machine ...")
     rates = machine_rates(device, {candidate.dtype for candidate in candidates})
     for candidate in candidates:
@@ -80,7 +83,9 @@ def benchmark(
             notify(f"steps of {chunk_ms} ms ...")
             at_chunk = [engine.at_chunk(chunk_ms) for engine in engines]
             measure_steps(candidates, at_chunk, chunk_ms, waveform, rates)
-    return Benchmark(str(device), torch.get_num_threads(), chunks[0], rates, candidates)
+    ran, waited = (now - before for now, before in zip(thread_seconds(), (ran, waited), strict=True))
+    share = waited / (ran + waited) if waited else 0.0
+    return Benchmark(str(device), torch.get_num_threads(), chunks[0], rates, candidates, instructions(), share)
 
 
 def _chunks(path: Path, options: BenchmarkOptions) -> list[int | None]:

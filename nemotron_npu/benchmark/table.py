@@ -8,6 +8,8 @@ from ..host.table import format_table
 from . import effort
 from .results import Benchmark, Candidate, Start, Times
 
+BUSY = 0.03  # part of the time that may be spent waiting for a core on a quiet machine
+
 
 def benchmark_table(result: Benchmark, model: str) -> str:
     """Format all figures, a column a candidate; after a time or speed follows how many times faster than NeMo it is."""
@@ -27,6 +29,11 @@ def benchmark_table(result: Benchmark, model: str) -> str:
         f"This machine reads {result.rates.read_gb_s:g} GB/s and multiplies with {rates} GFLOP/s.",
         format_table(table.rows),
     ]
+    if result.waited > BUSY:
+        lines.append(
+            f"Other programs used the CPU: {result.waited:.0%} of its time the measuring thread waited for a core. "
+            "Times are too long, rates too low."
+        )
     lines += [f"{dtype} is left out: {reason}." for dtype, reason in result.left_out.items()]
     return "\n".join(lines)
 

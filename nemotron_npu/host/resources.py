@@ -50,6 +50,18 @@ def _limit(folder: Path, limit: str, usage: str, cache: str) -> tuple[int, int]:
     return total, total - int((folder / usage).read_text()) + int(stats.get(cache, 0))
 
 
+def thread_seconds() -> tuple[float, float]:
+    """Return the seconds that this thread has run, and those that it was ready to run but had to wait for a core.
+
+    Both are 0 where the kernel does not count them.
+    """
+    try:
+        ran, waited, _ = (PROC / "thread-self" / "schedstat").read_text().split()
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    return int(ran) / 1e9, int(waited) / 1e9
+
+
 def cores() -> float:
     """Return the number of CPU cores that this process may use; a container's quota may be a fraction."""
     count = float(len(os.sched_getaffinity(0)))
