@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeGuard
 
 import numpy as np
@@ -29,6 +29,7 @@ from .media import Media, open_media
 SINE = "1 s sine of 440 Hz"  # name of the reference guide's input
 SAMPLE_RATE = 16_000  # Hz, of the audio that the model was trained on
 MAX_LEVEL = 1000  # of float samples: larger ones are integers that were never scaled
+CANCELS = "its channels cancel each other out when they are mixed (take --channel 1, or --channel each)"
 BLOCK_SECONDS = 30  # decoded at a time
 BLOCK_VALUES = 1 << 24  # decoded at a time at most, counting all channels
 
@@ -100,15 +101,17 @@ def read_blocks(
     offset: float = 0.0,
     duration: float | None = None,
     *,
+    channel: int | None = None,
     on_open: Callable[[AudioInfo], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Decode a file in blocks, float32 [samples] at 16 kHz; memory does not grow with its length.
 
-    Channels are averaged, other rates resampled by soxr (HQ).  Only ``duration`` seconds from ``offset`` are read, cut
-    to whole samples of the file as NeMo cuts the entries of a manifest; None or 0 reads all that follow.  ``on_open``
-    gets what ``check_audio`` returns.
-    Raises InputError if the file is missing, unreadable, not audio, broken, empty or truncated while it is read, if the
-    offset is past its end, or if samples are not finite.
+    Channels are averaged, or ``channel`` is taken, from 1 on; other rates are resampled by soxr (HQ).  Only
+    ``duration`` seconds from ``offset`` are read, cut to whole samples of the file as NeMo cuts the entries of a
+    manifest; None or 0 reads all that follow.  ``on_open`` gets what ``check_audio`` returns, and again, with a remark,
+    after channels that cancel each other out.
+    Raises InputError if the file is missing, unreadable, not audio, broken, empty or truncated while it is read, if it
+    has no such channel, if the offset is past its end, or if samples are not finite.
     """
     with ExitStack() as stack:
         try:
@@ -121,7 +124,10 @@ def read_blocks(
             decoded = _sound_blocks(file, first, _max_frames(duration, file.sound.samplerate))
         if on_open:
             on_open(info)
-        yield from Part(path, info.sample_rate, offset, duration, first).cut(decoded)
+        mixer = Mixer(path, channel)
+        yield from Part(path, info.sample_rate, offset, duration, first).cut(decoded, mixer)
+        if on_open and mixer.cancels:
+            on_open(replace(info, remark="; ".join(filter(None, (info.remark, CANCELS)))))
 
 
 @dataclass(frozen=True)
@@ -136,10 +142,10 @@ class Part:
     duration: float | None = None
     first: int = 0
 
-    def cut(self, blocks: Iterable[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
-        """Take (rate in Hz, float32 [samples, channels]) from the decoder; yield the part, resampled.
+    def cut(self, blocks: Iterable[tuple[int, np.ndarray]], mixer: Mixer) -> Iterator[np.ndarray]:
+        """Take (rate in Hz, float32 [samples, channels]) from the decoder; yield the part, as one channel, resampled.
 
-        Raises InputError if it has no samples.
+        Raises InputError if it has no samples, and as ``Mixer`` does.
         """
         resampler = Resampler(self.rate)
         skipped = int(self.offset * self.rate) - self.first
@@ -158,7 +164,7 @@ class Part:
             if len(wanted):
                 is_empty = False
                 check_samples(wanted, self.name)
-                yield resampler(wanted)
+                yield resampler(mixer(wanted))
             if not left:
                 break
         if is_empty and self.offset and seconds:
@@ -168,23 +174,50 @@ class Part:
         yield resampler.finish()
 
 
+class Mixer:
+    """Makes one channel of several: their average, or ``channel``, from 1 on."""
+
+    def __init__(self, name: str, channel: int | None = None) -> None:
+        self.name = name
+        self.channel = channel
+        self.before = self.after = 0.0  # sums of squares of the channels, averaged, and of the result
+
+    def __call__(self, samples: np.ndarray) -> np.ndarray:
+        """Convert float32 [samples, channels] to [samples].  Raises InputError if there is no such channel."""
+        count = samples.shape[1]
+        if self.channel:
+            if self.channel > count:
+                problem = f"no channel {self.channel}: it has {count}"
+                raise InputError(self.name, problem, "--channel mix takes whatever there is")
+            return np.ascontiguousarray(samples[:, self.channel - 1])
+        mono = samples.mean(axis=1)
+        if count > 1:
+            self.before += float(np.square(samples).sum(dtype=np.float64)) / count
+            self.after += float(np.square(mono).sum(dtype=np.float64))
+        return mono
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the average is silent, 20 dB or more below the channels: one of them is the other, inverted."""
+        return self.after < 0.01 * self.before
+
+
 class Resampler:
-    """Convert samples of any rate and number of channels to 16 kHz mono, block by block."""
+    """Convert samples of any rate to 16 kHz, block by block."""
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
         self.stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1) if rate != SAMPLE_RATE else None
 
     def __call__(self, samples: np.ndarray, *, last: bool = False) -> np.ndarray:
-        """Convert float32 [samples, channels] to float32 [samples'], as many as are final yet."""
-        mono = samples.mean(axis=1)
+        """Convert float32 [samples] to float32 [samples'], as many as are final yet."""
         if self.stream:
-            mono = self.stream.resample_chunk(mono, last=last)
-        return np.ascontiguousarray(mono, dtype=np.float32)
+            samples = self.stream.resample_chunk(samples, last=last)
+        return np.ascontiguousarray(samples, dtype=np.float32)
 
     def finish(self) -> np.ndarray:
         """Return the samples that the resampler still holds."""
-        return self(np.zeros((0, 1), np.float32), last=True)
+        return self(np.zeros(0, np.float32), last=True)
 
 
 def check_samples(samples: np.ndarray, name: str) -> None:

@@ -91,7 +91,7 @@ def to_tsv(transcript: Transcript) -> str:
     return "".join(rows)
 
 
-def to_ctm(transcript: Transcript, name: str) -> str:
+def to_ctm(transcript: Transcript, name: str, channel: int = 1) -> str:
     """Return NIST's conversation time marks (sclite): recording, channel, start (s), duration (s), word, confidence.
 
     Name and word are one column each: white space in them becomes ``_``, and a ``;;``, which would start a comment, is
@@ -102,7 +102,7 @@ def to_ctm(transcript: Transcript, name: str) -> str:
         name = rf"\x3b{name[1:]}"
     lines = []
     for word in transcript.words:
-        line = f"{name} 1 {word.start:.3f} {word.end - word.start:.3f} {_column(word.text)}"
+        line = f"{name} {channel} {word.start:.3f} {word.end - word.start:.3f} {_column(word.text)}"
         if word.confidence is not None:
             line += f" {word.confidence:.4f}"
         lines.append(f"{line}\n")
@@ -146,13 +146,19 @@ def _manifest_line(result: Result) -> str:
     return to_manifest(recording.path, recording.fields, to_text(result.transcript), result.transcript.duration)
 
 
+def _ctm_lines(result: Result) -> str:
+    channel = result.recording.channel
+    output = result.recording.output
+    return to_ctm(result.transcript, output.removesuffix(f".ch{channel}"), channel or 1)
+
+
 FORMATS: dict[str, Format] = {
     "txt": Format(lambda result: to_lines(result.transcript), tables="text"),
     "json": Format(lambda result: to_json(result.document), tables="json"),
     "srt": Format(lambda result: to_srt(result.transcript), concatenates=False),
     "vtt": Format(lambda result: to_vtt(result.transcript), concatenates=False),
     "tsv": Format(lambda result: to_tsv(result.transcript), concatenates=False),
-    "ctm": Format(lambda result: to_ctm(result.transcript, result.recording.output)),
+    "ctm": Format(_ctm_lines),
     "jsonl": Format(lambda result: to_json(result.document), "results.jsonl", tables="json"),
     "manifest": Format(_manifest_line, "manifest.jsonl"),
 }

@@ -19,7 +19,7 @@ from typing import IO
 import numpy as np
 import soundfile
 
-from .audio import SAMPLE_RATE, AudioInfo, Part, Resampler, check_samples
+from .audio import SAMPLE_RATE, AudioInfo, Mixer, Part, Resampler, check_samples
 from .containers import (
     ARCHIVES,
     BIG_ENDIAN,
@@ -98,12 +98,15 @@ class LiveInput:
     samples; for one that cannot be read (any more) it does so after the blocks that have arrived.
     """
 
-    def __init__(self, descriptor: int, rate: int | None = None, *, raw: bool = False) -> None:
+    def __init__(
+        self, descriptor: int, rate: int | None = None, *, raw: bool = False, channel: int | None = None
+    ) -> None:
         if os.isatty(descriptor):
             raise SetupError("-", "stdin is a terminal", "pipe audio into it: arecord -f S16_LE -r 16000 | ...")
         self.descriptor = descriptor
         self.format = StreamFormat(rate or SAMPLE_RATE)
         self.raw = raw
+        self.mixer = Mixer("stdin", channel)
         self.started: float | None = None
         """time.monotonic() at the arrival of the first bytes."""
         self.received = 0
@@ -148,7 +151,7 @@ class LiveInput:
             if available:
                 samples = self.format.decode(self._take(available))
                 check_samples(samples, "stdin")
-                yield resampler(samples)
+                yield resampler(self.mixer(samples))
                 decoded += available
             if not self._receive():
                 break
@@ -251,7 +254,7 @@ class LiveInput:
             threading.Thread(target=self._pass_on, args=(media.process.stdin,), daemon=True).start()
             info = media.info
             self.format = StreamFormat(info.sample_rate, info.channels, container=info.format)
-            yield from Part("stdin", info.sample_rate).cut(media.blocks())
+            yield from Part("stdin", info.sample_rate).cut(media.blocks(), self.mixer)
         if self.failure:
             raise InputError("stdin", f"cannot be read: {self.failure.strerror}")
 

@@ -7,13 +7,14 @@ import json
 import os
 import reprlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from . import audio
 from .containers import open_regular
 from .errors import InputError, printable
+from .media_pipe import MAX_CHANNELS
 
 MANIFESTS = {".json", ".jsonl"}
 LISTS = {".txt", ".lst", ".list"}
@@ -24,6 +25,7 @@ MAX_LINES = 2_000_000
 MAX_PATH = 4096  # Linux takes no longer ones
 MAX_DEPTH = 100  # of nested lists and objects in a manifest
 MAX_SECONDS = 1e9  # of any recording
+CHANNEL = "channel_selector"  # key of a manifest
 EXTENSIONS = {  # of the files that are taken from a folder: libsndfile's, then ffmpeg's
     ".wav", ".wave", ".bwf", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc",
     ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc",
@@ -47,6 +49,8 @@ class Recording:
     """Seconds of that part; None for all that follow."""
     fields: dict | None = None
     """The manifest's own line."""
+    channel: int | None = None
+    """Channel of the file, from 1 on; None averages all."""
     samples: np.ndarray | None = field(default=None, repr=False)
     """float32 [samples] at 16 kHz, if there is no file."""
     info: audio.AudioInfo | None = field(default=None, repr=False)
@@ -56,7 +60,9 @@ class Recording:
     def name(self) -> str:
         """The name in messages and lines of text."""
         name = printable(self.path)
-        return f"{name} [from {self.offset:g} s]" if self.offset else name
+        if self.offset:
+            name += f" [from {self.offset:g} s]"
+        return f"{name} [channel {self.channel}]" if self.channel else name
 
     @property
     def reference(self) -> str | None:
@@ -82,6 +88,8 @@ class Recording:
             fields["offset"] = self.offset
         if self.fields:
             fields["manifest"] = self.fields
+        if self.channel:
+            fields["channel"] = self.channel
         if self.info:
             fields["sample_rate"] = self.info.sample_rate
             fields["channels"] = self.info.channels
@@ -97,7 +105,16 @@ class Recording:
         """Yield the audio in blocks, float32 [samples] at 16 kHz.  Raises InputError."""
         if self.samples is not None:
             return audio.split_blocks(self.samples)
-        return audio.read_blocks(self.path, self.offset, self.length, on_open=self._opened)
+        return audio.read_blocks(self.path, self.offset, self.length, channel=self.channel, on_open=self._opened)
+
+    def of_channel(self, channel: int) -> Recording:
+        """Return this recording's channel, from 1 on, as a recording of its own."""
+        return replace(self, channel=channel, output=f"{self.output}.ch{channel}")
+
+    @property
+    def selects_channel(self) -> bool:
+        """Whether its manifest states which channel to take, or to average them."""
+        return (self.fields or {}).get(CHANNEL) is not None
 
     def _opened(self, info: audio.AudioInfo) -> None:
         self.info = info
@@ -242,7 +259,19 @@ def _parse_entry(line: str, manifest: str) -> Recording:
             raise ValueError(f"{name} {reprlib.repr(fields[name])} is not a number of seconds")
     path = _resolve(fields["audio_filepath"], manifest)
     offset = float(fields.get("offset") or 0)
-    return Recording(path, stem(path), offset, fields.get("duration") or None, fields)
+    channel = _channel(fields.get(CHANNEL))
+    return Recording(path, stem(path), offset, fields.get("duration") or None, fields, channel)
+
+
+def _channel(selector: object) -> int | None:
+    """Return the channel, from 1 on, of NeMo's ``channel_selector``, which counts from 0; None averages all."""
+    if isinstance(selector, list) and len(selector) == 1:
+        selector = selector[0]
+    if selector is None or selector == "average":
+        return None
+    if isinstance(selector, bool) or not isinstance(selector, int) or not 0 <= selector < MAX_CHANNELS:
+        raise ValueError(f"{CHANNEL} {reprlib.repr(selector)} is not one channel, nor average")
+    return selector + 1
 
 
 def is_seconds(value: object) -> bool:

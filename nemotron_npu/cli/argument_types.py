@@ -7,6 +7,8 @@ from argparse import ArgumentTypeError
 
 from ..device import DEVICE, DEVICE_NAMES
 from ..formats import FORMATS
+from ..media_pipe import MAX_CHANNELS
+from .options import EACH, MIX
 
 MAX_THREADS = 1024  # with more than a machine can start, OpenMP ends the process
 MAX_WORKERS = 10_000
@@ -71,6 +73,16 @@ def sample_rate(text: str) -> int:
     if not MIN_RATE <= rate <= MAX_RATE:
         raise ArgumentTypeError(f"{rate} Hz is not a sample rate of {MIN_RATE} to {MAX_RATE}")
     return rate
+
+
+def channel(text: str) -> int | str:
+    """Parse --channel."""
+    name = text.lower()
+    if name in (MIX, EACH):
+        return name
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_CHANNELS:
+        raise ArgumentTypeError(f"{text!r} is not a channel (use {MIX}, {EACH}, or its number from 1 on)")
+    return int(text)
 
 
 def device_name(text: str) -> str:

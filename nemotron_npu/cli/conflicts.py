@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..formats import FORMATS
-from .options import MeasureOptions, Options
+from .options import EACH, MeasureOptions, Options
 
 DOCTOR_OPTIONS = {"doctor", "device", "model_path", "engine", "output_format", "quiet", "debug"}
 ACCEPTANCE_OPTIONS = {"acceptance", "audio", "device", "model_path", "quiet", "debug"}
@@ -61,6 +61,8 @@ def _input_conflicts(options: Options) -> Iterator[str]:
         yield "--stream: transcribes one file at a time, chunk by chunk (omit --batch_size and --block_ms)"
     if given.sample_rate and not given.live:
         yield "--sample_rate: applies to raw PCM on stdin only (files state their own rate)"
+    if given.live and given.channel == EACH:
+        yield "--channel each: applies to files (stdin: mix, or the number of one channel)"
     if given.raw and not given.live:
         yield "--raw: applies to stdin only"
 

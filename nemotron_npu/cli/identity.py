@@ -40,9 +40,9 @@ class Source:
         return self.size, self.modified
 
 
-def key_of(path: str, offset: float | None, length: float | None) -> tuple:
+def key_of(path: str, offset: float | None, length: float | None, channel: int | None) -> tuple:
     """Return what identifies a recording in every run, however its path is spelled: ä is one letter or a and dots."""
-    return unicodedata.normalize("NFC", resolve(path)), offset or 0.0, length or None
+    return unicodedata.normalize("NFC", resolve(path)), offset or 0.0, length or None, channel
 
 
 def resolve(path: str) -> str:

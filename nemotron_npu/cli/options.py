@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..engine import ModelOptions
 
+MIX, EACH = "mix", "each"
 ENGINES = ("nemo", "native")  # in the order in which --benchmark measures them
 
 
@@ -21,6 +22,8 @@ class InputOptions:
     """Of raw PCM on stdin, in Hz."""
     raw: bool = False
     """Stdin is raw PCM, whatever it looks like."""
+    channel: int | str = MIX
+    """Channel to take, from 1 on; ``MIX`` averages all, ``EACH`` makes a recording of each."""
 
     @property
     def live(self) -> bool:

@@ -15,6 +15,7 @@ from ..errors import one_line, shown
 from ..formats import COLLECTED, FILES
 from ..host import program
 from . import argument_types as types
+from .options import MIX
 
 DESCRIPTION = (
     "Transcribe speech with a cache-aware FastConformer-RNNT checkpoint (.nemo) on an Ascend NPU, a GPU or the CPU."
@@ -99,6 +100,7 @@ def make_parser() -> Parser:
         "quoted patterns ('calls/**/*.wav'), NeMo manifests (.json, .jsonl), lists of paths (.txt); "
         "- is live audio from stdin, in any of these formats or raw 16-bit little-endian mono PCM",
     )
+    _add_audio(parser)
     _add_output(parser)
     _add_model(parser)
     _add_execution(parser)
@@ -108,6 +110,18 @@ def make_parser() -> Parser:
     _add_measuring(parser)
     _add_messages(parser)
     return parser
+
+
+def _add_audio(parser: argparse.ArgumentParser) -> None:
+    audio = parser.add_argument_group("audio")
+    audio.add_argument(
+        "--channel",
+        type=types.channel,
+        default=MIX,
+        metavar="C",
+        help="mix averages the channels; N takes one, from 1 on; each transcribes every channel of a file by itself "
+        "(default: mix)",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

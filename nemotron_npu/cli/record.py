@@ -154,7 +154,7 @@ def _source(document: dict[str, Any]) -> Source | None:
 
 def _key(document: dict[str, Any], source: Source | None) -> tuple:
     """Return ``identity.key_of`` of a document.  Raises ValueError."""
-    audio, offset, manifest = (document.get(name) for name in ("audio", "offset", "manifest"))
+    audio, offset, manifest, channel = (document.get(name) for name in ("audio", "offset", "manifest", "channel"))
     if not _is_path(audio):
         raise ValueError("its audio is not a path")
     if not (manifest is None or isinstance(manifest, dict)):
@@ -162,7 +162,9 @@ def _key(document: dict[str, Any], source: Source | None) -> tuple:
     length = (manifest or {}).get("duration")
     if not (is_seconds(offset) and is_seconds(length)):
         raise ValueError("its offset or duration is not a number of seconds")
-    return key_of(source.path if source else audio, offset, length)
+    if not (channel is None or type(channel) is int):
+        raise ValueError("its channel is not a number")
+    return key_of(source.path if source else audio, offset, length, channel)
 
 
 def _settings(document: dict[str, Any]) -> RunSettings:

@@ -88,7 +88,7 @@ class Resumption:
         new: list[Recording] = []
         changed: list[str] = []
         for index, recording in enumerate(recordings):
-            same = waiting[key_of(recording.path, recording.offset, recording.length)]
+            same = waiting[key_of(recording.path, recording.offset, recording.length, recording.channel)]
             if not same:
                 new.append(recording)
                 continue

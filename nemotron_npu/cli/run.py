@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from ..audio import SINE, sine
@@ -27,7 +28,7 @@ from .acceptance import accept
 from .bundled import DEMO_CLIP, DEMO_MODEL
 from .console import Console
 from .exit_codes import OK, SOME_FAILED
-from .options import MeasureOptions, Options, OutputOptions
+from .options import EACH, MIX, MeasureOptions, Options, OutputOptions
 from .output_folder import OutputFolder
 from .printer import Printer
 from .quiet import silence_libraries
@@ -139,9 +140,24 @@ def _find_recordings(options: Options, console: Console) -> tuple[list[Recording
         if isinstance(found, InputError):
             console.error(str(found))
             unusable += 1
-        else:
-            recordings.append(found)
+            continue
+        try:
+            recordings += _channels(found, options.input.channel)
+        except InputError as error:
+            console.error(str(error))
+            unusable += 1
     return recordings, unusable
+
+
+def _channels(recording: Recording, channel: int | str) -> list[Recording]:
+    """Return the recording as --channel wants it; its manifest's own choice comes first.  Raises InputError."""
+    if channel == MIX or recording.selects_channel:
+        return [recording]
+    if channel != EACH:
+        return [replace(recording, channel=int(channel))]
+    recording.check()
+    count = recording.info.channels if recording.info else 1
+    return [recording.of_channel(number) for number in range(1, count + 1)] if count > 1 else [recording]
 
 
 def _bundled_recordings(options: Options) -> list[Recording]:
@@ -183,7 +199,9 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
     if options.input.live:
         if sys.stdin is None:
             raise SetupError("-", "stdin is closed", "pipe audio into it")
-        source = LiveInput(sys.stdin.fileno(), options.input.sample_rate, raw=options.input.raw)
+        given = options.input.channel
+        channel = None if given == MIX else int(given)
+        source = LiveInput(sys.stdin.fileno(), options.input.sample_rate, raw=options.input.raw, channel=channel)
     else:
         results.check(all_lengths=options.cluster.given, sort=options.device.batch_size != 1)
     if not results.todo:
