@@ -47,6 +47,8 @@ class DeviceTraits:
     """Whether the whole encoder is stored in the dtype; if not, the matrix products alone use it."""
     graph: str = ""
     """Class in the kind's torch module that holds a captured graph; empty where there is nothing to capture."""
+    no_graph_with: dict[str, str] = field(default_factory=dict)
+    """Environment variables and their values with which the kind captures nothing."""
     max_slots: int = 16
     """Default limit of batch slots."""
     cached_values: int | None = None
@@ -216,6 +218,7 @@ TRAITS = {
             configure=_configure_npu,
             settings=_npu_settings,
             graph="NPUGraph",
+            no_graph_with={"TASK_QUEUE_ENABLE": "2"},  # torch_npu prepares launches in a thread of its own
             tool="npu-smi info",
             ray_resource="NPU",
             ray_options={"resources": {"NPU": 1}},
@@ -292,6 +295,12 @@ def allocated_memory(device: torch.device) -> int:
     """Return the bytes that torch has allocated on the device; 0 for the CPU, where torch does not count them."""
     module = traits_of(device).module
     return int(module.memory_allocated(device)) if module else 0
+
+
+def reserved_memory(device: torch.device) -> int:
+    """Return the bytes of device memory that torch holds, in use or not; 0 for the CPU."""
+    module = traits_of(device).module
+    return int(module.memory_reserved(device)) if module else 0
 
 
 def release_memory(device: torch.device) -> None:

@@ -26,7 +26,7 @@ from .checkpoint.weights import Weights
 from .conformer import ConformerLayer, convolution_context
 from .device import traits_of
 from .errors import Unsupported
-from .graph import CapturedStep
+from .graph import CapturedStep, Captures
 from .linear import AnyLinear, LayerLoader
 from .prompt import Prompt
 from .subsampling import Subsampling
@@ -57,8 +57,6 @@ class EncoderOptions:
     """Frames of the largest block."""
     dtype: str = "float32"
     """Of the matrix products, see ``linear.make_linear``."""
-    graph: bool = False
-    """Whether to capture steady steps and replay them, see ``graph.py``; needs a device with graphs."""
 
 
 class NotFinitePart(NamedTuple):
@@ -78,7 +76,9 @@ class Encoder:
     ``Weights`` does.
     """
 
-    def __init__(self, config: EncoderConfig, weights: Weights, options: EncoderOptions) -> None:
+    def __init__(
+        self, config: EncoderConfig, weights: Weights, options: EncoderOptions, captures: Captures | None = None
+    ) -> None:
         """Load the weights, several layers in parallel."""
         _check(config)
         load = LayerLoader(weights, options.dtype)
@@ -86,7 +86,8 @@ class Encoder:
         self.tensor_options: dict[str, Any] = {"dtype": weights.dtype, "device": weights.device}
         """dtype and device of the state, and of everything else but the matrix products."""
         self.dtype = options.dtype
-        self.graph = options.graph
+        self.captures = captures
+        """What captures steady steps, see ``graph.py``; None where all steps are eager."""
         self.max_block = options.max_block
         self.width = config.d_model
         self.heads = config.n_heads
@@ -161,7 +162,7 @@ class Encoder:
     def new_state(self, slots: int, block: int) -> EncoderState:
         """Return empty slots for blocks of at most ``block`` frames."""
         stages = self.subsampling.new_inputs(slots, block, self.tensor_options)
-        layers, slides = len(self.layers), not self.graph
+        layers, slides = len(self.layers), not self.captures
         attention = RollingCache(
             (layers, self.keep, slots, 3 * self.width), block, slides=slides, **self.tensor_options
         )
@@ -192,25 +193,28 @@ class Encoder:
         Returns float32 [slots, n, width]; frames past the end of a recording are undefined.
         """
         count = features.shape[1] // self.factor
-        if not self._can_replay(state, ends):
-            encoded = self._encode(features, state, ends)
-        elif count not in state.graphs:  # one eager step first: allocations of a first use must not be captured
-            state.graphs[count] = None
-            encoded = self._encode(features, state, ends)
-        else:
-            captured = state.graphs[count]
-            if captured is None:
-                captured = CapturedStep(lambda x: self._encode(x, state, ends), features)
-                state.graphs[count] = captured
-            encoded = captured(features)
+        captured = self._captured(count, features, state, ends)
+        encoded = captured(features) if captured else self._encode(features, state, ends)
         state.position = [position + count for position in state.position]
         return encoded
 
-    def _can_replay(self, state: EncoderState, ends: list[int | None]) -> bool:
-        """Return whether a step is steady: the left context of every slot is full, and no recording ends."""
-        if not (self.graph and self.streams) or self.observer:
-            return False
-        return min(state.position) >= max(self.keep, 1) and all(end is None for end in ends)
+    def _captured(
+        self, count: int, features: torch.Tensor, state: EncoderState, ends: list[int | None]
+    ) -> CapturedStep | None:
+        """Return the captured step of ``count`` frames, captured now at the second such step; None for an eager one.
+
+        Captured are steady steps of the usual blocks: the left context of every slot is full, no recording ends.
+        """
+        if not (self.captures and self.captures.wanted and self.streams) or self.observer:
+            return None
+        is_steady = min(state.position) >= max(self.keep, 1) and all(end is None for end in ends)
+        if not is_steady or count != self.block_for(count):
+            return None
+        if count not in state.graphs:  # allocations of a first use must not be captured
+            state.graphs[count] = None
+        elif state.graphs[count] is None:
+            state.graphs[count] = self.captures.capture(lambda x: self._encode(x, state, ends), features, count)
+        return state.graphs[count]
 
     def _encode(self, features: torch.Tensor, state: EncoderState, ends: list[int | None]) -> torch.Tensor:
         """Do what ``step`` does on the device."""

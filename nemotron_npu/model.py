@@ -28,6 +28,7 @@ from .encoder import Encoder, EncoderOptions
 from .engine import ModelOptions
 from .errors import ModelError, SetupError, Unsupported, one_line
 from .features import FeatureStream, Frontend
+from .graph import Captures, check_graphs
 from .prompt import Prompt
 from .transcript import Speller, Transcript
 
@@ -71,7 +72,7 @@ class Model:
         computed on the CPU.
     options : chunk length, dtype, decoder device, graph capture and block length; ``options.engine`` is ignored.
     announce : called with one line when a part of the checkpoint is left out, when it asks for another decoding than
-        greedy, and when memory has run out and smaller batches or blocks follow.
+        greedy, when memory has run out and smaller batches or blocks follow, and about graph capture.
 
     Raises SetupError when the checkpoint or the device cannot be used, Unsupported when the native engine lacks a
     feature of the checkpoint.
@@ -87,9 +88,8 @@ class Model:
     ) -> None:
         path = Path(path)
         device = to_device(device)
-        traits = traits_of(device)
-        if options.graph and not traits.graph:
-            raise SetupError("--graph on", f"{traits.kind} has no graphs to capture", "use npu:N or cuda:N")
+        if options.graph:
+            check_graphs(device)
         check_dtype(options.dtype, device)
         configure(device, allow_hf32=options.allow_hf32)
         checkpoint = read_checkpoint(path)
@@ -110,7 +110,7 @@ class Model:
         self.has_fixed_block = bool(options.block_ms)
         """Whether the user has chosen the block length."""
         try:
-            self._build(checkpoint, context, options)
+            self._build(checkpoint, context, options, Captures(announce) if options.graph else None)
         except SetupError as error:
             raise SetupError(str(path), str(error)) from error
         if config.left_out:
@@ -125,7 +125,9 @@ class Model:
         self.announce = announce
         self.limits = MemoryLimits()
 
-    def _build(self, checkpoint: Checkpoint, context: list[int] | None, options: ModelOptions) -> None:
+    def _build(
+        self, checkpoint: Checkpoint, context: list[int] | None, options: ModelOptions, captures: Captures | None
+    ) -> None:
         """Build the parts from the checkpoint's tensors.  Raises SetupError if the tensors do not fit the config."""
         config, tensors = checkpoint.config, checkpoint.tensors
         traits = traits_of(self.device)
@@ -141,8 +143,8 @@ class Model:
             frames = round(options.block_ms / 1000 / self.frame_seconds)
         self.frontend = Frontend(config.preprocessor, on_host.inside("preprocessor.featurizer."))
         self.decoder = Decoder(config, for_decoder, self.dtype if traits.is_host else "float32")
-        encoder_options = EncoderOptions(context, frames, self.dtype, options.graph)
-        self.encoder = Encoder(config.encoder, for_encoder, encoder_options)
+        encoder_options = EncoderOptions(context, frames, self.dtype)
+        self.encoder = Encoder(config.encoder, for_encoder, encoder_options, captures)
         if self.language:
             weights = Weights(tensors, self.device, traits.storage_dtype(self.dtype), "prompt_kernel.", taken)
             self.encoder.prompt = Prompt(weights, config.model_defaults, config.prompts[self.language], self.dtype)

@@ -39,6 +39,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 import warnings
@@ -65,6 +66,7 @@ DENY: set[str] = set()  # aten operators ("aten.stft") that shall fail as "not i
 _live: weakref.WeakSet[NpuTensor] = weakref.WeakSet()
 _current = 0
 _recording: NPUGraph | None = None
+_recorder = 0  # the thread that records
 _lib: list = []
 
 # metadata, views and copies: any dtype is fine, nothing is computed
@@ -232,7 +234,7 @@ def _run(func, args, kwargs):
         name, func, raw_args, args = "copy_", aten.copy_.default, (raw_args[1], raw_args[0]), (args[1], args[0])
     _note_copy(name, args, target)
 
-    if _recording and (on_npu or target is not None):
+    if _recording and _recorder == threading.get_ident() and (on_npu or target is not None):
         out = _recording.run(func, raw_args, raw_kwargs)
     else:
         out = _compute(func, raw_args, raw_kwargs)
@@ -290,7 +292,7 @@ def _note_copy(name, args, target):
 
 
 def _refuse_while_recording(what):
-    if _recording:
+    if _recording and (_recorder == threading.get_ident() or _recording.error_mode == "global"):
         raise RuntimeError(f"{what} is not permitted while a stream is captured [fake npu]")
 
 
@@ -344,8 +346,9 @@ def _tensors(tree):
 
 @contextlib.contextmanager
 def graph(npu_graph, capture_error_mode="global"):
-    global _recording
-    _recording = npu_graph
+    global _recording, _recorder
+    npu_graph.error_mode = capture_error_mode
+    _recording, _recorder = npu_graph, threading.get_ident()
     try:
         yield
     finally:

@@ -25,11 +25,14 @@ RUNS = {
     "bfloat16": ["--dtype", "bfloat16"],
     "float16": ["--dtype", "float16"],
     "graph": [CLIP, "--stream", "--chunk_ms", 160, "--graph", "on"],
+    "no capture": [CLIP, "--stream", "--chunk_ms", 160, "--graph", "on"],
+    "capture that breaks off": [CLIP, "--stream", "--chunk_ms", 160, "--graph", "on"],
     "boosting": ["--boost_words", "words.txt", "--boost_alpha", 8, "--decoder_device", "npu:0"],
     "tiny": [CLIP, "--model_path", "tiny.nemo"],
     "full width": [CLIP, "--model_path", "wide.nemo", "--stream"],
     "precision": ["--precision_compare"],
 }
+ENVIRON = {"no capture": {"STUB_NO_CAPTURE": "begin"}, "capture that breaks off": {"STUB_NO_CAPTURE": "end"}}
 REPORTS = {"doctor", "precision"}
 TRANSCRIPTS = [name for name in RUNS if name not in REPORTS]
 WORDS = dict.fromkeys(TRANSCRIPTS, [CLIP_WORDS])
@@ -58,7 +61,8 @@ def runs(tmp_path_factory, tiny):
         (folder / "words.txt").write_text("three two\n")
         shutil.copy(tiny, folder / "tiny.nemo")
         make_random_checkpoint(folder / "wide.nemo", {**FULL_SIZE, "layers": 1})
-        (folder / "runs.json").write_text(json.dumps([{"args": each} for each in lines.values()]))
+        described = [{"args": args, "environ": ENVIRON.get(name, {})} for name, args in lines.items()]
+        (folder / "runs.json").write_text(json.dumps(described))
         command = [ROOT / "tests" / "npu_stub" / "over_stub.py", "runs.json", "out.json"]
         result = run_process(*command, env=environment, cwd=folder)
         assert result.returncode == 0, result.stdout + result.stderr
@@ -120,6 +124,16 @@ def test_graph_is_captured_and_replayed(runs):
     steady = sum(step["calls"] for phase, step in runs["graph"]["steps"].items() if phase.startswith("steady"))
     assert (captured, steady) == (["CAPTURE 1"], 2)  # an eager step, and the captured one
     assert lines.count("REPLAY") == 7
+    assert re.search(r"--graph on: captured a step of 2 frames, \d+\.\d MB of device memory", runs["graph"]["stderr"])
+
+
+@pytest.mark.parametrize("name", ENVIRON)
+def test_capture_that_fails_is_one_line(runs, name):
+    """Where CANN refuses a capture the run goes on eagerly, and one line tells why."""
+    lines = [line for *_, line, _ in launches(runs[name])]
+    assert "REPLAY" not in lines
+    (line,) = [line for line in runs[name]["stderr"].splitlines() if "--graph on" in line]
+    assert line.startswith("--graph on: capture failed: ") and line.endswith("(continuing eagerly)")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,10 @@ def torch_npu(context: Context) -> list[Finding]:
         return [Finding(state, f"{version} is not for torch {release}", f"pip install 'torch-npu=={release}.*'")]
     module = try_import("torch_npu")
     if not isinstance(module, Exception):
-        return [Finding(OK, f"{version}, for torch {release}")]
+        if os.environ.get("TASK_QUEUE_ENABLE") == "2":
+            return [Finding(OK, f"{version}, for torch {release}; TASK_QUEUE_ENABLE=2 excludes --graph on")]
+        advice = "export TASK_QUEUE_ENABLE=2   (launches faster; not with --graph on)"
+        return [Finding(OK, f"{version}, for torch {release}", advice)]
     found = f"{version} cannot load CANN ({error_text(module)})"
     script = ascend.find_cann()
     fix = f"source {script}" if script else _download_cann(version)

@@ -170,12 +170,18 @@ int stub_capturing(void) { return capturing; }
 void stub_on_replay(void (*call)(int)) { replay = call; }
 
 Error aclmdlRICaptureBegin(void *stream, int mode) {
-    if (getenv("STUB_NO_CAPTURE")) return 107030;
+    const char *refused = getenv("STUB_NO_CAPTURE");  // "begin" or "end"
+    if (refused && !strcmp(refused, "begin")) return 107030;
     capturing = ++graphs;
     note("CAPTURE %d", mode);
     return OK;
 }
-Error aclmdlRICaptureEnd(void *stream, void **graph) { *graph = (void *)(intptr_t)capturing; capturing = 0; return OK; }
+Error aclmdlRICaptureEnd(void *stream, void **graph) {
+    const char *refused = getenv("STUB_NO_CAPTURE");
+    *graph = (void *)(intptr_t)capturing;
+    capturing = 0;
+    return refused && !strcmp(refused, "end") ? 107032 : OK;
+}
 Error aclmdlRICaptureGetInfo(void *stream, int *status, void **graph) {
     if (status) *status = capturing != 0;
     if (graph) *graph = (void *)(intptr_t)capturing;

@@ -103,7 +103,7 @@ class OverStub(TorchDispatchMode):
         return result
 
     def compute(self, func, args, kwargs, result):
-        """Compute the operator on the CPU into torch_npu's result, which is returned, now or at each replay."""
+        """Compute the operator on the CPU into torch_npu's result and return that; if captured, at each replay."""
         flat, spec = pytree.tree_flatten((args, kwargs))
         args, kwargs = pytree.tree_unflatten([on_host(t) if isinstance(t, torch.Tensor) else t for t in flat], spec)
         if str(kwargs.get("device", "")).startswith("npu"):
@@ -121,6 +121,7 @@ class OverStub(TorchDispatchMode):
 
         if graph := cann.stub_capturing():
             self.graphs[graph].append(compute)
+            return result
         values = compute()
         results = [
             place if isinstance(place, torch.Tensor) else value for place, value in zip(places, values, strict=True)

@@ -1,6 +1,11 @@
 """``--graph on`` captures a steady step once and replays it, with the results of eager steps."""
 
+import contextlib
+import gc
 import json
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import fake_npu
 import numpy as np
@@ -9,6 +14,7 @@ import torch
 from support import CLIP
 from test_inference import CPU, NPU, stream_through, tokens
 
+import nemotron_npu.graph
 from nemotron_npu.audio import read_audio
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.graph import CapturedStep
@@ -17,6 +23,15 @@ from nemotron_npu.recognizer import Recognizer
 fake_npu.install()
 
 CHUNKS = [80, 160, 560, 1120]
+CAPTURE = torch.npu.graph
+
+
+@contextlib.contextmanager
+def refusing(*args, **options):
+    """A capture that fails once its operators are there."""
+    with CAPTURE(*args, **options):
+        yield
+        raise RuntimeError("no more streams\nsecond line")
 
 
 def replays(call) -> int:
@@ -96,6 +111,84 @@ def test_capture_computes_nothing_and_refuses_to_synchronize():
     for waits in (lambda x: x * float(x[0]), lambda x: x.cpu(), lambda x: x + torch.ones(3).to(NPU)):
         with pytest.raises(RuntimeError, match="captured"):
             CapturedStep(waits, torch.ones(3).to(NPU))
+
+
+def test_capture_allows_other_threads_to_synchronize():
+    """A capture records nothing of another thread, and lets it copy and wait for the device."""
+    total, seen = torch.zeros(3).to(NPU), []
+
+    def call(x):
+        other = threading.Thread(target=lambda: seen.append((torch.ones(3).to(NPU) * 2).tolist()))
+        other.start()
+        other.join()
+        return total.add_(x)
+
+    step = CapturedStep(call, torch.ones(3).to(NPU))
+    assert seen == [[2, 2, 2]] and len(step.graph.operators) == 1
+    assert step(torch.ones(3).to(NPU)).tolist() == [1, 1, 1]
+
+
+def test_streams_of_several_threads_capture_and_replay(tiny, long):
+    """Streams in four threads that share a recognizer replay their steps, with the tokens of the CPU."""
+    lines = []
+    options = ModelOptions(chunk_ms=560, graph=True)
+    recognizer = Recognizer(tiny, NPU, options=options, announce=lines.append)
+    waveforms = [long, long[:250000], long[30000:], long[7:]]
+    with ThreadPoolExecutor(len(waveforms)) as pool:
+        live = []
+        played = replays(
+            lambda: live.extend(pool.map(lambda w: stream_through(recognizer, w, recognizer.chunk_samples), waveforms))
+        )
+    assert tokens(live) == tokens(Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=560)).transcribe(waveforms))
+    assert played > 100
+    assert [line.partition(", ")[0] for line in lines] == ["--graph on: captured a step of 7 frames"]
+
+
+@pytest.mark.parametrize("chunk_ms", CHUNKS)
+def test_capture_that_fails_leaves_eager_steps(tiny, long, chunk_ms, monkeypatch):
+    """After a capture that fails the steps run eagerly, with the tokens of the CPU, and one line reports it."""
+    monkeypatch.setattr(torch.npu, "graph", refusing)
+    lines = []
+    options = ModelOptions(chunk_ms=chunk_ms, graph=True)
+    recognizer = Recognizer(tiny, NPU, options=options, announce=lines.append)
+    live = []
+    assert replays(lambda: live.append(stream_through(recognizer, long, recognizer.chunk_samples))) == 0
+    live += recognizer.transcribe([long])
+    on_cpu = Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=chunk_ms))
+    assert tokens(live) == tokens(on_cpu.transcribe([long, long]))
+    assert lines == ["--graph on: capture failed: no more streams (continuing eagerly)"]
+
+
+def test_number_of_captures_is_bounded(tiny, monkeypatch):
+    """Each block size of a state is captured, up to a bound; a state that is gone makes room."""
+    monkeypatch.setattr(nemotron_npu.graph, "MAX_CAPTURES", 2)
+    lines = []
+    options = ModelOptions(chunk_ms=80, graph=True)
+    recognizer = Recognizer(tiny, NPU, options=options, announce=lines.append)
+    encoder, state = recognizer.encoder, recognizer.encoder.new_state(1, 16)
+    features = torch.randn(1, 16 * 8, 128).to(NPU)
+
+    def step(frames):
+        return replays(lambda: encoder.step(features[:, : 8 * frames], state, [None]))
+
+    assert not any(step(16) for _ in range(6))
+    assert [step(frames) for frames in (16, 3, 3, 1, 1, 4, 4, 4)] == [1, 0, 0, 0, 1, 0, 0, 0]  # 3 is no usual size
+    found = [re.sub(r", .* MB", "", line) for line in lines]
+    captured = [f"--graph on: captured a step of {frames} of device memory" for frames in ("16 frames", "1 frame")]
+    assert found == [*captured, "--graph on: 2 steps are captured, which is the limit; others run eagerly"]
+    state = encoder.new_state(1, 16)
+    gc.collect()
+    assert not encoder.captures.alive
+
+
+def test_task_queue_that_excludes_graphs_is_one_line(cli, tiny, monkeypatch):
+    """TASK_QUEUE_ENABLE=2, with which torch_npu captures nothing, is refused with --graph on and allowed without."""
+    monkeypatch.setenv("TASK_QUEUE_ENABLE", "2")
+    options = [CLIP, "--model_path", tiny, "--device", "npu:0", "--quiet"]
+    code, out, err = cli(*options, "--graph", "on")
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1
+    assert "--graph on: nothing can be captured with TASK_QUEUE_ENABLE=2 (unset TASK_QUEUE_ENABLE)" in err
+    assert cli(*options)[0] == 0
 
 
 def test_graph_option_selects_where_steps_are_replayed(cli, tiny):
