@@ -1,8 +1,11 @@
 """``host/``: memory and cores, also where a container has less of them.  Other parts: ``test_doctor_npu.py``."""
 
+import gc
+
 import pytest
 
 from nemotron_npu.host import resources
+from nemotron_npu.host.packages import importing
 
 
 @pytest.fixture
@@ -35,3 +38,12 @@ def test_free_memory_is_that_of_the_machine_or_container(machine):
     version_1 |= {"memory/memory.stat": "total_inactive_file 0\n", "cpu/cpu.cfs_period_us": "100000\n"}
     machine({**version_1, "cpu/cpu.cfs_quota_us": "25000\n"}, "9:memory:/docker/x\n3:cpuacct,cpu:/docker/x\n")
     assert resources.free_memory() == (500_000_000, 2_000_000_000, True) and resources.cores() == 0.25
+
+
+def test_garbage_is_looked_for_again_after_imports():
+    """Within ``importing`` no garbage is looked for; afterwards it is, also where the import fails."""
+    with pytest.raises(ImportError), importing():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled() and gc.get_freeze_count()
+    gc.unfreeze()

@@ -20,7 +20,7 @@ from ..cluster.connection import check_ray
 from ..errors import InputError, SetupError
 from ..formats import FORMATS
 from ..host import signals
-from ..host.packages import can_import, install_command
+from ..host.packages import can_import, importing, install_command
 from ..live_input import LiveInput
 from ..precision.tolerances import TOLERANCES, Tolerances
 from ..sources import Recording, find_recordings
@@ -214,11 +214,11 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
 
         return distribute(session)
     if options.measure.given:
-        with signals.held():  # C++ libraries do not survive an exception during their import
+        with signals.held(), importing():  # C++ libraries do not survive an exception during their import
             from .measure import measure  # torch takes a second, the measurements 0.1 s more
         signals.check()
         return measure(session, tolerances)
-    with signals.held():
+    with signals.held(), importing():
         from .transcribe import transcribe  # torch takes a second
     signals.check()
     return transcribe(session, source)
