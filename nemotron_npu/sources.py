@@ -35,9 +35,9 @@ EXTENSIONS = {  # of the files that are taken from a folder: libsndfile's, then 
 }  # fmt: skip
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Recording:
-    """One recording to transcribe: an audio file, a part of one, or samples."""
+    """One recording to transcribe: an audio file, a part of one, or samples.  There may be half a million."""
 
     path: str
     """As the user named it, or as it was found; for samples a title."""
@@ -47,8 +47,8 @@ class Recording:
     """Seconds before the part to transcribe."""
     length: float | None = None
     """Seconds of that part; None for all that follow."""
-    fields: dict | None = None
-    """The manifest's own line."""
+    line: str | None = None
+    """The manifest's own line: as text, it takes a fifth of the memory."""
     channel: int | None = None
     """Channel of the file, from 1 on; None averages all."""
     samples: np.ndarray | None = field(default=None, repr=False)
@@ -65,9 +65,14 @@ class Recording:
         return f"{name} [channel {self.channel}]" if self.channel else name
 
     @property
+    def fields(self) -> dict:
+        """The fields of the manifest's line."""
+        return json.loads(self.line) if self.line else {}
+
+    @property
     def reference(self) -> str | None:
         """The reference text, if the manifest has one."""
-        text = (self.fields or {}).get("text")
+        text = self.fields.get("text")
         return text if isinstance(text, str) else None
 
     @property
@@ -86,7 +91,7 @@ class Recording:
         fields: dict = {"audio": self.path}
         if self.offset:
             fields["offset"] = self.offset
-        if self.fields:
+        if self.line:
             fields["manifest"] = self.fields
         if self.channel:
             fields["channel"] = self.channel
@@ -114,13 +119,13 @@ class Recording:
     @property
     def selects_channel(self) -> bool:
         """Whether its manifest states which channel to take, or to average them."""
-        return (self.fields or {}).get(CHANNEL) is not None
+        return self.fields.get(CHANNEL) is not None
 
     def _opened(self, info: audio.AudioInfo) -> None:
         self.info = info
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class CountedRecording:
     """A recording that reports how much of its audio has been read."""
 
@@ -197,12 +202,13 @@ def _walk(root: str) -> Iterator[Recording | InputError]:
     errors: list[OSError] = []
     is_empty = True
     for folder, names in _folders(root, errors):
+        below = os.path.relpath(folder, root)
+        prefix = "" if below == "." else f"{below}/"
         for name in sorted(names):
             stem, extension = os.path.splitext(name)
             if extension.lower() in EXTENSIONS and not name.startswith("."):
                 is_empty = False
-                output = os.path.normpath(os.path.join(os.path.relpath(folder, root), stem))
-                yield Recording(os.path.join(folder, name), output)
+                yield Recording(os.path.join(folder, name), prefix + stem)
     yield from (InputError(error.filename, error.strerror or str(error)) for error in errors)
     if is_empty and not errors:
         yield InputError(root, "no audio files in this folder", f"extensions: {' '.join(sorted(EXTENSIONS))}")
@@ -252,15 +258,15 @@ def _parse_entry(line: str, manifest: str) -> Recording:
         raise ValueError("not JSON") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("audio_filepath"), str):
         raise ValueError("no audio_filepath")
-    if _is_deeper(fields, MAX_DEPTH):
+    if line.count("[") + line.count("{") > MAX_DEPTH and _is_deeper(fields, MAX_DEPTH):
         raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
     for name in ("offset", "duration"):
         if not is_seconds(fields.get(name)):
             raise ValueError(f"{name} {reprlib.repr(fields[name])} is not a number of seconds")
     path = _resolve(fields["audio_filepath"], manifest)
-    offset = float(fields.get("offset") or 0)
+    offset = float(fields["offset"]) if fields.get("offset") else 0.0  # which all entries share
     channel = _channel(fields.get(CHANNEL))
-    return Recording(path, stem(path), offset, fields.get("duration") or None, fields, channel)
+    return Recording(path, stem(path), offset, fields.get("duration") or None, line, channel)
 
 
 def _channel(selector: object) -> int | None:
@@ -289,7 +295,9 @@ def _resolve(path: str, listed_in: str) -> str:
     It is relative to that file's folder if it exists there, else to the working directory; ``~`` is the home folder.
     """
     neighbor = os.path.join(os.path.dirname(listed_in), path)
-    if not os.path.isabs(path) and os.path.exists(neighbor):
+    if neighbor == path and not path.startswith("~"):  # absolute, or the list is in the working directory
+        return path
+    if os.path.exists(neighbor):
         return neighbor
     return os.path.expanduser(path)
 

@@ -157,8 +157,8 @@ def test_parts_and_copies_of_a_file_are_distinct(tmp_path):
     """Parts of one file, and the same file twice, are distinct recordings."""
 
     def inputs():
-        parts = [Recording("a.wav", "a", offset, 2.0, {"audio_filepath": "a.wav", "offset": offset, "duration": 2.0})
-                 for offset in (0.0, 2.5, 2.5)]  # fmt: skip
+        line = '{"audio_filepath": "a.wav", "offset": %s, "duration": 2.0}'
+        parts = [Recording("a.wav", "a", offset, 2.0, line % offset) for offset in (0.0, 2.5, 2.5)]
         return [*parts, *recordings("b.wav", "b.wav")]
 
     assert run(tmp_path, inputs(), stop_after=2) == ["a", "a_2"]

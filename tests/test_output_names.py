@@ -4,12 +4,23 @@ import os
 
 import pytest
 
+from nemotron_npu.cli import output_names
 from nemotron_npu.cli.output_names import name_outputs
 from nemotron_npu.sources import Recording
 
 
 def recordings(*paths: str, **more) -> list[Recording]:
     return [Recording(path, os.path.splitext(os.path.basename(path))[0], **more) for path in paths]
+
+
+def test_many_repeated_names_are_compared_with_one_set(monkeypatch):
+    """The names that are given are kept once, not copied for each name that is repeated."""
+    free_names, sets = output_names._free_names, []
+    monkeypatch.setattr(output_names, "_free_names", lambda *args: sets.append(args[2]) or free_names(*args))
+    inputs = recordings(*(f"{folder}/{number}.wav" for number in range(500) for folder in "xy"))
+    name_outputs(inputs, set())
+    assert len(sets) == 500 and all(each is sets[0] for each in sets)
+    assert {recording.output for recording in inputs} == {f"{x}/{number}" for number in range(500) for x in "xy"}
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,13 @@ def test_log_has_a_line_a_minute(cli, calls, tmp_path, monkeypatch):
     ]
 
 
+def test_log_has_the_number_of_inputs_while_they_are_found(cli, calls, monkeypatch):
+    """While folders and lists are read, a log gets the number of inputs."""
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    _, _, err = cli(calls, "--device", "cpu")
+    assert [line for line in err.splitlines() if "found" in line] == [f"{n + 1} inputs found" for n in range(25)]
+
+
 def test_bar_makes_way_for_lines_and_vanishes(calls, terminal):
     """The bar of a terminal makes way for lines, and nothing of it stays."""
     ours, theirs = terminal

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from omegaconf import OmegaConf
 from support import (
     BROKEN,
@@ -28,6 +29,7 @@ from support import (
 from nemotron_npu.cli import results
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.recognizer import Recognizer
+from nemotron_npu.sources import Recording
 
 
 def test_folder_gives_every_format_and_reports_broken_files(cli, calls, tmp_path):
@@ -121,6 +123,20 @@ def test_broken_files_after_the_early_checks_are_reported(cli, calls, monkeypatc
     code, out, err = cli(calls, "--batch_size", 2, "--device", "cpu", "--quiet")
     assert code == 1 and len(out.splitlines()) == 20 and len(err.splitlines()) == 5
     assert all(f"{calls}/{name}: " in err for name in BROKEN)
+
+
+@pytest.mark.parametrize("workers, count", [(0, 3), (1, 5)])
+def test_number_of_early_headers_is_limited(cli, calls, tmp_path, monkeypatch, workers, count):
+    """However many recordings there are, as many headers are read before the model is loaded; more for workers."""
+    monkeypatch.setattr(results, "EARLY_CHECKS", 3)
+    monkeypatch.setattr(results, "EARLY_LENGTHS", 5)
+    checked = []
+    check = Recording.check
+    monkeypatch.setattr(Recording, "check", lambda recording: checked.append(recording) or check(recording))
+    options = ["--num_workers", workers] if workers else []
+    assert cli(calls, "--device", "cpu", "--quiet", "--output_dir", tmp_path, *options)[0] == 1
+    assert len(checked) == count
+    assert len(lines(tmp_path / "results.jsonl")) == 20
 
 
 def test_live_audio_is_written_to_a_folder(tmp_path):

@@ -143,10 +143,10 @@ def test_spelling_of_a_path_makes_no_difference(tmp_path, monkeypatch):
 def test_each_part_of_a_file_is_a_recording(tmp_path):
     """Offset and duration count."""
     path = str(audio(tmp_path / "x.wav"))
-    assert resume(tmp_path / "out", Recording(path, "x", 0.1, 0.2, {"duration": 0.2})) == ["x"]
-    assert resume(tmp_path / "out", Recording(path, "x", 0.1, 0.2, {"duration": 0.2})) == []
-    assert resume(tmp_path / "out", Recording(path, "x", 0.15, 0.2, {"duration": 0.2})) == ["x.wav"]
-    assert resume(tmp_path / "out", Recording(path, "x", 0.1, 0.3, {"duration": 0.3})) == ["x_0.10"]
+    assert resume(tmp_path / "out", Recording(path, "x", 0.1, 0.2, '{"duration": 0.2}')) == ["x"]
+    assert resume(tmp_path / "out", Recording(path, "x", 0.1, 0.2, '{"duration": 0.2}')) == []
+    assert resume(tmp_path / "out", Recording(path, "x", 0.15, 0.2, '{"duration": 0.2}')) == ["x.wav"]
+    assert resume(tmp_path / "out", Recording(path, "x", 0.1, 0.3, '{"duration": 0.3}')) == ["x_0.10"]
 
 
 def test_two_files_that_differ_in_composition_keep_apart(tmp_path):
@@ -163,7 +163,7 @@ def test_corrected_reference_text_scores_again_everywhere(tmp_path):
     out = tmp_path / "out"
 
     def recording(text):
-        return Recording(path, "x", fields={"audio_filepath": path, "text": text})
+        return Recording(path, "x", line=json.dumps({"audio_filepath": path, "text": text}))
 
     with OutputFolder(out, KINDS, RUN) as folder:
         first = recording("three two")

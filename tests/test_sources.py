@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -80,6 +81,19 @@ def test_large_manifest_is_listed_without_opening_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(soundfile, "SoundFile", None)
     manifest = write_lines(tmp_path / "m.json", *({"audio_filepath": f"/x/{i}.wav"} for i in range(100_000)))
     assert len(find(manifest)[0]) == 100_000
+
+
+def test_large_manifest_takes_little_memory(tmp_path):
+    """An entry takes 600 bytes at most, and the first one is there before the file has been read."""
+    entry = {"audio_filepath": "/corpus/speaker/recording 12345.wav", "duration": 12.34, "offset": 0, "text": "a" * 50}
+    manifest = write_lines(tmp_path / "m.json", *[entry] * 20_000)
+    tracemalloc.start()
+    found = find_recordings([manifest])
+    entries = [next(found)]
+    assert tracemalloc.get_traced_memory()[0] < 1e5
+    entries += found
+    assert tracemalloc.get_traced_memory()[0] < 600 * len(entries) == 600 * 20_000
+    tracemalloc.stop()
 
 
 # ---------------------------------------------------------------- manifests

@@ -16,18 +16,21 @@ def name_outputs(recordings: list[Recording], taken: set[str]) -> None:
     Recordings of the same name get the first of these that distinguishes all of them: the full name of the audio file
     (``a.wav``, ``a.mp3``), the folders in which they differ (``x/a``, ``y/a``), the offset (``a_12.50``), a number.
     """
+    given = set(taken)
+    repeated: set[str] = set()
+    for recording in recordings:
+        (repeated if recording.output in given else given).add(recording.output)
     groups = defaultdict(list)
     for recording in recordings:
-        groups[recording.output].append(recording)
-    given = taken | groups.keys()
+        if recording.output in repeated:
+            groups[recording.output].append(recording)
     for output, group in groups.items():
-        if len(group) == 1 and output not in taken:
-            continue
-        others = given if output in taken else given - {output}
-        names = _free_names(output, group, others)
+        if output not in taken:
+            given.remove(output)
+        names = _free_names(output, group, given)
         for recording, name in zip(group, names, strict=True):
             recording.output = name
-        given |= set(names)
+        given.update(names, {output})
 
 
 def _free_names(output: str, group: list[Recording], others: set[str]) -> list[str]:
@@ -43,6 +46,6 @@ def _distinct_names(output: str, group: list[Recording]) -> Iterator[list[str]]:
     """Yield lists of names that may distinguish recordings of the same name."""
     yield [os.path.join(os.path.dirname(output), os.path.basename(recording.path)) for recording in group]
     paths = [os.path.splitext(os.path.abspath(recording.path))[0] for recording in group]
-    common = os.path.commonpath([os.path.dirname(path) for path in paths])
-    yield [os.path.relpath(path, common) for path in paths]
+    common = os.path.commonpath({os.path.dirname(path) for path in paths})
+    yield [path[len(common) :].lstrip("/") for path in paths]
     yield [f"{output}_{recording.offset:.2f}" for recording in group]

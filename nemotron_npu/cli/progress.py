@@ -6,8 +6,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from tqdm import tqdm
@@ -30,9 +30,8 @@ class Progress:
         self.recordings = recordings
         self.notify = notify
         self.quiet = quiet
-        lengths = [recording.seconds for recording in recordings]
-        known = [seconds for seconds in lengths if seconds is not None]
-        self.total = sum(known) if len(known) == len(lengths) else None
+        lengths = [seconds for recording in recordings if (seconds := recording.seconds) is not None]
+        self.total = sum(lengths) if len(lengths) == len(recordings) else None
         """Seconds of audio; None if a length is unknown."""
         self.files = 0
         self.audio_seconds = 0.0
@@ -42,9 +41,9 @@ class Progress:
         self.bar: Any = None
         self.terminal = sys.stderr.isatty()
 
-    def counted(self) -> list[CountedRecording]:
+    def counted(self) -> Sequence[CountedRecording]:
         """Return the recordings; the audio that is read from them counts here."""
-        return [CountedRecording(recording, self.read) for recording in self.recordings]
+        return _Counted(self.recordings, self.read)
 
     def finished(self) -> None:
         """Count a file that is done or has failed."""
@@ -121,10 +120,44 @@ class Progress:
             self.quiet = True
 
 
-@contextmanager
-def show_progress(console: Console, recordings: list[Recording], *, growing: bool = False) -> Iterator[Progress]:
+class _Counted(Sequence):
+    """Recordings that count; each is made when it is taken, as half a million would take 50 MB."""
+
+    def __init__(self, recordings: list[Recording], on_read: Callable[[float], None]) -> None:
+        self.recordings = recordings
+        self.on_read = on_read
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return CountedRecording(self.recordings[index], self.on_read)
+
+
+class Search(Progress):
+    """Count inputs while folders and lists are read."""
+
+    def text(self) -> str:
+        """Return ``120,000 inputs found``."""
+        return f"{self.files:,} inputs found"
+
+
+def show_search(console: Console) -> AbstractContextManager[Progress]:
+    """Show how many inputs have been found."""
+    return _shown(console, Search([], console.notify, quiet=console.quiet))
+
+
+def show_progress(
+    console: Console, recordings: list[Recording], *, growing: bool = False
+) -> AbstractContextManager[Progress]:
     """Show the progress of ``recordings``; there is none while live text is ``growing`` on stdout."""
-    progress = Progress(recordings, console.notify, quiet=console.quiet or growing)
+    return _shown(console, Progress(recordings, console.notify, quiet=console.quiet or growing))
+
+
+@contextmanager
+def _shown(console: Console, progress: Progress) -> Iterator[Progress]:
     console.without_bar = progress.without_bar
     try:
         yield progress

@@ -13,6 +13,7 @@ from .printer import Printer
 from .scores import reference_fields
 
 EARLY_CHECKS = 1000  # recordings whose headers are read before the model is loaded
+EARLY_LENGTHS = 10_000  # those with workers, which share work by length
 
 
 class Results:
@@ -47,18 +48,15 @@ class Results:
         for remark in folder.remarks if folder else ():
             self.console.notify(remark)
 
-    def check(self, *, all_lengths: bool, sort: bool) -> None:
+    def check(self, *, lengths: bool, sort: bool) -> None:
         """Read headers before the model is loaded, so that unusable files are reported at once.
 
-        ``all_lengths``: read those after the first ``EARLY_CHECKS`` too, as far as their length is unknown; workers
-        share work by length.  ``sort``: order a folder's recordings by length, so that a batch has similar lengths.
+        ``lengths``: read those of the first ``EARLY_LENGTHS`` recordings whose length is unknown, not only of the
+        first ``EARLY_CHECKS``.  ``sort``: order a folder's recordings by length, so that a batch has similar lengths.
         """
-        for number, index in enumerate(self.todo):
+        for number, index in enumerate(self.todo[: EARLY_LENGTHS if lengths else EARLY_CHECKS]):
             recording = self.recordings[index]
-            late = number >= EARLY_CHECKS
-            if late and not all_lengths:
-                break
-            if late and recording.seconds is not None:
+            if number >= EARLY_CHECKS and recording.seconds is not None:
                 continue
             try:
                 recording.check()
@@ -66,10 +64,9 @@ class Results:
                 self.fail(index, error)
         self.todo = [index for index in self.todo if index not in self.broken]
         if self.folder and sort:
-            lengths = {index: self.recordings[index].seconds for index in self.todo}
-            known = {index: seconds for index, seconds in lengths.items() if seconds is not None}
-            if len(known) == len(lengths):
-                self.todo.sort(key=known.__getitem__, reverse=True)
+            seconds = [self.recordings[index].seconds for index in self.todo]
+            if None not in seconds:
+                self.todo.sort(key=lambda index: self.recordings[index].seconds or 0.0, reverse=True)
 
     def fail(self, index: int, error: Exception) -> None:
         """Report a recording that gave no transcript; the line of an InputError names the recording itself."""

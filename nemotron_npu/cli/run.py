@@ -31,6 +31,7 @@ from .exit_codes import OK, SOME_FAILED
 from .options import EACH, MIX, MeasureOptions, Options, OutputOptions
 from .output_folder import OutputFolder
 from .printer import Printer
+from .progress import show_search
 from .quiet import silence_libraries
 from .reports import make_report_folder, report_word_errors
 from .results import Results
@@ -136,16 +137,18 @@ def _find_recordings(options: Options, console: Console) -> tuple[list[Recording
         return _bundled_recordings(options), 0
     recordings = []
     unusable = 0
-    for found in find_recordings(list(options.input.audio)):
-        if isinstance(found, InputError):
-            console.error(str(found))
-            unusable += 1
-            continue
-        try:
-            recordings += _channels(found, options.input.channel)
-        except InputError as error:
-            console.error(str(error))
-            unusable += 1
+    with show_search(console) as search:
+        for found in find_recordings(list(options.input.audio)):
+            search.finished()
+            if isinstance(found, InputError):
+                console.error(str(found))
+                unusable += 1
+                continue
+            try:
+                recordings += _channels(found, options.input.channel)
+            except InputError as error:
+                console.error(str(error))
+                unusable += 1
     return recordings, unusable
 
 
@@ -178,8 +181,7 @@ def _check_recordings(options: Options, recordings: list[Recording]) -> None:
         raise SetupError(f"--output_format {name}", problem, "several need --output_dir")
     measure = options.measure
     needs_reference = measure.wer_report or measure.all_chunks
-    has_reference = any(recording.reference is not None for recording in recordings)
-    if recordings and needs_reference and not has_reference:
+    if recordings and needs_reference and all(recording.reference is None for recording in recordings):
         option = "--wer_report" if measure.wer_report else "--chunk_ms all"
         problem = "no input has a reference text"
         raise SetupError(option, problem, "use a NeMo manifest whose entries have text")
@@ -203,7 +205,7 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
         channel = None if given == MIX else int(given)
         source = LiveInput(sys.stdin.fileno(), options.input.sample_rate, raw=options.input.raw, channel=channel)
     else:
-        results.check(all_lengths=options.cluster.given, sort=options.device.batch_size != 1)
+        results.check(lengths=options.cluster.given, sort=options.device.batch_size != 1)
     if not results.todo:
         if results.folder:
             session.console.notify(results.summary(0))

@@ -14,10 +14,11 @@ FIELDS = {"manifest", "reference", "errors"}
 
 def reference_fields(recording: Recording, text: str, duration: float) -> dict[str, Any]:
     """Return the fields of a document that follow from the reference text; none without one."""
-    if recording.reference is None:
+    reference = recording.reference
+    if reference is None:
         return {}
-    errors = score(recording.name, recording.reference, text, duration)
-    return {"reference": recording.reference, "errors": errors.as_dict()}
+    errors = score(recording.name, reference, text, duration)
+    return {"reference": reference, "errors": errors.as_dict()}
 
 
 def reference_digest(manifest: dict | None, reference: str | None) -> str:

@@ -291,7 +291,7 @@ class Workers:
         job = self._queue.take(member.number, is_only_worker=is_only_worker)
         if job:
             member.jobs.append(job)
-            recordings = [replace(self._sources[index].recording, fields=None) for index in job.indices]
+            recordings = [replace(self._sources[index].recording, line=None) for index in job.indices]
             call = member.actor.transcribe.remote(recordings, self._slots)
             self._calls[call] = member, job, self._on_done
 
