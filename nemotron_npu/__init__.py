@@ -5,18 +5,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .engine import ModelOptions
+    from .engine import ModelOptions, StreamOptions
     from .recognizer import Recognizer, load_recognizer
     from .streaming import Stream
     from .transcript import Transcript
 
 __version__ = "0.10.0"
-__all__ = ["ModelOptions", "Recognizer", "Stream", "Transcript", "__version__", "load_recognizer"]
+__all__ = ["ModelOptions", "Recognizer", "Stream", "StreamOptions", "Transcript", "__version__", "load_recognizer"]
 
 _MODULES = {
     "ModelOptions": "engine",
     "Recognizer": "recognizer",
     "Stream": "streaming",
+    "StreamOptions": "engine",
     "Transcript": "transcript",
     "load_recognizer": "recognizer",
 }

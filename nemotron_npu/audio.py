@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import soundfile
@@ -28,6 +28,8 @@ from .media import Media, open_media
 
 SINE = "1 s sine of 440 Hz"  # name of the reference guide's input
 SAMPLE_RATE = 16_000  # Hz, of the audio that the model was trained on
+FULL_SCALE = 32768  # of int16 samples
+EXPECTED = "expected float32 in -1 .. 1 or int16, numpy or torch"
 MAX_LEVEL = 1000  # of float samples: larger ones are integers that were never scaled
 CANCELS = "its channels cancel each other out when they are mixed (take --channel 1, or --channel each)"
 BLOCK_SECONDS = 30  # decoded at a time
@@ -41,8 +43,17 @@ class HasBlocks(Protocol):
         """Yield float32 [samples]."""
 
 
-Source = np.ndarray | str | os.PathLike | HasBlocks
-"""One recording: float32 [samples] at 16 kHz, the path of a file, or an object with ``blocks()``."""
+class Tensor(Protocol):
+    """A torch.Tensor, on any device: this module does not load torch, which takes a second."""
+
+    def detach(self) -> Any:
+        """Return it without its gradient."""
+
+
+Samples = np.ndarray | Tensor
+"""Audio at 16 kHz: float32 in -1 .. 1 or int16, [samples] or [samples, 1]."""
+Source = Samples | str | os.PathLike | HasBlocks
+"""One recording: ``Samples``, the path of a file, or an object with ``blocks()``."""
 
 
 def sine() -> np.ndarray:
@@ -71,16 +82,37 @@ def read_audio(source: Source) -> np.ndarray:
 
 def is_source(value: object) -> TypeGuard[Source]:
     """Return whether ``value`` is one recording and not a list of recordings."""
-    return isinstance(value, (np.ndarray, str, os.PathLike)) or hasattr(value, "blocks")
+    return isinstance(value, (np.ndarray, str, os.PathLike)) or hasattr(value, "blocks") or hasattr(value, "detach")
 
 
 def blocks(source: Source) -> Iterator[np.ndarray]:
     """Yield the audio of a recording in blocks, float32 [samples] at 16 kHz.  Raises InputError."""
-    if isinstance(source, np.ndarray):
-        return split_blocks(source)
     if isinstance(source, (str, os.PathLike)):
         return read_blocks(str(source))
+    if isinstance(source, np.ndarray) or not hasattr(source, "blocks"):
+        return split_blocks(to_samples(source))
     return source.blocks()
+
+
+def to_samples(audio: Samples) -> np.ndarray:
+    """Return audio as the model takes it: float32 [samples]; int16 is divided by 32768.
+
+    Raises TypeError, which names the type, the shape or the level, for anything else.
+    """
+    given = audio.detach().cpu().numpy() if hasattr(audio, "detach") else audio
+    if not isinstance(given, np.ndarray):
+        raise TypeError(f"samples are of type {type(audio).__name__}: {EXPECTED}")
+    kind = given.dtype.kind + str(given.dtype.itemsize)
+    if kind not in ("f4", "i2"):
+        raise TypeError(f"samples are {given.dtype}: {EXPECTED}")
+    if given.ndim not in (1, 2) or given.shape[1:] not in ((), (1,)):
+        raise TypeError(f"samples have shape {list(given.shape)}: expected one channel, [samples] or [samples, 1]")
+    samples = np.ascontiguousarray(given.reshape(-1), dtype=np.float32)
+    if kind == "i2":
+        return samples / FULL_SCALE
+    if len(samples) and (level := np.abs(samples).max()) > MAX_LEVEL:
+        raise TypeError(f"samples reach {level:.2g}, where full scale is 1: {EXPECTED}")
+    return samples
 
 
 def split_blocks(samples: np.ndarray) -> Iterator[np.ndarray]:

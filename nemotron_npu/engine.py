@@ -45,6 +45,19 @@ class ModelOptions:
     """Language of the speech for a multilingual checkpoint, such as ``"en-US"``; None takes ``"auto"``."""
 
 
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a live stream is followed."""
+
+    endpoint_ms: int = 800
+    """Time without a token that ends an utterance, in milliseconds; half of it after the end of a sentence; 0: never.
+
+    A checkpoint's ``<EOU>`` ends one in any case."""
+
+
+STREAM_DEFAULTS = StreamOptions()
+
+
 def nothing() -> None:
     """Do nothing: the default of ``Engine.results(between=...)``."""
 
@@ -117,7 +130,7 @@ class LocalEngine(Engine, Protocol):
         Raises the first error of ``results``.
         """
 
-    def stream(self) -> Any:
+    def stream(self, options: StreamOptions = STREAM_DEFAULTS) -> Any:
         """Start a live stream.  Raises SetupError where the engine or the checkpoint cannot stream."""
 
     def at_chunk(self, chunk_ms: int) -> LocalEngine:

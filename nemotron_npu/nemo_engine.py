@@ -24,7 +24,7 @@ from .checkpoint.load import Checkpoint, read_checkpoint
 from .confidence import ALPHA as CONFIDENCE_ALPHA
 from .decoder import Emission
 from .device import configure, is_out_of_memory, release_memory, too_little_memory
-from .engine import ModelOptions, batch_of, in_input_order, nothing
+from .engine import STREAM_DEFAULTS, ModelOptions, StreamOptions, batch_of, in_input_order, nothing
 from .errors import InputError, ModelError, SetupError, one_line
 from .nemo_restore import restore
 from .transcript import Speller, Transcript
@@ -187,7 +187,7 @@ class NemoRecognizer:
 
     # ------------------------------------------------------------------ recordings
 
-    def stream(self) -> NoReturn:
+    def stream(self, options: StreamOptions = STREAM_DEFAULTS) -> NoReturn:
         """Raise SetupError: NeMo's own streaming differs from its offline pass and is not offered here."""
         raise SetupError("live stream", "needs the native engine", "use --engine native")
 

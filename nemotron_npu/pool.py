@@ -12,17 +12,18 @@ import time
 from copy import copy
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .audio import Samples
 from .cache import EncoderState
 from .decoder import DecoderState, NotFinite
 from .device import is_out_of_memory, release_memory, traits_of
 from .errors import ModelError, SetupError, one_line
 from .model import Model
 from .streaming import Stream
-from .transcript import Transcript
+from .transcript import Transcript, Word
+from .utterances import LiveEvent
 
 MAX_WAITING = 30.0  # seconds of audio that a stream holds before it refuses more
 
@@ -49,28 +50,34 @@ class PooledStream(Stream):
         return not self.error and self.rows.ready >= (1 if self.rows.ended else self.chunk)
 
     @property
-    def is_done(self) -> bool:
-        """Whether the stream has failed, or has ended and all of it is transcribed."""
-        return bool(self.error) or (self.rows.ended and not self.rows.ready)
-
-    @property
     def seconds_waiting(self) -> float:
         """Seconds of audio that no step has taken yet."""
         return self.rows.ready * self.model.frame_seconds
 
-    def feed(self, samples: np.ndarray) -> None:
-        """Take the next samples, as ``Stream.feed`` does.
+    def feed(self, samples: Samples) -> list[Word]:
+        """Take the next samples, as ``Stream.feed`` does; return the words that are final since the last call.
 
         Raises BufferError while more than ``MAX_WAITING`` seconds wait for a step, ``error`` if the stream has failed,
-        and ValueError as ``Stream.feed`` does.
+        and TypeError and ValueError as ``Stream.feed`` does.
         """
         if self.error:
             raise self.error
         if self.seconds_waiting > MAX_WAITING:
             raise BufferError(f"{self.seconds_waiting:.0f} s of audio wait for Pool.step")
         with self.lock:
-            super().feed(samples)
+            words = super().feed(samples)
         self.pool.notice(self)
+        return words
+
+    def events(self) -> list[LiveEvent]:
+        """Return what has become known since the last call."""
+        with self.lock:
+            return super().events()
+
+    def preview(self) -> list[Word]:
+        """Return the words that would follow the final ones if the audio ended here, see ``Stream.preview``."""
+        with self.pool.stepping, self.lock:
+            return super().preview()
 
     def _advance(self) -> None:
         """Leave the chunks to ``Pool.step``."""
@@ -224,9 +231,9 @@ class Pool:
         for place, slot in enumerate(left):
             stream = streams[slot]
             stream.encoder_state.append(state, slot, frames)
-            stream.decoder_state = decoder_state.part(place)
-            stream.emissions += emitted[place]
             with stream.lock:
+                stream.decoder_state = decoder_state.part(place)
+                stream.emissions += emitted[place]
                 stream.rows.take(frames)
         return failed
 

@@ -13,7 +13,7 @@ from .audio import Source, is_source
 from .batching import block_frames, default_slots, transcribe_batches
 from .checkpoint.load import read_checkpoint
 from .device import is_out_of_memory
-from .engine import LocalEngine, ModelOptions, in_input_order, nothing
+from .engine import STREAM_DEFAULTS, LocalEngine, ModelOptions, StreamOptions, in_input_order, nothing
 from .errors import SetupError, Unsupported, first_line, one_line
 from .host import signals
 from .host.packages import can_import, install_command, offer_mock
@@ -54,7 +54,8 @@ class Recognizer(Model):
     def transcribe(self, sources: Any, slots: int = 1) -> Transcript | list[Transcript]:
         """Transcribe one recording, or a list of them, at most ``slots`` in a batch.
 
-        A recording is float32 [samples], mono, 16 kHz; the path of an audio file; or an object with ``blocks()``.
+        A recording is mono audio at 16 kHz, float32 in -1 .. 1 or int16, of numpy or torch, see ``audio.to_samples``;
+        the path of an audio file; or an object with ``blocks()``.
         Returns its transcript; for a list, a list in the same order.  Raises the first error of ``results``.
         """
         if is_source(sources):
@@ -73,13 +74,13 @@ class Recognizer(Model):
         """
         return transcribe_batches(self, sources, slots, between, self.readers)
 
-    def stream(self) -> Stream:
+    def stream(self, options: StreamOptions = STREAM_DEFAULTS) -> Stream:
         """Start a live stream: ``with recognizer.stream() as s: s.feed(samples); s.text``.
 
         Raises SetupError for a checkpoint that attends to whole recordings.
         """
         self._check_streams()
-        return Stream(self)
+        return Stream(self, options)
 
     def pool(self, max_streams: int) -> Pool:
         """Return a pool of up to ``max_streams`` live streams that step together.  Raises SetupError as ``stream``."""

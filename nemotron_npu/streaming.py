@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 from types import TracebackType
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .audio import SAMPLE_RATE
-from .decoder import Emission
+from .audio import SAMPLE_RATE, Samples, to_samples
+from .decoder import DecoderState, Emission
 from .device import is_out_of_memory, release_memory
-from .errors import one_line
+from .engine import STREAM_DEFAULTS, StreamOptions
+from .errors import ModelError, one_line
 from .features import FeatureStream
 from .model import Model, Step
-from .transcript import WORD_START, Transcript
+from .transcript import WORD_START, Transcript, Word
+from .utterances import LiveEvent, Utterances
 
 LIVE_FRAMES = 16  # encoder frames in one step of a live stream, at most: more than a chunk only helps to catch up
 SETTLE_TOKENS = 256  # tokens of a live stream that are spelled again for each ``Stream.text``
@@ -72,7 +73,7 @@ class Stream:
     Tokens are final as soon as they are emitted; decoding never takes one back.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, options: StreamOptions = STREAM_DEFAULTS) -> None:
         self.model = model
         self.chunk = model.encoder.chunk
         self.block = max(self.chunk, LIVE_FRAMES // self.chunk * self.chunk)
@@ -82,6 +83,9 @@ class Stream:
         self.encoder_state = model.encoder.new_state(1, self.block)
         self.decoder_state = model.decoder.new_state(1)
         self.emissions: list[Emission] = []
+        self.has_failed = False
+        """Whether the model's values were not finite."""
+        self.utterances = Utterances(model.speller, options.endpoint_ms)
         self.settled = 0
         """Tokens whose words are in ``settled_text``: a long stream is not spelled from its start each time."""
         self.settled_text = ""
@@ -93,19 +97,18 @@ class Stream:
         if kind is None:
             self.finish()
 
-    def feed(self, samples: np.ndarray) -> None:
-        """Transcribe the next samples, float32 [any number], mono, 16 kHz, as far as they fill whole chunks.
+    def feed(self, samples: Samples) -> list[Word]:
+        """Transcribe the next samples, mono, 16 kHz, as far as they fill whole chunks; return the words that are final.
 
-        Raises ValueError for samples of another shape or after the end, and ModelError when the model's values are not
+        ``samples`` are float32 in -1 .. 1 or int16, any number of them, [samples] or [samples, 1], of numpy or torch.
+        Raises TypeError for anything else, ValueError after the end, and ModelError when the model's values are not
         finite: the stream has ended then, and ``transcript`` returns what came before.
         """
-        if self.rows.ended:
+        if self.rows.ended or self.has_failed:
             raise ValueError("the stream has ended: start a new one")
-        samples = np.ascontiguousarray(samples, dtype=np.float32)
-        if samples.ndim != 1:
-            raise ValueError(f"samples have shape {list(samples.shape)}: expected one channel, [samples]")
-        self.rows.add(self.features.feed(torch.from_numpy(samples)))
+        self.rows.add(self.features.feed(torch.from_numpy(to_samples(samples))))
         self._advance()
+        return self._follow()
 
     def _advance(self) -> None:
         """Transcribe the chunks that are complete."""
@@ -115,16 +118,53 @@ class Stream:
 
     def finish(self) -> Transcript:
         """Transcribe the rest: the audio has ended.  Returns the final transcript."""
+        if not self.has_failed:
+            self.end_rows()
+        return self.transcript()
+
+    def end_rows(self) -> None:
+        """Transcribe all that waits: the audio has ended."""
         if not self.rows.ended:
             self._end()
-            if self.rows.ready:
-                self._step(self.chunk)
-        return self.transcript()
+        while self.rows.ready:
+            self._step(self.chunk)
+
+    def events(self) -> list[LiveEvent]:
+        """Return what has become known since the last call: words that are final, and utterances that have ended."""
+        self._follow()
+        events = list(self.utterances.events)
+        self.utterances.events.clear()
+        return events
+
+    def preview(self) -> list[Word]:
+        """Return the words that would follow the final ones if the audio ended here.
+
+        They are decoded on a copy of the stream's state: the stream goes on as if it had not been asked.
+        """
+        other = copy.copy(self)
+        other.features = copy.copy(self.features)
+        other.rows = copy.copy(self.rows)
+        other.encoder_state = self.model.encoder.new_state(1, self.block)
+        other.encoder_state.take(self.encoder_state, [0])
+        other.decoder_state = DecoderState.join([self.decoder_state])
+        other.emissions = list(self.emissions)
+        other.end_rows()
+        return other.utterances.unfinished(other.emissions, other.seconds)
 
     def _end(self) -> None:
         """Add the last features."""
         self.rows.add(self.features.finish())
         self.rows.ended = True
+
+    def _follow(self) -> list[Word]:
+        """Return the words that are final since the last call."""
+        seconds = self.seconds if self.is_done else self.decoded_seconds
+        return self.utterances.update(self.emissions, seconds, ended=self.is_done)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stream has failed, or has ended and all of it is transcribed."""
+        return self.has_failed or (self.rows.ended and not self.rows.ready)
 
     def transcript(self) -> Transcript:
         """Return the transcript so far."""
@@ -150,6 +190,21 @@ class Stream:
         return self.settled_text + self.model.speller.tidy(f" {text}")
 
     @property
+    def words(self) -> tuple[Word, ...]:
+        """The words so far, with their times; the last one may still grow."""
+        return self.transcript().words
+
+    @property
+    def utterance(self) -> str:
+        """The text of the current utterance so far; empty after its end."""
+        return self.utterances.text(self.emissions, self.decoded_seconds)
+
+    @property
+    def decoded_seconds(self) -> float:
+        """Seconds of audio that are transcribed."""
+        return self.decoder_state.position[0] * self.model.frame_seconds
+
+    @property
     def seconds(self) -> float:
         """Seconds of audio fed so far."""
         return self.features.samples / SAMPLE_RATE
@@ -172,7 +227,11 @@ class Stream:
             self.rows = before
             self._shrink(frames, kept)
         else:
-            self.emissions += self.model.decode(encoded, self.decoder_state, [count], step)[0]
+            try:
+                self.emissions += self.model.decode(encoded, self.decoder_state, [count], step)[0]
+            except ModelError:
+                self.has_failed = True
+                raise
 
     def _shrink(self, frames: int, kept: list[torch.Tensor]) -> None:
         """Restore the encoder state from before a step of ``frames`` frames, and halve the steps."""

@@ -6,7 +6,7 @@ import re
 import textwrap
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -63,6 +63,8 @@ class Word:
     """Those that the model emitted after it."""
     language: str | None = None
     """By the language tag that follows; None without one."""
+    joins: bool = False
+    """Whether no space is before it: in a live stream, the rest of a word that had seemed complete."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +170,30 @@ class Speller:
         """Return the result for a recording of ``duration`` seconds."""
         tokens = tuple(self._token(emission) for emission in emissions)
         text = self.text([token.id for token in tokens])
-        spoken = tuple(token for token in tokens if token.id not in self.tags)
-        placed = list(self._words(spoken, duration))
-        words = [word for word, _ in placed]
-        if len(spoken) == len(tokens):
-            return Transcript(text, tokens, duration, tuple(words))
+        words = tuple(word for word, _ in self._indexed(tokens, duration))
         events = tuple(Event(self.tags[token.id], token.frame, token.time) for token in tokens if token.id in self.tags)
-        self._tag(words, [first for _, first in placed], tokens)
-        return Transcript(text, tokens, duration, tuple(words), events)
+        return Transcript(text, tokens, duration, words, events)
+
+    def words(self, emissions: Iterable[EmittedToken], duration: float) -> list[tuple[Word, int]]:
+        """Return the words of ``transcript``, each with the index of its first token."""
+        return self._indexed(tuple(self._token(emission) for emission in emissions), duration)
+
+    def continues(self, before: int, id: int) -> bool:
+        """Return whether token ``id`` belongs to the word that the token ``before`` is in."""
+        piece = self.pieces[before]
+        if piece != WORD_START and not self._has_space_between(piece, self.pieces[id]):
+            return True
+        text = self.decode([id]).strip()
+        return self.tidy(f" {text}") != f" {text}"
+
+    def _indexed(self, tokens: tuple[Token, ...], duration: float) -> list[tuple[Word, int]]:
+        """Return the words with their tags, each with the index of its first token."""
+        indices = [index for index, token in enumerate(tokens) if token.id not in self.tags]
+        found = list(self._words(tuple(tokens[index] for index in indices), duration))
+        words = [word for word, _ in found]
+        if len(indices) < len(tokens):
+            self._tag(words, [first for _, first in found], tokens)
+        return [(word, indices[first]) for word, (_, first) in zip(words, found, strict=True)]
 
     def text(self, ids: list[int]) -> str:
         """Return the tokenizer's text, without the space before a punctuation mark.
@@ -291,10 +309,16 @@ def split_segments(words: tuple[Word, ...], duration: float) -> Iterator[Segment
     for part, next_start in zip(parts, next_starts, strict=False):
         start = part[0].start
         end = max(part[-1].end, min(start + READING_SECONDS, next_start))
-        yield Segment(_joined(part), start, round(end, 3), tuple(part), _mean_confidence(part), part[0].language)
+        yield make_segment(part, round(end, 3))
 
 
-def _mean_confidence(words: list[Word]) -> float | None:
+def make_segment(words: Sequence[Word], end: float) -> Segment:
+    """Return these words as one segment."""
+    first = words[0]
+    return Segment(_joined(words), first.start, end, tuple(words), _mean_confidence(words), first.language)
+
+
+def _mean_confidence(words: Sequence[Word]) -> float | None:
     measured = [word.confidence for word in words if word.confidence is not None]
     return sum(measured) / len(measured) if measured else None
 
@@ -311,10 +335,11 @@ def _sentences(words: tuple[Word, ...]) -> Iterator[list[Word]]:
 
 
 def _is_break(before: Word, word: Word) -> bool:
-    return bool(before.tags) or _ends_sentence(before.text) or word.start - before.end >= PAUSE_SECONDS
+    return bool(before.tags) or ends_sentence(before.text) or word.start - before.end >= PAUSE_SECONDS
 
 
-def _ends_sentence(text: str) -> bool:
+def ends_sentence(text: str) -> bool:
+    """Return whether the word has the mark of a sentence at its end."""
     return text.rstrip(CLOSING)[-1:] in tuple(SENTENCE_END) and not ABBREVIATION.fullmatch(text)
 
 
@@ -354,5 +379,5 @@ def _best_cut(words: list[Word]) -> int:
     return max(range(1, len(words)), key=fitness)
 
 
-def _joined(words: list[Word]) -> str:
-    return " ".join(word.text for word in words)
+def _joined(words: Sequence[Word]) -> str:
+    return "".join(word.text if word.joins else f" {word.text}" for word in words).removeprefix(" ")

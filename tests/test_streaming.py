@@ -13,7 +13,7 @@ from nemotron_npu.audio import read_audio
 
 def test_stream_refuses_several_channels_and_late_audio(demo_native):
     """A stream refuses audio of several channels, and audio after its end."""
-    with demo_native.stream() as stream, pytest.raises(ValueError, match="one channel"):
+    with demo_native.stream() as stream, pytest.raises(TypeError, match="one channel"):
         stream.feed(np.zeros((100, 2), np.float32))
     with pytest.raises(ValueError, match="has ended"):
         stream.feed(np.zeros(100, np.float32))
