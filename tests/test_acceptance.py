@@ -69,6 +69,20 @@ def test_a_step_that_fails_or_crashes_costs_no_other(cli, scripted, tmp_path):
     assert "--allow_hf32" in steps[2]["command"] and "--allow_hf32" not in steps[1]["command"]
 
 
+def test_links_are_replaced_and_passwords_left_out(cli, scripted, tmp_path):
+    """Nothing is written through a link in the folder, and no file repeats the password of a URL."""
+    victim, folder = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious")
+    folder.mkdir()
+    for name in ("doctor.txt", "doctor.log", "acceptance.json"):
+        (folder / name).symlink_to(victim)
+    scripted.write_text("")
+    cli("--acceptance", folder, "--device", "cpu", "--model_path", "https://me:secret@127.0.0.1/x.nemo")
+    assert victim.read_text() == "precious" and not any(path.is_symlink() for path in folder.iterdir())
+    summary = (folder / "acceptance.json").read_text()
+    assert "https://...@127.0.0.1/x.nemo" in summary and "secret" not in summary
+
+
 def test_a_step_that_hangs_is_ended(cli, scripted, tmp_path, monkeypatch):
     """A step that does not end is killed with its children, and the next one follows."""
     monkeypatch.setattr(acceptance, "STEP_SECONDS", 0.1)

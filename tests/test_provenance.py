@@ -1,8 +1,9 @@
 """The environment of a measurement: versions, hardware, checkpoint and command."""
 
+import json
 import platform
 
-from support import DEMO
+from support import CLIP, CLIP_WORDS, DEMO, INFERENCE, run_process
 
 from nemotron_npu.host import ascend
 from nemotron_npu.host.provenance import environment
@@ -22,3 +23,16 @@ def test_versions_of_cann_and_driver_come_from_ascend_files(tmp_path, monkeypatc
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     monkeypatch.setattr(ascend, "DRIVER", tmp_path / "none")
     assert environment(DEMO)["cann"] is None and environment(DEMO)["npu_driver"] is None
+
+
+def test_password_of_a_url_is_in_no_report(tmp_path):
+    """Neither messages nor files repeat what stands before the @ of a URL that was given by mistake."""
+    manifest = tmp_path / "m.json"
+    manifest.write_text(json.dumps({"audio_filepath": str(CLIP), "text": CLIP_WORDS}))
+    url = "https://me:secret@127.0.0.1/x.wav"
+    options = ["--output_dir", tmp_path / "out", "--report", tmp_path / "report", "--wer_report", "--device", "cpu"]
+    result = run_process(INFERENCE, manifest, url, *options)
+    assert result.returncode == 1 and "https://...@127.0.0.1/x.wav: " in result.stderr
+    written = [result.stdout, result.stderr, *(path.read_text() for path in tmp_path.rglob("*") if path.is_file())]
+    assert sum("127.0.0.1" in text for text in written) == 2  # the message, and the command in the report
+    assert not any("secret" in text for text in written)

@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..benchmark.startup import child_process, command
 from ..device import TRAITS, DeviceTraits, choose_device, traits_of
+from ..errors import SetupError, without_password
 from ..formats import dump, encode
 from ..host.files import write_file
 from ..host.table import format_table
@@ -115,14 +116,24 @@ def _run(step: Step, options: Options, folder: Path) -> Outcome:
         words += ["--model_path", options.model_path]
     began = time.monotonic()
     exit_code: int | None = None
-    with open(folder / f"{step.name}.txt", "wb") as table, open(folder / f"{step.name}.log", "wb") as log:
+    with _new(folder / f"{step.name}.txt") as table, _new(folder / f"{step.name}.log") as log:
         try:
             with child_process(words, table, log) as child:
                 exit_code = child.wait(STEP_SECONDS)
         except subprocess.TimeoutExpired:
             pass
     result = _result(step, exit_code, folder)
-    return Outcome(step.name, words, exit_code, round(time.monotonic() - began, 1), result)
+    shown = [without_password(word) for word in words]
+    return Outcome(step.name, shown, exit_code, round(time.monotonic() - began, 1), result)
+
+
+def _new(path: Path) -> BinaryIO:
+    """Open a new file to write, in place of whatever has its name.  Raises SetupError."""
+    try:
+        path.unlink(missing_ok=True)
+        return open(path, "xb")  # never through a link
+    except OSError as error:
+        raise SetupError(f"{path}", f"cannot be written: {error.strerror}") from error
 
 
 def _result(step: Step, exit_code: int | None, folder: Path) -> str:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..errors import without_password
 from . import ascend
 from .packages import installed
 
@@ -39,7 +40,7 @@ def environment(checkpoint: Path, instructions: str | None = None) -> dict[str, 
         found["instructions"] = instructions
     found["threads"] = torch.get_num_threads() if torch else None
     found["model_sha256"] = sha256(checkpoint)
-    found["command"] = sys.argv
+    found["command"] = [without_password(argument) for argument in sys.argv]
     return found
 
 
