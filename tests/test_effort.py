@@ -64,7 +64,7 @@ def _memory(tensor: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form.dtype}-{'packed' if form.packed else 'plain'}")
 def test_a_step_costs_no_more_than_it_did(form, monkeypatch):
-    """A steady step of the bundled model calls no more operators, and fills no more new memory, than is written here."""
+    """A steady step of the bundled model calls no more operators and fills no more new memory than is written here."""
     if form.dtype not in dtypes.offered_dtypes(torch.device("cpu")):
         assert form.dtype in dtypes.left_out(torch.device("cpu"))
         return
