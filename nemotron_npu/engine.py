@@ -53,6 +53,8 @@ class StreamOptions:
     """Time without a token that ends an utterance, in milliseconds; half of it after the end of a sentence; 0: never.
 
     A checkpoint's ``<EOU>`` ends one in any case."""
+    reset_after_pause_ms: int = 0
+    """Time without a token after which the decoder starts again as at the beginning of a recording; 0: never (NeMo)."""
 
 
 STREAM_DEFAULTS = StreamOptions()

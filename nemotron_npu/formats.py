@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .errors import CONTROL_IN_LINES, printable
 from .tags import END_OF_BACKCHANNEL, END_OF_UTTERANCE, LANGUAGE, Event
-from .transcript import Segment, Token, Transcript
+from .transcript import Segment, Token, Transcript, Word
 
 if TYPE_CHECKING:  # it loads libsndfile, which the options need not wait for
     from .sources import Recording
@@ -47,6 +47,8 @@ class Format:
     """
     concatenates: bool = True
     """Whether several recordings can follow each other on stdout."""
+    live: bool = False
+    """Whether it is one of live streams alone: its lines come while the stream goes on, and ``render`` is the last."""
     tables: str | None = None
     """How tables of figures fit in on stdout: as ``text``, as ``json`` lines, or not at all."""
 
@@ -130,6 +132,20 @@ def to_document(transcript: Transcript, **fields: object) -> dict:
     return document
 
 
+def to_event(type: str, segment: Segment, number: int, **fields: object) -> dict:
+    """Return an event of a live stream: ``words`` that are final, utterance ``number``, or a ``partial`` one.
+
+    ``fields`` name the stream.  ``events.schema.json`` in this folder describes them.
+    """
+    head = {"type": type, **fields}
+    document = _segment_document(number, segment)
+    if type == "segment":
+        return {**head, **document}
+    if type == "partial":
+        head["text"] = document["text"]
+    return {**head, "words": document["words"]}
+
+
 def to_json(document: dict) -> str:
     """Return the document on one line."""
     return dump(document) + "\n"
@@ -161,8 +177,9 @@ FORMATS: dict[str, Format] = {
     "ctm": Format(_ctm_lines),
     "jsonl": Format(lambda result: to_json(result.document), "results.jsonl", tables="json"),
     "manifest": Format(_manifest_line, "manifest.jsonl"),
+    "events": Format(lambda result: to_json({"type": "end", **result.document}), live=True),
 }
-FILES = tuple(name for name, entry in FORMATS.items() if not entry.collected_in)
+FILES = tuple(name for name, entry in FORMATS.items() if not (entry.collected_in or entry.live))
 """Names of the formats with one file per recording."""
 COLLECTED = tuple(name for name, entry in FORMATS.items() if entry.collected_in)
 """Names of the formats with one file for all recordings."""
@@ -198,14 +215,14 @@ def _finite(value: object) -> object:
 
 def _segment_document(number: int, segment: Segment) -> dict:
     words = [
-        {"word": f" {word.text}", "start": word.start, "end": word.end, "confidence": word.confidence}
+        {"word": _spaced(word.text, word), "start": word.start, "end": word.end, "confidence": word.confidence}
         for word in segment.words
     ]
     document = {
         "id": number,
         "start": segment.start,
         "end": segment.end,
-        "text": f" {segment.text}",
+        "text": _spaced(segment.text, segment.words[0]),
         "confidence": segment.confidence,
         "words": words,
     }
@@ -218,6 +235,11 @@ def _segment_document(number: int, segment: Segment) -> dict:
         if holds:
             document[name] = True
     return document
+
+
+def _spaced(text: str, word: Word) -> str:
+    """Return ``text``, which begins with ``word``, with the space before it."""
+    return text if word.joins else f" {text}"
 
 
 def _event_document(event: Event) -> dict:

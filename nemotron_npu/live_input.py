@@ -11,7 +11,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
@@ -318,3 +318,38 @@ def _parse_format(chunk: bytes) -> StreamFormat:
         problem = f"unsupported wav stream: format {tag}, {bits} bits, {channels} channels, {rate} Hz"
         raise InputError("stdin", problem, "pipe 16-bit PCM")
     return StreamFormat(rate, channels, subtype, frame_bytes, "WAV")
+
+
+def with_silence(blocks: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray | None]:
+    """Yield ``blocks``, and None once each time that none has come for ``seconds``; 0: never.
+
+    A thread waits for the next block.  An error of ``blocks`` is raised here.
+    """
+    if not seconds:
+        yield from blocks
+        return
+    arrived: queue.Queue[np.ndarray | Exception | None] = queue.Queue(1)  # None: the end
+
+    def take() -> None:
+        try:
+            for block in blocks:
+                arrived.put(block)
+            arrived.put(None)
+        except Exception as error:
+            arrived.put(error)
+
+    threading.Thread(target=take, daemon=True).start()
+    is_silent = False
+    while True:
+        try:
+            item = arrived.get(timeout=None if is_silent else seconds)
+        except queue.Empty:
+            is_silent = True
+            yield None
+            continue
+        if item is None:
+            return
+        if isinstance(item, Exception):
+            raise item
+        is_silent = False
+        yield item

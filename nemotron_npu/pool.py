@@ -210,6 +210,8 @@ class Pool:
         ``taken`` is what ``RowBuffer.take`` returns for each.
         """
         model = self.model
+        for stream in streams:
+            stream.reset_after_pause()
         slots = len(streams) if traits_of(model.device).is_host else 1 << (len(streams) - 1).bit_length()
         rows, ends, counts = (list(column) for column in zip(*taken, strict=True))
         features = torch.stack(rows).to(model.device)

@@ -83,6 +83,9 @@ class Stream:
         self.encoder_state = model.encoder.new_state(1, self.block)
         self.decoder_state = model.decoder.new_state(1)
         self.emissions: list[Emission] = []
+        self.pause = options.reset_after_pause_ms / 1000 or float("inf")
+        """Seconds without a token after which the decoder's state is reset."""
+        self.tokens_at_reset = 0
         self.has_failed = False
         """Whether the model's values were not finite."""
         self.utterances = Utterances(model.speller, options.endpoint_ms)
@@ -195,6 +198,11 @@ class Stream:
         return self.transcript().words
 
     @property
+    def unfinished(self) -> list[Word]:
+        """The words after those that are final; the last one may still grow."""
+        return self.utterances.unfinished(self.emissions, self.decoded_seconds)
+
+    @property
     def utterance(self) -> str:
         """The text of the current utterance so far; empty after its end."""
         return self.utterances.text(self.emissions, self.decoded_seconds)
@@ -209,8 +217,20 @@ class Stream:
         """Seconds of audio fed so far."""
         return self.features.samples / SAMPLE_RATE
 
+    def reset_after_pause(self) -> None:
+        """Start the decoder as at the beginning of a recording, where the options ask for it after such a pause."""
+        if len(self.emissions) == self.tokens_at_reset:  # nothing was said since
+            return
+        silent = self.decoded_seconds - self.emissions[-1].frame * self.model.frame_seconds
+        if silent >= self.pause:
+            position = self.decoder_state.position[0]
+            self.decoder_state = self.model.decoder.new_state(1)
+            self.decoder_state.position[0] = position
+            self.tokens_at_reset = len(self.emissions)
+
     def _step(self, frames: int) -> None:
         """Transcribe the next frames.  If memory runs out, leave them for smaller steps, down to one chunk."""
+        self.reset_after_pause()
         kept = []
         if frames > self.chunk:  # a live stream that keeps up steps chunk by chunk and needs no copies
             kept = [row.clone() for row in self.encoder_state.kept_rows]

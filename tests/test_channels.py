@@ -137,7 +137,7 @@ def test_one_channel_of_a_live_stream(call, capsys, monkeypatch, tmp_path):
     for channel, words in ((1, CLIP_WORDS), (2, SHORT)):
         with open(call, "rb") as pipe:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
-            assert run(capsys, "-", "--channel", channel).lines == [words]
+            assert run(capsys, "-", "--endpoint_ms", 0, "--channel", channel).lines == [words]
     with pytest.raises(SystemExit, match="2"):
         inference.main(["-", "--channel", "each"])
     assert "--channel each: applies to files" in capsys.readouterr().err

@@ -76,8 +76,8 @@ def ours(name: str, transcript, **document) -> str:
 
 
 def test_formats_are_named_in_one_registry():
-    """Each format is either a file per recording or a line per recording in a file of its own."""
-    assert sorted([*FILES, *COLLECTED]) == sorted(FORMATS)
+    """Each format is a file per recording, a line per recording in a file of its own, or that of live streams."""
+    assert sorted([*FILES, *COLLECTED, "events"]) == sorted(FORMATS) and FORMATS["events"].live
     assert {name: FORMATS[name].collected_in for name in COLLECTED} == {
         "jsonl": "results.jsonl",
         "manifest": "manifest.jsonl",

@@ -75,7 +75,15 @@ def test_hidden_npu_is_refused_in_one_line(visible, found):
 def test_live_audio_is_transcribed_on_the_npu(options):
     """A streamed file and stdin are transcribed on the NPU."""
     with open(CLIP, "rb") as file:
-        command = [ROOT / "tests" / "fake_npu.py", ROOT / "inference.py", *options, "--chunk_ms", 160]
+        command = [
+            ROOT / "tests" / "fake_npu.py",
+            ROOT / "inference.py",
+            *options,
+            "--chunk_ms",
+            160,
+            "--endpoint_ms",
+            0,
+        ]
         result = run_process(*command, stdin=file)
     assert (result.returncode, result.stdout) == (0, CLIP_WORDS + "\n"), result.stderr
     assert "device: npu:0" in result.stderr

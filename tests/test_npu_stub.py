@@ -19,17 +19,17 @@ from support import CLIP, CLIP_WORDS, ROOT, make_once, run_process
 RUNS = {
     "doctor": ["--doctor"],  # first: it forks, and NPUs cannot be used on both sides of a fork
     "demo": [],
-    "stream": [CLIP, "--stream"],
+    "stream": [CLIP, "--stream", "--endpoint_ms", 0],
     "batch of 3": [CLIP, CLIP, CLIP, "--batch_size", 3],
     "decoder on the NPU": ["--decoder_device", "npu:0"],
     "bfloat16": ["--dtype", "bfloat16"],
     "float16": ["--dtype", "float16"],
-    "graph": [CLIP, "--stream", "--chunk_ms", 160, "--graph", "on"],
-    "no capture": [CLIP, "--stream", "--chunk_ms", 160, "--graph", "on"],
-    "capture that breaks off": [CLIP, "--stream", "--chunk_ms", 160, "--graph", "on"],
+    "graph": [CLIP, "--stream", "--endpoint_ms", 0, "--chunk_ms", 160, "--graph", "on"],
+    "no capture": [CLIP, "--stream", "--endpoint_ms", 0, "--chunk_ms", 160, "--graph", "on"],
+    "capture that breaks off": [CLIP, "--stream", "--endpoint_ms", 0, "--chunk_ms", 160, "--graph", "on"],
     "boosting": ["--boost_words", "words.txt", "--boost_alpha", 8, "--decoder_device", "npu:0"],
     "tiny": [CLIP, "--model_path", "tiny.nemo"],
-    "full width": [CLIP, "--model_path", "wide.nemo", "--stream"],
+    "full width": [CLIP, "--model_path", "wide.nemo", "--stream", "--endpoint_ms", 0],
     "precision": ["--precision_compare"],
 }
 ENVIRON = {"no capture": {"STUB_NO_CAPTURE": "begin"}, "capture that breaks off": {"STUB_NO_CAPTURE": "end"}}

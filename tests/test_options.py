@@ -7,7 +7,7 @@ from support import CLIP, INFERENCE, PER_FILE, run_process
 
 from nemotron_npu.cli.command_line import parse_options
 from nemotron_npu.cli.options import Options
-from nemotron_npu.formats import FORMATS
+from nemotron_npu.formats import COLLECTED, FILES
 
 HOME = os.path.expanduser("~")
 
@@ -39,7 +39,7 @@ def test_report_without_measurement_is_rejected(cli):
         (["a.wav", "b.wav", "--output_format", "vtt"], "several need --output_dir"),
         (
             ["a.wav", "--output_format", "docx"],
-            "'docx' is none of txt, json, srt, vtt, tsv, ctm, jsonl, manifest and all",
+            "'docx' is none of txt, json, srt, vtt, tsv, ctm, jsonl, manifest, events and all",
         ),
         (["a.wav", "--resume"], "--resume: needs --output_dir"),
         (["-", "--resume", "--output_dir", "x"], "--resume: applies to files"),
@@ -80,7 +80,7 @@ def test_options_reach_the_dataclass_of_their_part():
     assert options.measure.all_chunks and options.model.chunk_ms is None
     assert options.model.graph and options.device.threads == 2
     assert options.measure.engines == ("native",)
-    assert parse_options(["a.wav", "--output_dir", "out"]).output.formats == tuple(FORMATS)
+    assert parse_options(["a.wav", "--output_dir", "out"]).output.formats == (*FILES, *COLLECTED)
 
 
 @pytest.mark.parametrize(

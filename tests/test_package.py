@@ -232,8 +232,8 @@ def test_program_without_nemo_handles_files_and_streams(tmp_path):
         [CLIP, *cpu, "--dtype", "float32", "--boost_words", words, "--confidence", "tsallis"],
         [calls, *cpu, "--output_dir", tmp_path / "out"],
         [manifest, *cpu, "--wer_report", "--report", tmp_path / "report"],
-        [CLIP, *cpu, "--stream", "--chunk_ms", "80"],
-        ["-", *cpu],
+        [CLIP, *cpu, "--stream", "--chunk_ms", "80", "--endpoint_ms", "0"],
+        ["-", *cpu, "--endpoint_ms", "0"],
     )
     assert file[:2] == stream[:2] == stdin[:2] == ("0", f"{CLIP_WORDS}\n")
     assert folder[:2] == ("0", "")
@@ -307,7 +307,7 @@ def test_result_for_a_closed_stdout_is_an_error():
 
 def test_sigint_that_the_parent_ignores_stays_ignored():
     """Scripts ignore it for their background jobs.  Both entry points call ``signals.end_on_sigint``."""
-    program = ["-m", "nemotron_npu", "-", "--device", "cpu"]
+    program = ["-m", "nemotron_npu", "-", "--device", "cpu", "--endpoint_ms", "0"]
     ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, *program]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(ignoring, cwd=ROOT, env=CLEAN, **pipes) as process:

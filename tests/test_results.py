@@ -144,7 +144,7 @@ def test_live_audio_is_written_to_a_folder(tmp_path):
     with open(CLIP, "rb") as sound:
         result = run_process(INFERENCE, "-", "--output_dir", tmp_path, "--device", "cpu", "--quiet", stdin=sound)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert files(tmp_path) == {f"stdin.{kind}" for kind in PER_FILE} | COLLECTED
+    assert files(tmp_path) == {f"stdin.{kind}" for kind in (*PER_FILE, "events")} | COLLECTED
     document = json.loads((tmp_path / "stdin.json").read_text())
     assert (document["text"], document["sample_rate"], document["format"]) == (CLIP_WORDS, 8000, "WAV")
 

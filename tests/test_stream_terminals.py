@@ -26,7 +26,7 @@ def terminal():
 def test_live_text_on_a_terminal_grows_in_place(start, terminal, pcm):
     """On a terminal live text grows, and nothing that was shown is taken back."""
     ours, theirs = terminal
-    process = start("-", "--quiet", "--chunk_ms", 80, stdout=theirs)
+    process = start("-", "--quiet", "--endpoint_ms", 0, "--chunk_ms", 80, stdout=theirs)
     with Speaker(process.stdin, pcm, speed=2.5):
         written = read_terminal(ours, until=b"\n")
     assert process.wait(30) == 0 and process.stderr.read() == b""
@@ -39,7 +39,7 @@ def test_streamed_files_on_a_terminal_are_a_line_each(start, terminal, tmp_path)
     ours, theirs = terminal
     silence = tmp_path / "silence.wav"
     soundfile.write(silence, np.zeros(16000), 16000)
-    process = start("--stream", CLIP, silence, CLIP, "--quiet", "--chunk_ms", 80, stdout=theirs)
+    process = start("--stream", CLIP, silence, CLIP, "--quiet", "--endpoint_ms", 0, "--chunk_ms", 80, stdout=theirs)
     assert process.wait(60) == 0 and process.stderr.read() == b""
     line = f"{CLIP}: {CLIP_WORDS}\r\n"
     assert b"".join(read_terminal(ours, until=line.encode())).decode() == f"{line}{silence}: \r\n{line}"
@@ -50,7 +50,7 @@ def test_streams_on_a_terminal_are_counted_and_evaluated(start, terminal, tmp_pa
     ours, theirs = terminal
     manifest = tmp_path / "known.json"
     manifest.write_text(2 * (json.dumps({"audio_filepath": str(CLIP), "text": CLIP_WORDS}) + "\n"))
-    process = start("--stream", manifest, "--wer_report", stdout=theirs)
+    process = start("--stream", manifest, "--endpoint_ms", 0, "--wer_report", stdout=theirs)
     assert process.wait(60) == 0 and b"2 recordings: 2 done, 0 failed; " in process.stderr.read()
     shown = b"".join(read_terminal(ours, until=b"No errors, texts as written\r\n")).decode()
     assert shown.count(f"{CLIP}: {CLIP_WORDS}\r\n") == 2 and "Word errors in 2 files" in shown
@@ -74,7 +74,7 @@ def test_terminal_as_stdin_is_refused_with_a_hint(start, terminal):
 
 def test_ctrl_c_ends_an_endless_stream_with_its_text(start, pcm):
     """Ctrl-C ends an endless stream with the text so far and exit code 130."""
-    process = start("-", slow=0)
+    process = start("-", "--endpoint_ms", 0, slow=0)
     with Speaker(process.stdin, pcm, speed=5, endless=True):
         wait_until_fed(process, len(pcm) / SECOND + 1)
         process.send_signal(signal.SIGINT)
@@ -85,7 +85,7 @@ def test_ctrl_c_ends_an_endless_stream_with_its_text(start, pcm):
 
 def test_ctrl_c_ends_a_stream_that_waits_for_audio(start, pcm):
     """Ctrl-C ends a stream into which nothing is written any more."""
-    process = start("-", slow=0)
+    process = start("-", "--endpoint_ms", 0, slow=0)
     process.stdin.write(pcm)
     process.stdin.flush()
     wait_until_fed(process, len(pcm) // 2 / 16000)
@@ -98,7 +98,7 @@ def test_ctrl_c_ends_a_stream_that_waits_for_audio(start, pcm):
 def test_ctrl_c_on_a_terminal_ends_the_line(start, terminal, pcm):
     """Ctrl-C on a terminal ends the line that has grown, without any message."""
     ours, theirs = terminal
-    process = start("-", "--quiet", "--chunk_ms", 160, stdout=theirs)
+    process = start("-", "--quiet", "--endpoint_ms", 0, "--chunk_ms", 160, stdout=theirs)
     with Speaker(process.stdin, pcm, speed=5, endless=True):
         read_terminal(ours, until=CLIP_WORDS.encode())
         process.send_signal(signal.SIGINT)
@@ -108,7 +108,7 @@ def test_ctrl_c_on_a_terminal_ends_the_line(start, terminal, pcm):
 
 def test_ctrl_c_before_any_audio_exits_with_130(start):
     """Ctrl-C before any audio has arrived gives exit code 130 and no text."""
-    process = start("-", slow=0)
+    process = start("-", "--endpoint_ms", 0, slow=0)
     for line in process.stderr:
         if line.startswith(b"loading"):
             break
@@ -147,7 +147,7 @@ def test_ctrl_c_ends_a_streamed_file_with_the_text_so_far(cli, monkeypatch):
 
     monkeypatch.setattr(Encoder, "step", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    code, out, err = cli(CLIP, CLIP, "--stream", "--chunk_ms", 560, "--device", "cpu", "--quiet")
+    code, out, err = cli(CLIP, CLIP, "--stream", "--endpoint_ms", 0, "--chunk_ms", 560, "--device", "cpu", "--quiet")
     assert code == 130 and err == "inference.py: interrupted: 1 of 2 not done\n"
     name, _, words = out.rstrip("\n").partition(": ")
     assert out.count("\n") == 1 and name == str(CLIP) and words and CLIP_WORDS.startswith(words) and words != CLIP_WORDS

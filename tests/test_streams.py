@@ -17,33 +17,37 @@ from support import CLIP, CLIP_WORDS, INFERENCE, run_process, take_certainties
 from nemotron_npu.audio import read_audio
 from nemotron_npu.live_input import READ_BYTES
 
+UTTERANCES = "three one four one five\nnine two\nsix\n"
+"""The bundled clip in a pipe: it pauses twice for 0.8 s."""
+
 
 @pytest.fixture
 def listen(cli, monkeypatch):
-    """Run the command line in this process on audio that is written to its stdin."""
+    """Run the command line in this process on audio that is written to its stdin, which is one utterance."""
 
     def call(data: bytes, *args, paced: bool = False):
         reading, writing = os.pipe()
         with os.fdopen(reading) as stdin, Speaker(os.fdopen(writing, "wb"), data, 1 if paced else 1e6) as speaker:
             monkeypatch.setattr(sys, "stdin", stdin)
-            result = cli("-", *args, "--device", "cpu")
+            result = cli("-", *args, "--device", "cpu", "--endpoint_ms", 0)
             speaker.thread.join()
             return result
 
     return call
 
 
-def test_raw_pcm_from_a_pipe_prints_one_line(start, pcm):
-    """Raw PCM from a pipe is printed as one line of text."""
-    process = start("-", "--quiet")
-    assert process.communicate(pcm, 60) == (f"{CLIP_WORDS}\n".encode(), b"") and process.returncode == 0
+def test_raw_pcm_from_a_pipe_prints_its_utterances(start, pcm):
+    """Raw PCM from a pipe is printed as a line for each utterance; without an endpoint it is one."""
+    for options, text in ((), UTTERANCES), (("--endpoint_ms", 0), f"{CLIP_WORDS}\n"):
+        process = start("-", "--quiet", *options)
+        assert process.communicate(pcm, 60) == (text.encode(), b"") and process.returncode == 0
 
 
 def test_wav_file_as_stdin_has_its_own_rate():
     """A wav file as stdin is read at the rate of its header."""
     with open(CLIP, "rb") as file:
         result = run_process(INFERENCE, "-", "--quiet", stdin=file)
-    assert (result.returncode, result.stdout, result.stderr) == (0, CLIP_WORDS + "\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, UTTERANCES, "")
 
 
 def test_wav_stream_of_unknown_length_is_read_to_its_end(listen):
@@ -108,7 +112,7 @@ def test_streamed_file_gives_the_document_of_the_file(cli, tmp_path, digits, chu
 def test_stream_without_a_file_uses_the_bundled_clip(cli):
     """--stream without AUDIO streams the bundled clip."""
     code, out, _ = cli("--stream", "--device", "cpu")
-    assert (code, out) == (0, CLIP_WORDS + "\n")
+    assert (code, out) == (0, UTTERANCES)
 
 
 def test_invalid_files_do_not_stop_the_other_streams(cli, tmp_path):
@@ -116,7 +120,9 @@ def test_invalid_files_do_not_stop_the_other_streams(cli, tmp_path):
     broken = tmp_path / "broken.flac"
     soundfile.write(broken, np.random.default_rng(0).uniform(-1, 1, 40000), 16000)
     broken.write_bytes(broken.read_bytes()[:9000])
-    code, out, err = cli(broken, tmp_path / "missing.wav", CLIP, "--stream", "--device", "cpu", "--quiet")
+    code, out, err = cli(
+        broken, tmp_path / "missing.wav", CLIP, "--stream", "--device", "cpu", "--quiet", "--endpoint_ms", 0
+    )
     assert (code, out) == (1, f"{CLIP}: {CLIP_WORDS}\n")
     assert len(err.splitlines()) == 2 and "broken.flac" in err and "missing.wav" in err
 
@@ -135,7 +141,7 @@ def test_failure_inside_the_model_is_limited_to_its_stream(cli, tmp_path, monkey
         return step(self, rows, state, ends)
 
     monkeypatch.setattr(Encoder, "step", failing)
-    code, out, err = cli(CLIP, poison, CLIP, "--stream", "--device", "cpu", "--quiet")
+    code, out, err = cli(CLIP, poison, CLIP, "--stream", "--device", "cpu", "--quiet", "--endpoint_ms", 0)
     assert code == 1 and out.splitlines() == [f"{CLIP}: {CLIP_WORDS}"] * 2
     assert len(err.splitlines()) == 1 and str(poison) in err and "the device said no at some length" in err
 
@@ -197,6 +203,10 @@ def test_audio_that_arrives_while_the_model_loads_is_kept(listen, pcm):
         (["-", "--sample_rate", 100], "not a sample rate"),
         ([CLIP, "--stream", "--batch_size", 2], "--stream: transcribes one file at a time"),
         ([CLIP, "--stream", "--precision_compare"], "measures files, not streams"),
+        ([CLIP, "--endpoint_ms", 500], "--endpoint_ms: applies to live streams"),
+        ([CLIP, "--reset_after_pause", 5000], "--reset_after_pause: applies to live streams"),
+        ([CLIP, "--output_format", "events"], "--output_format events: applies to live streams"),
+        (["-", "--endpoint_ms", "soon"], "'soon' is not a whole number of milliseconds"),
         (["-", "--benchmark"], "measures files, not streams"),
         (["--stream", "--model_path", "m.nemo"], "--stream: needs AUDIO"),
     ],

@@ -13,6 +13,7 @@ from .options import EACH, MIX
 MAX_THREADS = 1024  # with more than a machine can start, OpenMP ends the process
 MAX_WORKERS = 10_000
 MAX_BLOCK_MS = 600_000  # memory grows with the square of the block
+MAX_PAUSE_MS = 86_400_000  # a day
 MIN_RATE, MAX_RATE = 4000, 384_000  # Hz
 
 
@@ -23,7 +24,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in (*FORMATS, "all"):
             raise ArgumentTypeError(f"{name!r} is none of {', '.join(FORMATS)} and all")
-    return tuple(name for name in FORMATS if name in names or "all" in names)
+    return tuple(name for name, entry in FORMATS.items() if name in names or ("all" in names and not entry.live))
 
 
 def positive(text: str) -> int:
@@ -54,6 +55,14 @@ def chunk_length(text: str) -> int | str:
     if text != "all" and not (number.isascii() and number.isdigit()):
         raise ArgumentTypeError(f"{text!r} is not a number of milliseconds (80, 160, 560, 1120 or all)")
     return text if text == "all" else positive(number)
+
+
+def milliseconds(text: str) -> int:
+    """Parse a time of 0 or more, with or without its unit."""
+    number = text.removesuffix("ms")
+    if not (number.isascii() and number.isdigit()):
+        raise ArgumentTypeError(f"{text!r} is not a whole number of milliseconds")
+    return _at_most(int(number), MAX_PAUSE_MS)
 
 
 def weight(text: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from ..engine import ModelOptions
+from ..engine import STREAM_DEFAULTS, ModelOptions, StreamOptions
 from .argument_types import parse_formats
 from .conflicts import acceptance_conflicts, doctor_conflicts, option_conflicts
 from .options import (
@@ -67,6 +67,10 @@ def _options(given: argparse.Namespace) -> Options:
             graph=given.graph == "on",
             block_ms=given.block_ms,
             allow_hf32=given.allow_hf32,
+        ),
+        stream=StreamOptions(
+            endpoint_ms=STREAM_DEFAULTS.endpoint_ms if given.endpoint_ms is None else given.endpoint_ms,
+            reset_after_pause_ms=given.reset_after_pause or 0,
         ),
         search=SearchOptions(given.confidence, given.boost_words, given.boost_alpha),
         cluster=ClusterOptions(given.num_workers, given.ray_address),

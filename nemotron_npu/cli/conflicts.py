@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..engine import STREAM_DEFAULTS
 from ..formats import FORMATS
 from .options import EACH, MeasureOptions, Options
 
@@ -16,6 +17,7 @@ ACCEPTANCE_OPTIONS = {"acceptance", "audio", "device", "model_path", "quiet", "d
 def option_conflicts(options: Options) -> Iterator[str]:
     """Yield ``subject: problem (hint)`` for each combination of options that is not possible."""
     yield from _input_conflicts(options)
+    yield from _live_conflicts(options)
     yield from _output_conflicts(options)
     if options.measure.all_chunks:
         yield from _chunk_conflicts(options)
@@ -65,6 +67,20 @@ def _input_conflicts(options: Options) -> Iterator[str]:
         yield "--channel each: applies to files (stdin: mix, or the number of one channel)"
     if given.raw and not given.live:
         yield "--raw: applies to stdin only"
+
+
+def _live_conflicts(options: Options) -> Iterator[str]:
+    """Yield an error line for each option of live streams that there is none for."""
+    if options.input.stream or options.input.live:
+        return
+    given = {
+        "--endpoint_ms": options.stream.endpoint_ms != STREAM_DEFAULTS.endpoint_ms,
+        "--reset_after_pause": options.stream.reset_after_pause_ms,
+        "--output_format events": "events" in options.output.formats,
+    }
+    for option, value in given.items():
+        if value:
+            yield f"{option}: applies to live streams (- or --stream)"
 
 
 def _output_conflicts(options: Options) -> Iterator[str]:

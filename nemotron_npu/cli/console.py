@@ -22,6 +22,10 @@ class Console:
         self.debug = debug
         self.without_bar: Callable[[], AbstractContextManager] = nullcontext
         """Hides the progress bar while something else is written."""
+        self.is_growing = False
+        """Whether the cursor is inside a line of text on the terminal."""
+        self.waiting: list[tuple[str, bool]] = []
+        """Messages, and whether they are colored, that wait for the end of that line."""
 
     def notify(self, message: str, *, colored: bool = False) -> None:
         """Write a message, unless --quiet is given."""
@@ -29,13 +33,17 @@ class Console:
             self.note(message, colored=colored)
 
     def note(self, message: str, *, colored: bool = False) -> None:
-        """Write a message in any case."""
+        """Write a message in any case; on a terminal not inside a sentence that grows, but after it."""
+        if self.is_growing and sys.stderr.isatty():
+            self.waiting.append((message, colored))
+            return
         with self.without_bar(), suppress(OSError):
             text = without_password(message)
             print(text if colored else printable(text, lines=True), file=sys.stderr, flush=True)
 
     def error(self, message: str, cause: Exception | None = None) -> None:
         """Write an error line; with --debug the traceback of ``cause`` before it."""
+        self.close_line()
         with self.without_bar(), suppress(OSError):
             if self.debug and cause:
                 self.note("".join(traceback.format_exception(cause)).rstrip())
@@ -53,3 +61,18 @@ class Console:
                 raise
             except OSError as error:
                 raise SetupError("stdout", f"cannot be written: {error.strerror}") from error
+
+    def grow(self, text: str) -> None:
+        """Write a part of a line to the terminal.  Raises as ``result`` does."""
+        self.is_growing = True
+        self.result(text, end="", colored=True)
+
+    def close_line(self) -> None:
+        """End the line that has grown, if there is one, and write the messages that have waited for it."""
+        if not self.is_growing:
+            return
+        self.is_growing = False
+        self.result("")
+        waiting, self.waiting = self.waiting, []
+        for message, colored in waiting:
+            self.note(message, colored=colored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..engine import ModelOptions
+from ..engine import ModelOptions, StreamOptions
 
 MIX, EACH = "mix", "each"
 ENGINES = ("nemo", "native")  # in the order in which --benchmark measures them
@@ -130,6 +130,7 @@ class Options:
     """A ``.nemo`` file or a Hugging Face id; None takes the bundled model."""
     device: DeviceOptions = field(default_factory=DeviceOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
+    stream: StreamOptions = field(default_factory=StreamOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     measure: MeasureOptions = field(default_factory=MeasureOptions)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, SetupError
-from ..formats import FORMATS, Result, encode, to_text
+from ..formats import FILES, FORMATS, Result, encode, to_text
 from ..host.files import Folder
 from ..sources import Recording
 from ..transcript import Transcript
@@ -26,6 +26,7 @@ from .record import BACKUP, RECORD, Line, LineFile, sort_lines
 from .resume import Resumption
 from .run_info import RunSettings
 
+EVENTS = "events"  # extension of the file that a live stream appends to
 ERRORS_OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL}
 """Errors of one file; any other would affect all results."""
 
@@ -55,10 +56,11 @@ class OutputFolder:
         """Text and duration (s) of each recording that is complete, by its index."""
         self.remarks: list[str] = []
         """What the user should know of the record of an earlier run."""
-        self._file_formats = [name for name in formats if not FORMATS[name].collected_in]
+        self._file_formats = [name for name in formats if name in FILES]
         self._collected = _collected_files(formats)
         self._collecting: dict[str, LineFile] = {}  # open files of self._collected
         self._record: LineFile | None = None
+        self._events: LineFile | None = None  # of the live stream that goes on
         self._lines: dict[int, Line] = {}  # of the record, by index
         self._folder = self._open()
 
@@ -116,6 +118,24 @@ class OutputFolder:
             remark = f"restarted, the earlier record is now {BACKUP} (--resume continues it instead)"
             self.remarks.append(f"--output_dir {self.path}: {remark}")
 
+    def add_event(self, index: int, line: str, *, first: bool = False) -> None:
+        """Append an event of a live stream to its file, which ``first`` empties.  Raises SetupError."""
+        name = f"{self.recordings[index].output}.{EVENTS}"
+        try:
+            if self._events is None or first:
+                self._close_events()
+                self._events = LineFile(self._folder, name)
+                self._events.truncate(0)
+            if line:
+                self._events.append(line)
+        except OSError as error:
+            raise SetupError(f"{self.path / name}", f"cannot be written: {error.strerror}") from error
+
+    def _close_events(self) -> None:
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
     def write(self, index: int, transcript: Transcript, document: dict[str, Any]) -> None:
         """Write the results of one recording; ``document`` is the result in JSON.
 
@@ -123,6 +143,9 @@ class OutputFolder:
         """
         recording = self.recordings[index]
         result = Result(recording, transcript, document)
+        if self._events is not None:
+            self.add_event(index, FORMATS[EVENTS].render(result))
+            self._close_events()
         file = ""
         appended: dict[str, Line] = {}
         try:
@@ -150,6 +173,7 @@ class OutputFolder:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        self._close_events()
         for file in (self._record, *self._collecting.values()):
             if file is not None:
                 file.close()

@@ -138,7 +138,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         type=types.parse_formats,
         metavar="F[,F]",
         help=f"{', '.join(FILES)}: one file for each recording; {', '.join(COLLECTED)} (a NeMo manifest with "
-        "pred_text): one line for each recording; all (default: txt, with --output_dir all; stdout takes one format)",
+        "pred_text): one line for each recording; events (live streams): a JSON line as soon as words are final; "
+        "all (default: txt, with --output_dir all; stdout takes one format)",
     )
     formats.completer = lambda **_: [*types.parse_formats("all"), "all"]  # type: ignore[attr-defined]  # of argcomplete
     output.add_argument(
@@ -274,6 +275,19 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
         "--stream",
         action="store_true",
         help="feed files chunk by chunk and show words as soon as they are transcribed",
+    )
+    live.add_argument(
+        "--endpoint_ms",
+        type=types.milliseconds,
+        metavar="MS",
+        help="time without a token that ends an utterance; after the end of a sentence half of it; 0: never "
+        "(default: 800)",
+    )
+    live.add_argument(
+        "--reset_after_pause",
+        type=types.milliseconds,
+        metavar="MS",
+        help="restart the decoder's state after so long without a token (default: never, as NeMo)",
     )
     live.add_argument(
         "--sample_rate",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,11 @@ import numpy as np
 from ..audio import SAMPLE_RATE
 from ..engine import LocalEngine
 from ..errors import InputError, ModelError, SetupError
-from ..formats import to_text
 from ..host import signals
-from ..live_input import LiveInput
+from ..live_input import LiveInput, with_silence
 from ..sources import CountedRecording
 from ..transcript import Transcript
-from .console import Console
+from .live_views import EventLines, GrowingText, LiveView, TextLines
 from .run_info import RunInfo
 from .session import Session
 
@@ -67,96 +66,100 @@ def _chunks(session: Session, engine: Any, recording: CountedRecording) -> Itera
             yield block[first : first + size]
 
 
-def _live_blocks(session: Session, source: LiveInput) -> Iterator[np.ndarray]:
-    """Yield the audio of stdin, and notify when the engine is behind it and when it has caught up."""
+def _live_blocks(session: Session, source: LiveInput) -> Iterator[np.ndarray | None]:
+    """Yield the audio of stdin, and None where it stays silent; notify when the engine is behind and has caught up."""
     console = session.console
-    line_end = "\n" if sys.stdout.isatty() else ""  # the growing text has not ended its line
     fed = 0.0  # seconds of audio
     reported = 1.0  # seconds of delay above which the next message is due
     loading = source.delay(0)  # the delay that loading has caused: reported only if it is not made up for soon
-    for samples in source:
-        session.results.recordings[0].info = source.format.info
+    for samples in with_silence(source, session.options.stream.endpoint_ms / 1000):
         yield samples
+        if samples is None:
+            continue
+        session.results.recordings[0].info = source.format.info
         fed += len(samples) / SAMPLE_RATE
         delay = source.delay(fed)
         allowed = reported + loading if fed < CATCH_UP_SECONDS else reported
         if delay > allowed:
-            console.notify(f"{line_end}{delay:.1f} s behind real time (no audio is lost)")
+            console.notify(f"{delay:.1f} s behind real time (no audio is lost)")
             reported = 2 * delay
         elif delay < 0.5 and reported > 1:
-            console.notify(f"{line_end}caught up with real time")
+            console.notify("caught up with real time")
             reported = 1.0
 
 
 def transcribe_stream(
-    session: Session, engine: LocalEngine, run: RunInfo, index: int, blocks: Iterator[np.ndarray]
+    session: Session, engine: LocalEngine, run: RunInfo, index: int, blocks: Iterator[np.ndarray | None]
 ) -> None:
-    """Transcribe one stream.  On a terminal its words appear as they are decoded, else the result at the end.
+    """Transcribe one stream, and show and write its words as they are decoded.
 
     A live stream that breaks off keeps its transcript, since its audio cannot be read again.
     """
     results = session.results
-    printer = session.printer
-    growing = sys.stdout.isatty() and printer.readable
-    text = LiveText(session.console, printer.prefix(results.recordings[index]))
+    views = _views(session, index)
     failure: Exception | None = None
     began = time.perf_counter()
-    stream = engine.stream()
+    stream = engine.stream(session.options.stream)
     try:
         for samples in blocks:
-            stream.feed(samples)
-            if growing:
-                text.update(stream.text)
+            if samples is None:
+                _preview(stream, views)
+            else:
+                stream.feed(samples)
+                _update(stream, views)
         transcript = stream.finish()
     except (InputError, ModelError) as error:
         if not session.options.input.live or not stream.seconds:
-            text.end_line()
+            _end_lines(views)
             raise
         transcript = _transcript_so_far(stream, error)
         failure = error
     except BaseException:
-        text.end_line()
+        _end_lines(views)
         raise
-    if growing:
-        text.finish(to_text(transcript))
+    _update(stream, views)
+    for view in views:
+        view.finish()
     fields = run.result_fields(transcript.duration, time.perf_counter() - began)
-    results.add(index, transcript, fields, shown=growing)
+    results.add(index, transcript, fields, shown=session.printer.format == "txt")
     if failure:
         raise failure
+
+
+def _views(session: Session, index: int) -> list[LiveView]:
+    """Return what shows and writes this stream as it goes."""
+    recording = session.results.recordings[index]
+    console, printer, folder = session.console, session.printer, session.results.folder
+    views: list[LiveView] = []
+    if printer.readable and sys.stdout.isatty():
+        views.append(GrowingText(console, printer.prefix(recording)))
+    elif not folder and printer.format == "txt":
+        views.append(TextLines(console, printer.prefix(recording)))
+    elif not folder and printer.format == "events":
+        views.append(EventLines(partial(console.result, end=""), recording.path))
+    if folder:
+        folder.add_event(index, "", first=True)
+        views.append(EventLines(partial(folder.add_event, index), recording.path))
+    return views
+
+
+def _update(stream: Any, views: list[LiveView]) -> None:
+    events, unfinished = stream.events(), stream.unfinished
+    for view in views:
+        view.update(events, unfinished)
+
+
+def _preview(stream: Any, views: list[LiveView]) -> None:
+    words = stream.preview() if views else []
+    for view in views:
+        view.preview(words)
+
+
+def _end_lines(views: list[LiveView]) -> None:
+    for view in views:
+        view.end_line()
 
 
 def _transcript_so_far(stream: Any, error: Exception) -> Transcript:
     """Return what was decoded before ``error``; if the model failed, it cannot finish the stream."""
     return stream.transcript() if isinstance(error, ModelError) else stream.finish()
-
-
-class LiveText:
-    """Text of a stream that grows on the terminal.  Decoded words are final, so that it is never taken back."""
-
-    def __init__(self, console: Console, prefix: str) -> None:
-        self._console = console
-        self._prefix = prefix
-        self._shown = 0  # characters on the terminal, without the prefix
-        self._taken = 0  # characters of the stream's text
-
-    def update(self, text: str) -> None:
-        """Show the words that are new in ``text``."""
-        text = text.rstrip()
-        new = re.sub(r"\s+", " ", text[self._taken :])
-        self._taken = len(text)
-        self._show(new if self._shown else new.lstrip())
-
-    def finish(self, text: str) -> None:
-        """Show the rest of the final text, and end the line."""
-        self._show(text[self._shown :])
-        self._console.result("" if self._shown else self._prefix)
-
-    def end_line(self) -> None:
-        """End the line, if there is one, so that a message starts on its own."""
-        if self._shown:
-            self._console.result("")
-
-    def _show(self, text: str) -> None:
-        if text:
-            self._console.result(text if self._shown else self._prefix + text, end="")
-            self._shown += len(text)

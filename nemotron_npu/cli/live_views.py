@@ -1,0 +1,230 @@
+"""What a live stream shows as it goes: text that grows on a terminal, a line for each utterance, or JSON events."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable
+from typing import Protocol
+
+from ..errors import printable
+from ..formats import to_event, to_json
+from ..transcript import Word, make_segment
+from ..utterances import LiveEvent
+from .console import Console
+
+
+class LiveView(Protocol):
+    """Shows one stream."""
+
+    def update(self, events: list[LiveEvent], unfinished: list[Word]) -> None:
+        """Show what has become known; ``unfinished`` are the words after those that are final."""
+
+    def preview(self, words: list[Word]) -> None:
+        """Show the words that would follow the final ones if the audio ended here: the pipe is silent."""
+
+    def finish(self) -> None:
+        """Take note of the end of the stream."""
+
+    def end_line(self) -> None:
+        """End the line, if one has grown, so that a message starts on its own."""
+
+
+class EventLines:
+    """A JSON line for each event; ``write`` takes the lines of the stream ``audio``."""
+
+    def __init__(self, write: Callable[[str], None], audio: str) -> None:
+        self.write = write
+        self.audio = audio
+        self.segments = 0
+
+    def update(self, events: list[LiveEvent], unfinished: list[Word]) -> None:
+        """Write a line for each event."""
+        for event in events:
+            self.write(to_json(to_event(event.type, event.segment, self.segments, audio=self.audio)))
+            self.segments += event.type == "segment"
+
+    def preview(self, words: list[Word]) -> None:
+        """Write the words that wait for more audio."""
+        if words:
+            segment = make_segment(words, words[-1].end)
+            self.write(to_json(to_event("partial", segment, self.segments, audio=self.audio)))
+
+    def finish(self) -> None:
+        """Do nothing: the last line is the document, which ``Results`` writes."""
+
+    def end_line(self) -> None:
+        """Do nothing: each event ends its line."""
+
+
+class TextLines:
+    """A line of text for each utterance, after ``prefix``."""
+
+    def __init__(self, console: Console, prefix: str) -> None:
+        self.console = console
+        self.prefix = prefix
+        self.lines = 0
+
+    def update(self, events: list[LiveEvent], unfinished: list[Word]) -> None:
+        """Write the utterances that have ended."""
+        for event in events:
+            if event.type == "segment":
+                self.console.result(self.prefix + event.segment.text)
+                self.lines += 1
+
+    def preview(self, words: list[Word]) -> None:
+        """Do nothing: a line cannot be taken back."""
+
+    def finish(self) -> None:
+        """Write a line without text for a stream without words."""
+        if not self.lines:
+            self.console.result(self.prefix)
+
+    def end_line(self) -> None:
+        """Do nothing: each utterance ends its line."""
+
+
+class GrowingText:
+    """Text that grows on the terminal: each utterance begins a line, and lines break between words.
+
+    Decoded words are final and stay; only those of a preview are taken back if others follow.
+    """
+
+    def __init__(self, console: Console, prefix: str) -> None:
+        self.console = console
+        self.prefix = printable(prefix)
+        self.words: list[Word] = []
+        """The final words of the utterance."""
+        self.shown = ""
+        """What the terminal shows of the utterance."""
+        self.line_start = 0
+        """Index in ``shown`` of the first character on the cursor's line."""
+        self.column = 0
+        self.has_begun = False
+
+    def update(self, events: list[LiveEvent], unfinished: list[Word]) -> None:
+        """Show the words that are new, and begin a line after each utterance."""
+        for event in events:
+            if event.type == "segment":
+                self._show(event.segment.text)
+                self.end_line()
+            else:
+                self.words += event.segment.words
+        self._show(_text(self.words + unfinished))
+
+    def preview(self, words: list[Word]) -> None:
+        """Show as many of the words as fit in the line."""
+        self._show(_text(self.words + words), in_line=True)
+
+    def finish(self) -> None:
+        """Show at least the prefix, and end the line."""
+        if not self.has_begun:
+            self._begin()
+        self.end_line()
+
+    def end_line(self) -> None:
+        """End the line, if one has grown."""
+        if self.has_begun and self.column:
+            self.console.close_line()
+        self.words, self.shown, self.line_start, self.column = [], "", 0, 0
+
+    def _begin(self) -> None:
+        self.has_begun = True
+        self._write(self.prefix)
+        self.column = max(self.column, 1)  # also a line without text is ended
+
+    def _show(self, text: str, *, in_line: bool = False) -> None:
+        """Change what is shown of the utterance to ``text``; with ``in_line`` as far as it fits in the line."""
+        text = printable(text)
+        if not text:
+            return
+        if not self.has_begun and self.prefix:
+            self._begin()
+        self.has_begun = True
+        kept = len(os.path.commonprefix([self.shown, text]))
+        if kept == self.line_start - 1:  # a preview has begun this line
+            self._take_back(self.line_start)
+            self.line_start = kept
+        elif kept < self.line_start or _columns(self.shown[kept:]) > self.column:
+            self._new_line(0)  # lines above stay as they are: show the utterance again
+            kept = 0
+        else:
+            self._take_back(kept)
+        self.shown = self.shown[:kept]
+        for number, piece in enumerate(re.findall(r" ?[^ ]+", text[kept:])):
+            if self._fits(piece):
+                self._append(piece)
+            elif number and in_line:
+                return
+            else:
+                self._append_below(piece)
+
+    def _fits(self, piece: str) -> bool:
+        width = _terminal_width()
+        return not width or not self.column or self.column + _columns(piece) < width
+
+    def _append(self, piece: str) -> None:
+        self.shown += piece
+        if not self.column and piece.startswith(" "):
+            self.line_start = len(self.shown) - len(piece) + 1
+            piece = piece[1:]
+        self._write(piece)
+
+    def _append_below(self, piece: str) -> None:
+        """Add ``piece`` on a new line, with the beginning of its word if it continues one."""
+        start = len(self.shown)
+        if not piece.startswith(" "):
+            start = max(self.shown.rfind(" ") + 1, self.line_start)
+        word = self.shown[start:]
+        if (start == self.line_start and word) or _columns(word) > self.column:
+            self._append(piece)  # longer than a line: the terminal breaks it
+            return
+        self._take_back(start)
+        self._new_line(start)
+        self._append(word + piece)
+
+    def _take_back(self, kept: int) -> None:
+        """Erase what is shown after the first ``kept`` characters; they are on the cursor's line."""
+        count = _columns(self.shown[kept:])
+        if count:
+            back = "\b" * count
+            self.console.grow(back + " " * count + back)
+            self.column -= count
+        self.shown = self.shown[:kept]
+
+    def _new_line(self, line_start: int) -> None:
+        self.console.grow("\n")
+        self.line_start = line_start
+        self.column = 0
+
+    def _write(self, text: str) -> None:
+        self.console.grow(text)
+        self.column += _columns(text)
+        width = _terminal_width()
+        if width and self.column > width:
+            self.column %= width
+
+
+def _text(words: list[Word]) -> str:
+    return make_segment(words, words[-1].end).text if words else ""
+
+
+def _columns(text: str) -> int:
+    """Return the columns that a terminal takes for ``text``: 2 for wide characters, 0 for combining ones."""
+    return sum(_width(char) for char in text)
+
+
+def _width(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def _terminal_width() -> int:
+    """Return the columns of the terminal now; 0 if it does not state them."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return 0
