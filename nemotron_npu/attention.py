@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .checkpoint.weights import Quantized
 from .linear import LayerLoader, make_linear
 
 MASKED = -10000.0  # added to the score of a hidden key, NeMo's INF_VAL; exp() of it is 0 in float32
@@ -31,8 +32,9 @@ class RelativeAttention:
         self.norm = load.norm("norm_self_att", width)
         bias = None
         if load.weights.has("self_attn.linear_q.bias"):
-            bias = self._stacked(load, "bias", width)[:, 0]
-        self.qkv = make_linear(self._stacked(load, "weight", width, width), bias, load.dtype)
+            bias = self._stacked([load.weights(f"self_attn.linear_{part}.bias", width) for part in "qkv"])[:, 0]
+        weights = [load.matrix(f"self_attn.linear_{part}", width, width) for part in "qkv"]
+        self.qkv = make_linear(self._stacked_weights(weights), bias, load.dtype)
         """Columns in the order [head, (q, k, v), head_width], so that slots and heads are one dimension of a slice."""
         uv = [load.weights(f"self_attn.pos_bias_{part}", heads, self.head_width) for part in "uv"]
         self.bias_uv = torch.stack(uv).view(2, 1, 1, heads, self.head_width)
@@ -40,9 +42,15 @@ class RelativeAttention:
         self.position = load.weights("self_attn.linear_pos.weight", width, width)
         self.out = load.linear("self_attn.linear_out", (width, width))
 
-    def _stacked(self, load: LayerLoader, name: str, *shape: int) -> torch.Tensor:
-        """Return the weights or biases of ``linear_q``, ``linear_k`` and ``linear_v`` in the order of ``qkv``."""
-        parts = [load.weights(f"self_attn.linear_{part}.{name}", *shape) for part in "qkv"]
+    def _stacked_weights(self, parts: list[torch.Tensor | Quantized]) -> torch.Tensor | Quantized:
+        quantized = [part for part in parts if isinstance(part, Quantized)]
+        if quantized:
+            levels, scales = zip(*quantized, strict=True)
+            return Quantized(self._stacked(list(levels)), self._stacked(list(scales))[:, 0])
+        return self._stacked([part for part in parts if isinstance(part, torch.Tensor)])
+
+    def _stacked(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """Return the rows of ``linear_q``, ``linear_k`` and ``linear_v`` in the order of ``qkv``."""
         stacked = torch.stack([part.view(self.heads, self.head_width, -1) for part in parts], 1)
         return stacked.view(3 * self.width, -1)
 

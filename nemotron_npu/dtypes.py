@@ -57,26 +57,28 @@ def left_out(device: torch.device) -> dict[str, str]:
     return {dtype: reason for dtype in traits.dtypes if (reason := missing(dtype))}
 
 
-def check_dtype(dtype: str, device: torch.device) -> None:
-    """Raise SetupError if ``device`` does not compute in ``dtype``.  The hint names the dtypes that it offers."""
+def check_dtype(dtype: str, device: torch.device, saved: str = "") -> None:
+    """Raise SetupError if ``device`` does not compute in ``dtype``.  The hint names the dtypes that it offers.
+
+    ``saved`` is the name of a checkpoint whose weights have this dtype.
+    """
     traits = traits_of(device)
     reason = None
     if dtype not in traits.dtypes:
         reason = f"not for {traits.kind}"
     elif traits.is_host:
         reason = missing(dtype)
-    if reason:
-        raise SetupError(f"--dtype {dtype}", reason, f"use {' or '.join(reversed(offered_dtypes(device)))}")
+    if not reason:
+        return
+    others = " or ".join(reversed(offered_dtypes(device)))
+    if saved:
+        raise SetupError(saved, f"was saved in {dtype}: {reason}", f"--save one with --dtype {others}")
+    raise SetupError(f"--dtype {dtype}", reason, f"use {others}")
 
 
 def packs_weights() -> bool:
     """Return whether oneDNN can pack weights for its kernels on this CPU."""
     return platform.machine() == "x86_64" and import_torch().backends.mkldnn.is_available()
-
-
-def has_vnni() -> bool:
-    """Return whether 8-bit products are summed in 32 bits; without VNNI pairs of them are summed in 16 bits first."""
-    return _supports(import_torch().cpu, "_is_vnni_supported")
 
 
 def has_tiles() -> bool:

@@ -26,8 +26,9 @@ class ModelOptions:
     """``"native"``, or ``"nemo"`` for stock NeMo."""
     chunk_ms: int | None = None
     """Length of an attention chunk in milliseconds; None takes the checkpoint's first."""
-    dtype: str = "float32"
-    """``"float32"`` or ``"bfloat16"``; on a CPU also ``"int8"``, on other devices also ``"float16"``.
+    dtype: str | None = None
+    """``"float32"`` or ``"bfloat16"``; on a CPU also ``"int8"``, on other devices also ``"float16"``; None is that of a
+    checkpoint that ``--save`` has written, else ``"float32"``.
 
     On a CPU it applies to the matrix products of encoder and prediction network, elsewhere to the whole encoder.
     """

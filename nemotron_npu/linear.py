@@ -25,14 +25,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .checkpoint.weights import Weights
+from .checkpoint.weights import Quantized, Weights
 from .device import traits_of
-from .dtypes import check_dtype, has_fbgemm, has_tiles, has_vnni, packs_weights
+from .dtypes import check_dtype, has_fbgemm, has_tiles, packs_weights
 
 # FBGEMM's weights are a quantized tensor, whose end torch has announced: see dtypes.has_fbgemm
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
 
 
+PAIR = 128  # the largest sum of two neighboring weights of one sign: 128 * 255 < 2**15
 PIECE = 1 << 18  # weights that are quantized together: they stay in the cache meanwhile
 
 QUANTIZED_TENSOR = "_make_per_channel_quantized_tensor"  # torch has no public name for it
@@ -124,11 +125,9 @@ class QuantizedLinear:
     into these as long as v + w <= 128: the scale of the weights ensures that for every pair, and all 8 bits are used.
     """
 
-    PAIR = 128  # the largest sum of two neighboring weights of one sign: 128 * 255 < 2**15
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, floor: float | None) -> None:
-        quantized, scales = quantize(weight, None if has_vnni() else self.PAIR)
-        scales *= scale
+    def __init__(self, weight: Quantized, bias: torch.Tensor | None, scale: float, floor: float | None) -> None:
+        quantized, scales = weight
+        scales = scales * scale
         self.elements = quantized.numel()
         self.bytes = quantized.nbytes
         self.floor = floor
@@ -206,23 +205,20 @@ class OnednnLinear(QuantizedLinear):
         return torch.ops.onednn.qlinear_pointwise(quantized, 1 / self.top, 0, *weight, *output)
 
 
-def quantize(weight: torch.Tensor, pair: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return int8 [out, in] and its scales float32 [out]: symmetric, at most 127.
+def quantize(weight: torch.Tensor) -> Quantized:
+    """Return a weight, float32 [out, in], in int8: symmetric, at most 127, bit for bit the same on every CPU.
 
-    Two neighboring weights of one sign, columns 2 i and 2 i + 1, add up to at most ``pair``, if it is given.
+    Two neighboring weights of one sign, columns 2 i and 2 i + 1, add up to at most ``PAIR``.
     """
     quantized = torch.empty(weight.shape, dtype=torch.int8)
     scales = torch.empty(len(weight))
     rows = max(1, PIECE // weight.shape[1])
     scratch = torch.empty(rows, weight.shape[1])  # one for all pieces: touching new memory would take longer
     for part, levels, scale in zip(weight.split(rows), quantized.split(rows), scales.split(rows), strict=True):
-        if pair:
-            torch.div(largest_pair(part), pair - 1, out=scale)  # each of the two may be rounded up by 0.5
-        else:
-            torch.div(torch.maximum(part.amax(1), -part.amin(1)), 127, out=scale)
+        torch.div(largest_pair(part), PAIR - 1, out=scale)  # each of the two may be rounded up by 0.5
         scale.clamp_(min=1e-12)
         levels.copy_(torch.mul(part, (1 / scale)[:, None], out=scratch[: len(part)]).round_())
-    return quantized, scales
+    return Quantized(quantized, scales)
 
 
 def largest_pair(weight: torch.Tensor) -> torch.Tensor:
@@ -241,7 +237,7 @@ AnyLinear = Linear | PackedLinear | QuantizedLinear
 
 
 def make_linear(
-    weight: torch.Tensor,
+    weight: torch.Tensor | Quantized,
     bias: torch.Tensor | None,
     dtype: str,
     scale: float = 1.0,
@@ -249,20 +245,28 @@ def make_linear(
 ) -> AnyLinear:
     """Return the fastest linear layer for a weight [out, in], where it lies, in ``dtype``.
 
+    A weight that is quantized already is for ``"int8"`` on a CPU.
+
     ``dtype`` is ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"``; on an NPU or GPU the weight has it already.
     ``"plain"`` is float32 that is not packed for speed: the weight is not even copied.
     ``floor`` is the least value that an input can have, if there is one: int8 then uses its whole range.
     Raises SetupError for a dtype that this CPU cannot compute in.
     """
+    if isinstance(weight, Quantized):
+        return _make_quantized(weight, bias, scale, floor)
     if not traits_of(weight.device).is_host or dtype == "plain":
         return Linear(weight, bias, scale)
     check_dtype(dtype, weight.device)
     if dtype == "int8":
-        quantized = FbgemmLinear if has_fbgemm() and not has_tiles() else OnednnLinear
-        return quantized(weight, bias, scale, floor)
+        return _make_quantized(quantize(weight), bias, scale, floor)
     if not packs_weights():
         return Linear(weight, bias, scale)
     return PackedLinear(weight, bias, scale, getattr(torch, dtype))
+
+
+def _make_quantized(weight: Quantized, bias: torch.Tensor | None, scale: float, floor: float | None) -> QuantizedLinear:
+    kernels = FbgemmLinear if has_fbgemm() and not has_tiles() else OnednnLinear
+    return kernels(weight, bias, scale, floor)
 
 
 class Norm(NamedTuple):
@@ -289,11 +293,18 @@ class LayerLoader:
 
     def weight_and_bias(self, name: str, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return a weight of this shape, and the bias of its outputs if it has one.  Raises SetupError as Weights."""
-        weight = self.weights(f"{name}.weight", *shape)
-        bias = None
-        if self.weights.has(f"{name}.bias"):
-            bias = self.weights(f"{name}.bias", len(weight))
-        return weight, bias
+        return self.weights(f"{name}.weight", *shape), self._bias(name, shape[0])
+
+    def _bias(self, name: str, outputs: int) -> torch.Tensor | None:
+        return self.weights(f"{name}.bias", outputs) if self.weights.has(f"{name}.bias") else None
+
+    def matrix(self, name: str, *shape: int) -> torch.Tensor | Quantized:
+        """Return the weight of a matrix product, [out, in].  Raises SetupError as Weights."""
+        if self.weights.tensors.quantized:
+            return self.weights.quantized(f"{name}.weight", *shape)
+        weight = self.weights.stored(f"{name}.weight", *shape)
+        is_ready = traits_of(self.weights.device).is_host and str(weight.dtype) == f"torch.{self.dtype}"
+        return (weight if is_ready else self.weights.converted(weight)).view(shape[0], -1)
 
     def norm(self, name: str, width: int) -> Norm:
         """Return the scale and the shift of a norm over ``width`` channels."""
@@ -302,7 +313,6 @@ class LayerLoader:
 
     def linear(self, name: str, shape: tuple[int, ...], *, scale: float = 1.0, floor: float | None = None) -> AnyLinear:
         """Return the linear layer, or pointwise convolution, of a weight with this shape."""
-        weight, bias = self.weight_and_bias(name, shape)
-        layer = make_linear(weight.view(len(weight), -1), bias, self.dtype, scale, floor)
+        layer = make_linear(self.matrix(name, *shape), self._bias(name, shape[0]), self.dtype, scale, floor)
         self.weights.release()
         return layer

@@ -19,6 +19,7 @@ from .audio import SAMPLE_RATE
 from .boosting import ALPHA, BoostingTree, Phrase, spell
 from .cache import EncoderState
 from .checkpoint.load import Checkpoint, read_checkpoint
+from .checkpoint.saved import is_scale
 from .checkpoint.tokenizer import pieces_of
 from .checkpoint.weights import Weights
 from .decoder import Decoder, DecoderState, Emission, NotFinite
@@ -90,13 +91,13 @@ class Model:
         device = to_device(device)
         if options.graph:
             check_graphs(device)
-        check_dtype(options.dtype, device)
         configure(device, allow_hf32=options.allow_hf32)
         checkpoint = read_checkpoint(path)
         config = checkpoint.config
+        self.dtype = config.choose_dtype(options.dtype)
+        check_dtype(self.dtype, device, saved=path.name if config.dtype else "")
         self.config = config
         self.device = device
-        self.dtype = options.dtype
         self.chunk_ms, context = config.choose_context(options.chunk_ms)
         """Length of the attention chunk in milliseconds; None for a checkpoint that does not attend in chunks."""
         self.language = config.choose_language(options.language)
@@ -264,10 +265,11 @@ def to_device(device: torch.device | str) -> torch.device:
 
 
 def check_fit(path: Path, checkpoint: Checkpoint) -> None:
-    """Check that the weights fit the config, as far as the native engine supports the checkpoint.
+    """Check that the weights fit the config.
 
     Builds its parts from the tensors, without copies where possible; NeMo would take many seconds for the same answer.
-    Raises SetupError where a weight is missing, has another shape or is left over.
+    Raises SetupError where a weight is missing, has another shape or is left over, and Unsupported where the native
+    engine does not know what there should be.
     """
     config = checkpoint.config
     weights = Weights(checkpoint.tensors, CPU, torch.float32)
@@ -280,8 +282,6 @@ def check_fit(path: Path, checkpoint: Checkpoint) -> None:
         weights.check_all_taken()
     except SetupError as error:
         raise SetupError(str(path), str(error)) from error
-    except Unsupported:
-        pass
 
 
 def count_parameters(tensors: dict[str, Any]) -> int:
@@ -289,6 +289,6 @@ def count_parameters(tensors: dict[str, Any]) -> int:
     parameters = {
         tensor.data_ptr(): tensor.numel()
         for name, tensor in tensors.items()
-        if not name.startswith("preprocessor.") and not name.endswith(BUFFERS)
+        if not name.startswith("preprocessor.") and not name.endswith(BUFFERS) and not is_scale(name)
     }
     return sum(parameters.values())

@@ -20,8 +20,9 @@ from .checkpoint.archive import read_member
 from .checkpoint.config import HYBRID_CLASS, MAX_SYMBOLS, ModelConfig
 from .checkpoint.config_reader import CLASSES, TOKENIZER_FILES, tokenizer_parts
 from .checkpoint.load import Checkpoint
+from .checkpoint.saved import TOKENIZER as SAVED
 from .checkpoint.tokenizer import MAX_TOKENIZER, pieces_of
-from .checkpoint.transformers_config import TOKENIZER
+from .checkpoint.transformers_config import TOKENIZER as PORTED
 from .checkpoint.weights import Tensors, Weights
 from .errors import SetupError, first_line, shown
 
@@ -90,7 +91,7 @@ def _check_arguments(path: Path, config: dict[str, Any]) -> None:
 def _write_tokenizer(path: Path, part: dict, folder: str, tokenizer: SentencePieceProcessor) -> None:
     """Write the files that a tokenizer's config names into ``folder``, and have the config name them there."""
     part["dir"] = folder
-    if part["model_path"] == TOKENIZER:  # of a folder of transformers, which NeMo does not read
+    if part["model_path"] in (PORTED, SAVED):  # of files that NeMo does not read
         part["model_path"] = f"{folder}/tokenizer.model"
         Path(part["model_path"]).write_bytes(tokenizer.serialized_model_proto())
         Path(f"{folder}/vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces_of(tokenizer)[1:]), "utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -128,7 +129,7 @@ def _load_nemo(path: Path, device: torch.device, options: ModelOptions, announce
     if not can_import("nemo"):
         raise SetupError("--engine nemo", "NeMo is not installed", install_command("nemo"))
     given = {
-        f"--dtype {options.dtype}": options.dtype != "float32",
+        f"--dtype {options.dtype}": options.dtype not in (None, "float32"),
         "--graph on": options.graph,
         "--block_ms": options.block_ms,
         "--decoder_device": options.decoder_device,
@@ -137,7 +138,9 @@ def _load_nemo(path: Path, device: torch.device, options: ModelOptions, announce
         if is_given:
             raise SetupError(option, "needs the native engine")
     checkpoint = read_checkpoint(path)
-    check_fit(path, checkpoint)
+    checkpoint.config.check_float32(path.name)
+    with suppress(Unsupported):
+        check_fit(path, checkpoint)
     with signals.held():  # C++ libraries do not survive an exception while they are imported
         offer_mock()
         from .nemo_engine import NemoRecognizer  # optional, and its import takes 10 s

@@ -1,6 +1,7 @@
 """Thousands of broken inputs, made of good ones by a seeded random generator: none may do more than be refused.
 
     python tests/fuzz.py checkpoint --cases 100000        # about 20 minutes
+    python tests/fuzz.py saved --cases 100000             # 20 minutes
     python tests/fuzz.py audio --cases 100000             # 2 minutes
     python tests/fuzz.py media --cases 50000              # 20 minutes
     python tests/fuzz.py record --cases 50000             # 5 minutes
@@ -100,15 +101,29 @@ def parts() -> dict[str, bytes]:
 
 
 def checkpoint(rng: random.Random, folder: Path) -> str:
-    """Break a checkpoint somehow, and load it as the native engine does; what became of it in a word."""
+    """Break a checkpoint somehow, and load it; what became of it in a word."""
+    path = folder / "model.nemo"
+    path.write_bytes(broken_checkpoint(rng))
+    return load(path)
+
+
+def saved(rng: random.Random, folder: Path) -> str:
+    """Break a file that --save has written somehow, and load it; what became of it in a word."""
+    from fuzz_saved import broken
+
+    path = folder / "model.safetensors"
+    path.write_bytes(broken(rng))
+    return load(path)
+
+
+def load(path: Path) -> str:
+    """Load a checkpoint as the native engine does; what became of it in a word."""
     import numpy as np
     import torch
 
     from nemotron_npu.errors import ModelError, SetupError, Unsupported
     from nemotron_npu.recognizer import Recognizer
 
-    path = folder / "model.nemo"
-    path.write_bytes(broken_checkpoint(rng))
     try:
         recognizer = Recognizer(path, torch.device("cpu"))
         recognizer.transcribe([np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)])
@@ -192,7 +207,12 @@ def broken_bytes(rng: random.Random, content: bytes, marks: tuple[bytes, ...] = 
 def broken_config(rng: random.Random) -> bytes:
     import yaml
 
-    config = copy.deepcopy(base()[1])
+    config = changed(rng, copy.deepcopy(base()[1]))
+    return yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True).encode()
+
+
+def changed(rng: random.Random, config: dict) -> object:
+    """A config with some other values."""
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         part = config
         while True:
@@ -214,8 +234,8 @@ def broken_config(rng: random.Random) -> bytes:
                 part[key] = copy.deepcopy(rng.choice(VALUES))
             break
     if rng.random() < 0.05:
-        config = rng.choice(VALUES)
-    return yaml.dump(config, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True).encode()
+        return rng.choice(VALUES)
+    return config
 
 
 def broken_pickle(rng: random.Random, weights: bytes) -> bytes:
@@ -314,7 +334,7 @@ def record(rng: random.Random, folder: Path) -> str:
 
 # ---------------------------------------------------------------- running them
 
-TARGETS = {"checkpoint": checkpoint, "audio": audio, "media": media, "record": record}
+TARGETS = {"checkpoint": checkpoint, "saved": saved, "audio": audio, "media": media, "record": record}
 
 
 def run_cases(target: str, first: int, cases: int, report) -> None:

@@ -20,7 +20,8 @@ from typing import BinaryIO, NamedTuple
 
 from ..errors import SetupError, shown
 from ..host.files import is_of_kernel
-from .refusal import AGAIN, UNSAFE
+from .refusal import AGAIN, UNSAFE, Refusal
+from .safetensors_header import LENGTH, read_header
 
 MAX_MEMBERS = 1000  # a checkpoint has 5
 MAX_HEADER = 1 << 16  # bytes of a member's extended header, which tarfile reads into memory
@@ -38,6 +39,9 @@ FILE_TYPES = {
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
 PORTED_CONFIG = "config.json"  # of a model of transformers
+SAVED_CONFIG = "model_config.json"  # in a file that --save has written
+SAVED_MARK = b'{"__metadata__":{"nemotron_npu":'  # its header starts with it, and the format's version
+SAVED_START = SAVED_MARK + b'"1"'
 NAME_NEMO = "name the .nemo file"
 OTHER_FORMATS = (  # first bytes of what else is found under the name of a checkpoint
     (b"version https://git-lfs", "it is a Git LFS pointer", "fetch the file itself with git lfs pull"),
@@ -113,6 +117,8 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def _unknown_format(path: Path, start: bytes) -> SetupError:
+    if start[LENGTH:].startswith(SAVED_MARK):
+        return not_a_checkpoint(path, "it was saved by a later version", "update this program")
     if SAFETENSORS.match(start):
         return not_a_checkpoint(path, "it is a .safetensors file: weights without the rest", NAME_NEMO)
     if ONNX.match(start):
@@ -132,6 +138,24 @@ def is_folder(path: Path) -> bool:
 def is_ported(path: Path) -> bool:
     """Return whether this is the folder of a model of transformers."""
     return os.path.lexists(path / PORTED_CONFIG) and not is_folder(path)
+
+
+def is_saved(path: Path) -> bool:
+    """Return whether this is a file that ``--save`` has written: one of safetensors that starts with our mark."""
+    if not os.path.isfile(path):  # a pipe must not be opened
+        return False
+    with _open_file(path) as file:
+        return file.read(LENGTH + len(SAVED_START))[LENGTH:] == SAVED_START
+
+
+@contextmanager
+def opened_saved(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that ``is_saved``; what is refused of it is a SetupError."""
+    with _open_file(path) as file:
+        try:
+            yield file
+        except Refusal as refusal:
+            raise SetupError(f"{path}", refusal.problem, refusal.hint) from refusal
 
 
 @contextmanager
@@ -217,6 +241,8 @@ def read_member(path: Path, name: str, limit: int) -> bytes:
         with opened_in_folder(path, name) as file:
             _check_size(path, name, os.fstat(file.fileno()).st_size, limit)
             return file.read(limit)
+    if is_saved(path):
+        return _read_saved(path, name, limit)
     with opened(path) as file:
         for member in members(path, file):
             if member.name == name:
@@ -227,6 +253,16 @@ def read_member(path: Path, name: str, limit: int) -> bytes:
         buffer = bytearray(member.size)
         read_into(path, file, member, buffer)
         return bytes(buffer)
+
+
+def _read_saved(path: Path, name: str, limit: int) -> bytes:
+    with opened_saved(path) as file:
+        entries = read_header(file)
+        if name not in entries:
+            raise Refusal(f"has no {shown(name)}")
+        _check_size(path, name, entries[name].size, limit)
+        file.seek(entries[name].offset)
+        return file.read(entries[name].size)
 
 
 def _check_size(path: Path, name: str, size: int, limit: int) -> None:

@@ -241,6 +241,8 @@ class ModelConfig:
     """Whether there is a tokenizer for each language."""
     labels: Any
     raw: dict[str, Any]
+    dtype: str | None = None
+    """Dtype in which ``--save`` has written the weights of the matrix products; None if that left all as they were."""
 
     @property
     def class_name(self) -> str:
@@ -275,6 +277,22 @@ class ModelConfig:
         if not prompts:
             raise SetupError(subject, "this checkpoint has no choice of languages")
         raise SetupError(subject, f"this checkpoint offers {', '.join(prompts)}")
+
+    def choose_dtype(self, dtype: str | None) -> str:
+        """Return the dtype of the matrix products, which is that of the weights or, by default, float32.
+
+        Raises SetupError for another dtype than that of the weights that ``--save`` has written.
+        """
+        if dtype is None or dtype == self.dtype or self.dtype in (None, "float32"):
+            return dtype or self.dtype or "float32"
+        raise SetupError(
+            f"--dtype {dtype}", f"this checkpoint was saved in {self.dtype}", "use the one that it was made of"
+        )
+
+    def check_float32(self, name: str) -> None:
+        """Raise SetupError, in which the checkpoint has this name, unless it has all weights as NeMo needs them."""
+        if self.dtype not in (None, "float32"):
+            raise SetupError(name, f"was saved in {self.dtype}, NeMo needs float32", "use the one that it was made of")
 
     @property
     def frame_seconds(self) -> float:

@@ -6,11 +6,12 @@ These are its classes, what refers to other files, and what has to agree.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import shown
-from .archive import CONFIG, PORTED_CONFIG, is_ported, read_member
+from .archive import CONFIG, PORTED_CONFIG, SAVED_CONFIG, is_ported, is_saved, read_member
 from .config import (
     HYBRID_CLASS,
     MODEL_CLASS,
@@ -25,6 +26,7 @@ from .config import (
     TokenizerConfig,
 )
 from .config_fields import WORD, read_part
+from .json_file import parse_json
 from .references import referenced_parts, write_out
 from .refusal import UNSAFE, Refusal
 from .safe_yaml import parse_yaml, walk
@@ -43,6 +45,7 @@ CLASSES = {  # the parts that are built, and the classes that they may name
 USED = ("target", "sample_rate", "model_defaults", "tokenizer", "labels", "decoding", *CLASSES)
 """The parts that transcription needs; whatever else a config has is neither built nor checked."""
 LITERAL = ("labels", "joint.vocabulary")  # of these, nothing is a reference
+SAVED_DTYPES = ("float32", "bfloat16", "float16", "int8")
 MAX_NUMBER = 1_000_000  # no number of a used part is larger
 MAX_CONTEXT = 4096  # frames of attention context: what a stream remembers
 TDT = ("decoding.durations", "model_defaults.tdt_durations", "model_defaults.num_tdt_durations")
@@ -53,7 +56,8 @@ TOKENIZER_FILES = ("model_path", "vocab_path", "spe_tokenizer_vocab")
 def read_config(path: Path) -> ModelConfig:
     """Return the checked ``model_config.yaml`` of a ``.nemo`` file, without reading its weights or importing torch.
 
-    For a folder of transformers it is made of ``config.json`` and ``processor_config.json``.
+    For a folder of transformers it is made of ``config.json`` and ``processor_config.json``; a file that ``--save`` has
+    written has it in JSON.
     Raises SetupError when the file is no such archive, holds a model of another class, or a config that makes no sense
     or is not safe.
     """
@@ -62,11 +66,24 @@ def read_config(path: Path) -> ModelConfig:
             return make_config(nemo_values(path))
         except Refusal as refusal:
             raise refusal.of(path, PORTED_CONFIG) from refusal
+    if is_saved(path):
+        try:
+            return _parse_saved(read_member(path, SAVED_CONFIG, MAX_BYTES))
+        except Refusal as refusal:
+            raise refusal.of(path, SAVED_CONFIG) from refusal
     text = read_member(path, CONFIG, MAX_BYTES)
     try:
         return parse_config(text)
     except Refusal as refusal:
         raise refusal.of(path, CONFIG) from refusal
+
+
+def _parse_saved(text: bytes) -> ModelConfig:
+    values = parse_json(text)
+    dtype = values.pop("dtype", None)
+    if dtype not in SAVED_DTYPES:
+        raise Refusal(f"has dtype: {shown(dtype)}", f"supported: {', '.join(SAVED_DTYPES)}")
+    return replace(make_config(values), dtype=dtype)
 
 
 def parse_config(text: bytes) -> ModelConfig:

@@ -12,11 +12,14 @@ from typing import BinaryIO
 from .archive import (
     CONFIG,
     PORTED_CONFIG,
+    SAVED_CONFIG,
     is_folder,
     is_gzipped,
     is_ported,
+    is_saved,
     opened,
     opened_in_folder,
+    opened_saved,
     opened_weights,
     read_member,
 )
@@ -52,6 +55,11 @@ def _parts(path: Path, config: ModelConfig) -> Iterator[tuple[str, bytes]]:
         yield from _members(path, configs, config)
         with opened_in_folder(path, PORTED_WEIGHTS) as file:
             yield "weights", _samples(file, 0, os.fstat(file.fileno()).st_size)
+        return
+    if is_saved(path):
+        yield from _members(path, [SAVED_CONFIG], config)
+        with opened_saved(path) as file:
+            yield "weights", _samples(file, 0, os.path.getsize(path))
         return
     if not is_folder(path):
         with opened(path) as file:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 from sentencepiece import SentencePieceProcessor
 
 from ..errors import SetupError
-from .archive import is_ported
+from .archive import is_ported, is_saved
 from .config import HYBRID_CLASS, EncoderConfig, ModelConfig, PredictionConfig
 from .config_reader import read_config
 from .identity import read_identity
+from .saved import read_saved_weights
 from .tokenizer import check_vocabulary, read_tokenizers
 from .transformers_weights import read_ported_weights
 from .weights import Tensors, read_weights
@@ -31,19 +32,28 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return everything in a ``.nemo`` file, checked: it runs no code and takes no more memory than the file has.
 
-    So it does for a folder of transformers.
+    So it does for a folder of transformers, and for a file that ``--save`` has written.
     Both engines read a checkpoint by this.  ``Weights`` checks the shape and the values of each weight at its use.
     Raises SetupError that names the member and what is wrong with it.
     """
     config = read_config(path)
     tokenizers = read_tokenizers(path, config)
-    tensors = read_ported_weights(path, config.preprocessor) if is_ported(path) else read_weights(path)
+    tensors = read_tensors(path, config)
     if config.class_name == HYBRID_CLASS:  # of its two decoders, the RNN-T's is NeMo's default
         for name in [name for name in tensors if name.startswith(CTC_DECODER)]:
             del tensors[name]
     check_vocabulary(path, config, tensors, tokenizers)
     _check_sizes(path, config, tensors, max(tokenizer.get_piece_size() for tokenizer in tokenizers))
     return Checkpoint(config, tensors, tokenizers, read_identity(path, config))
+
+
+def read_tensors(path: Path, config: ModelConfig) -> Tensors:
+    """Return the weights as they are stored, with NeMo's names; raise SetupError."""
+    if is_ported(path):
+        return read_ported_weights(path, config.preprocessor)
+    if is_saved(path):
+        return read_saved_weights(path, config.dtype)
+    return read_weights(path)
 
 
 def _check_sizes(path: Path, config: ModelConfig, tensors: Tensors, tokens: int) -> None:

@@ -1,22 +1,17 @@
-"""A ``.safetensors`` file -> tensors by name, mapped, without trusting the file.
-
-The format: the length of a header in 8 bytes, the header as JSON, and the bytes of the tensors, of which each has a
-dtype, a shape and its two ends in the header.
-"""
+"""A ``.safetensors`` file -> tensors by name, mapped; and tensors -> the bytes of such a file."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import torch
 
-from .json_file import parse_json
-from .refusal import AGAIN, UNSAFE, Refusal
+from .safetensors_header import LENGTH, METADATA, read_header
 from .weights import Tensors, map_file
 
-MAX_HEADER = 16 << 20  # bytes; that of 700 tensors has 0.1 MB
-LENGTH = 8  # bytes of the header's length
 DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -27,6 +22,8 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ALIGNMENT = 64  # bytes, of the first tensor
 
 
 def read_safetensors(file: BinaryIO, member: str) -> Tensors:
@@ -34,47 +31,31 @@ def read_safetensors(file: BinaryIO, member: str) -> Tensors:
 
     The tensors lie in the page cache, are read at their first use, and are shared between processes.
     """
-    size = file.seek(0, 2)
-    file.seek(0)
-    length = int.from_bytes(file.read(LENGTH), "little")
-    if not 0 < length <= MAX_HEADER or LENGTH + length > size:
-        raise Refusal("is no safetensors file, or cut short")
-    header = parse_json(file.read(length))
-    header.pop("__metadata__", None)
+    entries = read_header(file)
     mapping = map_file(file)
     tensors = Tensors()
     tensors.mapping = mapping
     tensors.member = member
-    taken = 0
-    for name, entry in header.items():
-        dtype, shape, begin, end = _checked(name, entry)
-        if LENGTH + length + end > size:
-            raise Refusal(f"is cut short in {name!r}", AGAIN)
-        taken += end - begin
-        if begin == end:
-            tensors[name] = torch.empty(shape, dtype=dtype)
+    for name, entry in entries.items():
+        dtype = DTYPES[entry.dtype]
+        if not entry.size:
+            tensors[name] = torch.empty(entry.shape, dtype=dtype)
             continue
-        count = math.prod(shape)
-        tensors[name] = torch.frombuffer(mapping, dtype=dtype, count=count, offset=LENGTH + length + begin).view(shape)
-    if taken > size:
-        raise Refusal("gives the same bytes many names", UNSAFE)
+        count = math.prod(entry.shape)
+        tensors[name] = torch.frombuffer(mapping, dtype=dtype, count=count, offset=entry.offset).view(entry.shape)
     return tensors
 
 
-def _checked(name: str, entry: object) -> tuple[torch.dtype, list[int], int, int]:
-    """Return the dtype, shape and ends of a tensor; raise Refusal where they make no sense."""
-    broken = Refusal(f"describes {name[:100]!r} in a way that makes no sense")
-    if not isinstance(entry, dict) or entry.get("dtype") not in list(DTYPES):
-        raise broken
-    dtype = DTYPES[entry["dtype"]]
-    shape: Any = entry.get("shape")
-    ends: Any = entry.get("data_offsets")
-    if not _are_counts(shape) or not _are_counts(ends) or len(ends) != 2:
-        raise broken
-    if math.prod(shape) * dtype.itemsize != ends[1] - ends[0]:
-        raise broken
-    return dtype, shape, ends[0], ends[1]
-
-
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and len(values) <= 8 and all(type(n) is int and 0 <= n < 1 << 48 for n in values)
+def write_safetensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Iterator[bytes]:
+    """Yield a file with these tensors, those of large numbers first, so that each is aligned; ``metadata`` leads."""
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)  # else as they come: one model, one file
+    header: dict[str, Any] = {METADATA: metadata}
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(LENGTH + len(text)) % ALIGNMENT)
+    yield len(text).to_bytes(LENGTH, "little") + text
+    for _, tensor in ordered:
+        yield tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

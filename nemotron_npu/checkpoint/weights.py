@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 
@@ -15,6 +15,18 @@ from .refusal import AGAIN, UNSAFE, Refusal
 from .torch_zip import Window, read_records, reading_zip
 from .unpickler import TensorUnpickler
 
+SCALES = ".scales"
+"""Follows the name of a weight that is stored in int8."""
+
+
+class Quantized(NamedTuple):
+    """The weight of a matrix product in int8."""
+
+    levels: torch.Tensor
+    """int8 [out, in]."""
+    scales: torch.Tensor
+    """float32 [out]."""
+
 
 class Tensors(dict[str, torch.Tensor]):
     """Tensors by name, and where they come from."""
@@ -23,6 +35,8 @@ class Tensors(dict[str, torch.Tensor]):
     """The file mapping that they lie in; None if they have memory of their own."""
     member: str = WEIGHTS
     """The file that has them, for messages."""
+    quantized: bool = False
+    """Whether the weights of matrix products are int8, each with a tensor of scales."""
 
     def release(self) -> None:
         """Give the mapping's resident pages back to the kernel; they are read again when they are used again."""
@@ -82,12 +96,17 @@ def check_weight(name: str, tensor: torch.Tensor, shape: Sequence[int | None], m
     if not tensor.is_floating_point():
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise SetupError(member, f"{shown(name)} has dtype {dtype}, not a float", AGAIN)
+    check_shape(name, tensor, shape, member)
+    if not tensor.sum().isfinite() and not tensor.isfinite().all():
+        raise SetupError(member, f"{shown(name)} has NaN or infinite values", AGAIN)
+
+
+def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int | None], member: str = WEIGHTS) -> None:
+    """Raise SetupError unless ``tensor`` has this shape; None stands for any length."""
     sizes = tuple(tensor.shape)
     if len(sizes) != len(shape) or any(b not in (None, a) for a, b in zip(sizes, shape, strict=True)):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise SetupError(member, f"{shown(name)} has shape {list(sizes)}, the config asks for [{expected}]", AGAIN)
-    if not tensor.sum().isfinite() and not tensor.isfinite().all():
-        raise SetupError(member, f"{shown(name)} has NaN or infinite values", AGAIN)
 
 
 class Weights:
@@ -124,12 +143,30 @@ class Weights:
 
         Raises SetupError when it is missing or has another shape, another kind of dtype or non-finite values.
         """
+        return self.converted(self.stored(name, *shape))
+
+    def stored(self, name: str, *shape: int | None) -> torch.Tensor:
+        """Return the same as it is stored, on the CPU."""
+        tensor = self._find(name)
+        check_weight(self.prefix + name, tensor, shape, self.tensors.member)
+        return tensor
+
+    def converted(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a stored tensor in ``dtype`` on ``device``."""
+        return tensor.to(self.device, self.dtype)
+
+    def _find(self, name: str) -> torch.Tensor:
         full_name = self.prefix + name
         if not self.has(name):
             raise SetupError(self.tensors.member, f"lacks {full_name}", AGAIN)
-        tensor = self.tensors[full_name]
-        check_weight(full_name, tensor, shape, self.tensors.member)
-        return tensor.to(self.device, self.dtype)
+        return self.tensors[full_name]
+
+    def quantized(self, name: str, *shape: int) -> Quantized:
+        """Return a weight that is stored in int8, [out, in], on the CPU.  Raises SetupError as ``__call__``."""
+        scales = self(name + SCALES, shape[0])
+        tensor = self._find(name)
+        check_shape(self.prefix + name, tensor, shape, self.tensors.member)
+        return Quantized(tensor.view(len(tensor), -1), scales)
 
     def release(self) -> None:
         """Let the kernel drop the pages that were read, so that copied weights are not held twice."""

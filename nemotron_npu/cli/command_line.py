@@ -7,7 +7,7 @@ import os
 
 from ..engine import STREAM_DEFAULTS, ModelOptions, StreamOptions
 from .argument_types import parse_formats
-from .conflicts import acceptance_conflicts, doctor_conflicts, option_conflicts
+from .conflicts import acceptance_conflicts, doctor_conflicts, option_conflicts, save_conflicts
 from .options import (
     ENGINES,
     ClusterOptions,
@@ -36,6 +36,9 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     if given.doctor:
         for problem in doctor_conflicts(given, parser.get_default):
             parser.error(problem)
+    if given.save is not None:
+        for problem in save_conflicts(given, parser.get_default):
+            parser.error(problem)
     if given.acceptance is not None:
         for problem in acceptance_conflicts(given, parser.get_default):
             parser.error(problem)
@@ -62,7 +65,7 @@ def _options(given: argparse.Namespace) -> Options:
             engine=given.engine or "native",
             chunk_ms=None if all_chunks else given.chunk_ms,
             language=given.language,
-            dtype=given.dtype or "float32",
+            dtype=given.dtype,
             decoder_device=given.decoder_device,
             graph=given.graph == "on",
             block_ms=given.block_ms,
@@ -87,4 +90,5 @@ def _options(given: argparse.Namespace) -> Options:
         messages=MessageOptions(given.quiet, given.debug),
         doctor=given.doctor,
         acceptance=given.acceptance,
+        save=given.save,
     )

@@ -11,6 +11,7 @@ from ..formats import FORMATS
 from .options import EACH, MeasureOptions, Options
 
 DOCTOR_OPTIONS = {"doctor", "device", "model_path", "engine", "output_format", "quiet", "debug"}
+SAVE_OPTIONS = {"save", "model_path", "dtype", "quiet", "debug"}
 ACCEPTANCE_OPTIONS = {"acceptance", "audio", "device", "model_path", "quiet", "debug"}
 
 
@@ -33,6 +34,12 @@ def doctor_conflicts(given: argparse.Namespace, default: Callable[[str], Any]) -
         yield f"--doctor: checks the environment (omit {option})"
     if given.output_format not in (None, ("txt",), ("json",)):
         yield "--doctor: prints txt or json"
+
+
+def save_conflicts(given: argparse.Namespace, default: Callable[[str], Any]) -> Iterator[str]:
+    """Yield an error line for each option of the command line that --save does not take."""
+    for option in _others(given, default, SAVE_OPTIONS):
+        yield f"--save: writes a checkpoint and transcribes nothing (omit {option})"
 
 
 def acceptance_conflicts(given: argparse.Namespace, default: Callable[[str], Any]) -> Iterator[str]:

@@ -25,7 +25,6 @@ from ..precision.tolerances import Tolerances
 from ..sources import Recording
 from .bundled import DEMO_CLIP
 from .exit_codes import OK, SOME_FAILED
-from .options import MeasureOptions
 from .precision_check import PrecisionCheck, load_reference
 from .progress import show_progress
 from .reports import report_word_errors, write_figures
@@ -131,7 +130,7 @@ def run_benchmark(session: Session, device: torch.device, run: RunInfo) -> None:
     """Measure engines and dtypes, print the table, and write figures and a plot with --report."""
     options = session.options
     name = session.checkpoint.name
-    candidates = _candidates(options.measure, device)
+    candidates = _candidates(session, device)
     request = BenchmarkOptions(tuple(candidates), options.model, options.device.batch_size)
     result = benchmark(session.checkpoint, device, _speech(session), request, session.console.notify)
     if "native" in options.measure.engines and not options.measure.dtype:
@@ -145,14 +144,16 @@ def run_benchmark(session: Session, device: torch.device, run: RunInfo) -> None:
             plot_steps(result, name, folder / "benchmark.png")
 
 
-def _candidates(options: MeasureOptions, device: torch.device) -> list[tuple[str, str]]:
+def _candidates(session: Session, device: torch.device) -> list[tuple[str, str]]:
     """Return (engine, dtype) of all that are measured."""
+    chosen = session.options.measure.dtype or session.settings.dtype
+    is_only = session.options.measure.dtype or chosen != "float32"  # then it is the checkpoint's
     candidates = []
-    for engine in options.engines:
+    for engine in session.options.measure.engines:
         if engine == "nemo":
             candidates.append((engine, "float32"))
             continue
-        dtypes = (options.dtype,) if options.dtype else offered_dtypes(device)
+        dtypes = (chosen,) if is_only else offered_dtypes(device)
         candidates += [(engine, dtype) for dtype in dtypes]
     return candidates
 

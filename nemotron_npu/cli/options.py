@@ -127,7 +127,7 @@ class Options:
     input: InputOptions = field(default_factory=InputOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
     model_path: str | None = None
-    """A ``.nemo`` file or a Hugging Face id; None takes the bundled model."""
+    """A checkpoint or a Hugging Face id; None takes the bundled model."""
     device: DeviceOptions = field(default_factory=DeviceOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     stream: StreamOptions = field(default_factory=StreamOptions)
@@ -139,6 +139,8 @@ class Options:
     """Check the environment and transcribe nothing."""
     acceptance: str | None = None
     """Folder for the results of all checks and measurements, which run one after the other."""
+    save: str | None = None
+    """File to write the checkpoint to, in the dtype of ``model``; nothing is transcribed."""
 
     @property
     def checks_model(self) -> bool:

@@ -154,8 +154,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model_path",
         metavar="M",
-        help="a .nemo file, a folder of transformers or a Hugging Face id such as "
+        help="a .nemo file, a folder of transformers, a file of --save or a Hugging Face id such as "
         "nvidia/nemotron-speech-streaming-en-0.6b (default: the bundled demo model, which transcribes the ten digits)",
+    )
+    model.add_argument(
+        "--save",
+        type=types.path,
+        metavar="FILE",
+        help="write the model to FILE (.safetensors) in --dtype, which --model_path loads faster, and end",
     )
     model.add_argument(
         "--device",
@@ -186,7 +192,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["float32", "bfloat16", "float16", "int8"],
         help=f"dtype of the encoder's matrix products: on a CPU {on_cpu}; on an npu or cuda device "
-        f"{', '.join(ON_DEVICES)} (default: float32; --benchmark: all that the device supports)",
+        f"{', '.join(ON_DEVICES)} (default: that of a file of --save, else float32; --benchmark: all that the device "
+        "supports)",
     )
     model.add_argument(
         "--allow_hf32",

@@ -45,20 +45,25 @@ def run(options: Options, console: Console) -> int:
         return accept(options.acceptance, options, console)
     measure = options.measure
     _check_packages(options)
-    tolerances = TOLERANCES[options.model.dtype].with_changes(measure.tolerances)
     if measure.report is not None:
         make_report_folder(measure.report)
     if not options.messages.debug:
         silence_libraries(quiet=options.messages.quiet)
     checkpoint = _find_checkpoint(options.model_path, console)
     config = read_config(checkpoint)
+    if options.save is not None:
+        return _save(checkpoint, options, console)
+    if _option_that_needs_nemo(options):
+        config.check_float32(checkpoint.name)
+    dtype = config.choose_dtype(options.model.dtype)
+    tolerances = TOLERANCES[dtype].with_changes(measure.tolerances)
     chunk_ms = _choose_chunk(config, options)
     search = options.search
     phrases = read_phrases(search.boost_words) if search.boost_words else []
     settings = RunSettings(
         model=str(checkpoint),
         chunk_ms=chunk_ms,
-        dtype=options.model.dtype,
+        dtype=dtype,
         confidence=search.confidence or _default_confidence(options.model.engine),
         boost_words=digest(phrases, search.boost_alpha),
         allow_hf32=options.model.allow_hf32,
@@ -115,6 +120,17 @@ def _find_checkpoint(model_path: str | None, console: Console) -> Path:
     if model_path and is_hub_id(model_path):
         console.notify(f"looking for {model_path} on Hugging Face ...")
     return find_checkpoint(model_path or str(DEMO_MODEL))
+
+
+def _save(checkpoint: Path, options: Options, console: Console) -> int:
+    with signals.held():  # C++ libraries do not survive an exception during their import
+        from ..saving import save_checkpoint  # torch takes a second
+    signals.check()
+    console.notify(f"saving {checkpoint.name} ...")
+    target = Path(options.save or "")
+    parameters, size = save_checkpoint(checkpoint, target, options.model.dtype)
+    console.notify(f"saved: {target}, {parameters:,} parameters, {size:,} bytes")
+    return OK
 
 
 def _choose_chunk(config: ModelConfig, options: Options) -> int | None:

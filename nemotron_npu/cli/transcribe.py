@@ -57,7 +57,8 @@ def choose_run_device(session: Session) -> torch.device:
         if options.device.threads or is_cpu_worker:
             torch.set_num_threads(options.device.threads or 1)
     signals.check()
-    check_dtype(options.model.dtype, device)
+    saved = "" if options.model.dtype else session.checkpoint.name
+    check_dtype(session.settings.dtype, device, saved)
     note = f"; {reason}" if reason else ""
     session.console.notify(f"device: {device}{note}")
     return device

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..audio import read_audio, sine
-from ..checkpoint.weights import read_weights
+from ..checkpoint.load import read_tensors
 from ..device import choose_device, traits_of
 from ..engine import ModelOptions
 from ..errors import SetupError, Unsupported
@@ -37,7 +37,8 @@ def engine(context: Context) -> list[Finding]:
         return [Finding(PROBLEM, f"{found}, and NeMo is not installed", install_command("nemo"))]
     except SetupError as error:
         return [Finding(PROBLEM, without_folders(context, error), REPLACE)]
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in read_weights(find(context)).values()}
+    stored = read_tensors(find(context), context.reference.config)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in stored.values()}
     saved = " and ".join(sorted(dtypes))
     found = f"{context.reference.parameters:,} parameters, saved in {saved}: the native engine runs it"
     return [Finding(OK, found), *(Finding(OK, note) for note in notes)]

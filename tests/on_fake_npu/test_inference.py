@@ -20,6 +20,7 @@ from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.precision.guide import compare_signal
 from nemotron_npu.recognizer import load_recognizer
+from nemotron_npu.saving import save_checkpoint
 
 fake_npu.install()
 
@@ -317,6 +318,19 @@ def test_decoder_on_the_device_gives_the_same_tokens(tiny, native, slots):
     expected = [[(t.id, t.frame) for t in transcript.tokens] for transcript in native[1].transcribe(waveforms)]
     ours = [[(t.id, t.frame) for t in transcript.tokens] for transcript in on_npu.transcribe(waveforms, slots)]
     assert ours == expected and len(expected[0]) > 10
+
+
+def test_file_of_save_gives_what_the_checkpoint_gives(tiny, tmp_path, waveforms):
+    """In the dtype of the file; int8, which the device lacks, is one line."""
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(tiny, path, "bfloat16")
+    ours = load(path, NPU)
+    theirs = load_recognizer(tiny, NPU, options=ModelOptions(dtype="bfloat16"))
+    assert ours.dtype == "bfloat16"
+    assert tokens(ours.transcribe(waveforms, 2)) == tokens(theirs.transcribe(waveforms, 2))
+    save_checkpoint(tiny, path, "int8")
+    with pytest.raises(SetupError, match=r"^m.safetensors: was saved in int8: not for npu \(--save one with --dtype"):
+        load(path, NPU)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
