@@ -15,7 +15,7 @@ from support import DEMO, token_frames
 
 from nemotron_npu.checkpoint.load import read_checkpoint
 from nemotron_npu.checkpoint.tokenizer import pieces_of
-from nemotron_npu.checkpoint.transformers_config import WEIGHTS
+from nemotron_npu.checkpoint.transformers_config import INDEX, WEIGHTS
 from nemotron_npu.checkpoint.transformers_tokenizer import sentencepiece_model
 from nemotron_npu.checkpoint.transformers_weights import mel_filters
 from nemotron_npu.engine import ModelOptions
@@ -47,12 +47,78 @@ def change(path: Path, **values) -> None:
 
 def test_folder_has_config_and_weights_of_the_nemo():
     ours, nemo = read_checkpoint(PROMPTED), read_checkpoint(DATA / "prompted.nemo")
-    assert sorted(ours.tensors) == sorted(nemo.tensors) and ours.tensors.mapping
+    assert sorted(ours.tensors) == sorted(nemo.tensors) and ours.tensors.mappings
     for name, tensor in ours.tensors.items():
         assert torch.equal(tensor.float(), nemo.tensors[name]), name
     assert pieces_of(ours.tokenizers[0]) == pieces_of(nemo.tokenizers[0])
     assert ours.config.prompts == nemo.config.prompts and ours.config.contexts == nemo.config.contexts
     assert ours.config.decoding.max_symbols == nemo.config.decoding.max_symbols
+
+
+def sharded(folder: Path) -> dict:
+    """Split the weights of a folder into three files and an index, and return the index."""
+    content = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    header.pop("__metadata__", None)
+    placed: dict = {}
+    for number in range(3):
+        file = f"model-0000{number + 1}-of-00003.safetensors"
+        part, blocks = {}, b""
+        for name, entry in list(header.items())[number::3]:
+            begin, end = entry["data_offsets"]
+            part[name] = {**entry, "data_offsets": [len(blocks), len(blocks) + end - begin]}
+            blocks += data[begin:end]
+            placed[name] = file
+        text = json.dumps(part).encode()
+        (folder / file).write_bytes(struct.pack("<Q", len(text)) + text + blocks)
+    (folder / WEIGHTS).unlink()
+    index = {"metadata": {"total_size": len(data)}, "weight_map": placed}
+    (folder / INDEX).write_text(json.dumps(index))
+    return index
+
+
+def test_weights_in_several_files_are_those_of_one(folder):
+    whole = read_checkpoint(folder)
+    sharded(folder)
+    parts = read_checkpoint(folder)
+    assert len(parts.tensors.mappings) == 3 and sorted(parts.tensors) == sorted(whole.tensors)
+    assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in parts.tensors.items())
+    assert len(parts.identity) == 16
+    with open(folder / "model-00002-of-00003.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    assert read_checkpoint(folder).identity != parts.identity
+
+
+@pytest.mark.parametrize(
+    "weight_map, problem",
+    [
+        (None, "has no weight_map of files"),
+        ([], "has no weight_map of files"),
+        ({}, "has no weight_map of files"),
+        ({"x": 3}, "has no weight_map of files"),
+        ({"x": "../model.safetensors"}, "has no ../model.safetensors"),
+        ({"x": "/etc/passwd"}, "has no /etc/passwd"),
+        ({"x": "other.safetensors"}, "has no other.safetensors"),
+        ({str(n): f"{n}.safetensors" for n in range(2000)}, "names 2,000 files"),
+    ],
+)
+def test_index_that_makes_no_sense_is_refused(folder, weight_map, problem):
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(SetupError, match=problem) as error:
+        read_checkpoint(folder)
+    assert str(error.value).startswith(str(folder)) and str(error.value).isprintable()
+
+
+def test_tensor_in_two_files_is_refused(folder):
+    index = sharded(folder)
+    index["weight_map"]["x"] = "copy.safetensors"
+    shutil.copy(folder / "model-00001-of-00003.safetensors", folder / "copy.safetensors")
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(SetupError, match="has a tensor twice"):
+        read_checkpoint(folder)
 
 
 @pytest.mark.parametrize("prompt, context", [("auto", CONTEXTS[0]), ("de-DE", CONTEXTS[0]), ("auto", CONTEXTS[3])])

@@ -34,7 +34,7 @@ def read_safetensors(file: BinaryIO, member: str) -> Tensors:
     entries = read_header(file)
     mapping = map_file(file)
     tensors = Tensors()
-    tensors.mapping = mapping
+    tensors.mappings = (mapping,)
     tensors.member = member
     for name, entry in entries.items():
         dtype = DTYPES[entry.dtype]

@@ -9,11 +9,13 @@ from typing import Any
 from ..errors import shown
 from .archive import PORTED_CONFIG, read_member
 from .json_file import parse_json
-from .refusal import Refusal
+from .refusal import UNSAFE, Refusal
 
 PROCESSOR = "processor_config.json"
 TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights that lie in several files
+MAX_FILES = 1000
 MAX_BYTES = 8 << 20
 NEMO = "nemo.collections.asr"
 MODELS = {  # model_type of transformers -> class of NeMo
@@ -64,6 +66,19 @@ def nemo_values(path: Path) -> dict[str, Any]:
             "greedy": {"max_symbols": _integer(config, "max_symbols_per_step", 10)},
         },
     }
+
+
+def weight_files(path: Path) -> list[str]:
+    """Return the files in a folder of transformers that have its weights: one, or those of its index; raise Refusal."""
+    if os.path.lexists(path / WEIGHTS) or not os.path.lexists(path / INDEX):
+        return [WEIGHTS]
+    placed = parse_json(read_member(path, INDEX, MAX_BYTES)).get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
+        raise Refusal("has no weight_map of files")
+    names = sorted(set(placed.values()))
+    if len(names) > MAX_FILES:
+        raise Refusal(f"names {len(names):,} files", UNSAFE)
+    return names
 
 
 def _encoder(values: dict[str, Any], processor: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..errors import shown
 from .archive import opened_in_folder
 from .config import PreprocessorConfig
 from .refusal import UNSAFE, Refusal
 from .safetensors_file import read_safetensors
-from .transformers_config import WEIGHTS
+from .transformers_config import INDEX, WEIGHTS, weight_files
 from .weights import Tensors
 
 FEATURES = "preprocessor.featurizer."
@@ -47,14 +48,21 @@ def read_ported_weights(path: Path, config: PreprocessorConfig) -> Tensors:
     Raises SetupError.
     """
     try:
-        with opened_in_folder(path, WEIGHTS) as file:
-            found = read_safetensors(file, WEIGHTS)
-        tensors = Tensors({nemo_name(name): tensor for name, tensor in found.items()})
-        if len(tensors) != len(found):
-            raise Refusal("has a tensor twice, by its names in NeMo and in transformers", UNSAFE)
+        member = INDEX
+        files = weight_files(path)
+        tensors = Tensors()
+        for member in files:
+            with opened_in_folder(path, member) as file:
+                found = read_safetensors(file, member)
+            for name, tensor in found.items():
+                if nemo_name(name) in tensors:
+                    raise Refusal(
+                        "has a tensor twice, by its names in NeMo and in transformers or in two files", UNSAFE
+                    )
+                tensors[nemo_name(name)] = tensor
+            tensors.mappings += found.mappings
     except Refusal as refusal:
-        raise refusal.of(path, WEIGHTS) from refusal
-    tensors.mapping = found.mapping
+        raise refusal.of(path, shown(member)) from refusal
     tensors.member = WEIGHTS
     window = round(config.window_size * config.sample_rate)
     tensors[f"{FEATURES}window"] = torch.hann_window(window, periodic=False)

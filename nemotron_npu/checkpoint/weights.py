@@ -31,17 +31,17 @@ class Quantized(NamedTuple):
 class Tensors(dict[str, torch.Tensor]):
     """Tensors by name, and where they come from."""
 
-    mapping: mmap.mmap | None = None
-    """The file mapping that they lie in; None if they have memory of their own."""
+    mappings: tuple[mmap.mmap, ...] = ()
+    """The file mappings that they lie in; none if they have memory of their own."""
     member: str = WEIGHTS
     """The file that has them, for messages."""
     quantized: bool = False
     """Whether the weights of matrix products are int8, each with a tensor of scales."""
 
     def release(self) -> None:
-        """Give the mapping's resident pages back to the kernel; they are read again when they are used again."""
-        if self.mapping is not None:
-            self.mapping.madvise(mmap.MADV_DONTNEED)
+        """Give the mappings' resident pages back to the kernel; they are read again when they are used again."""
+        for mapping in self.mappings:
+            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def read_weights(path: Path) -> Tensors:
@@ -60,7 +60,7 @@ def read_weights(path: Path) -> Tensors:
         storages = {key: (start + offset, length) for key, (offset, length) in records.items()}
         weights = TensorUnpickler(pickled, buffer, storages).load()
         tensors = _check_tensors(weights, size)
-    tensors.mapping = buffer if is_mapped else None
+    tensors.mappings = (buffer,) if is_mapped else ()
     return tensors
 
 
