@@ -20,6 +20,8 @@ class LiveEvent:
     type: str
     """``"words"``: these are final; ``"segment"``: they are an utterance, which has ended."""
     segment: Segment
+    number: int
+    """Of the utterance in its stream, from 0 on."""
 
 
 class Utterances:
@@ -38,6 +40,8 @@ class Utterances:
         """Index of the first token of the current utterance."""
         self.given = 0
         """Tokens whose words are final."""
+        self.number = 0
+        """Of the current utterance."""
         self.events: deque[LiveEvent] = deque(maxlen=MAX_EVENTS)
         """What nobody has asked for yet."""
 
@@ -67,6 +71,7 @@ class Utterances:
                 words = [word for word, _ in self._spell(emissions, self.first, end, seconds)]
                 self._give("segment", words)
                 self.first = end
+                self.number += 1
         self._give("words", waiting)
         return new
 
@@ -112,4 +117,4 @@ class Utterances:
 
     def _give(self, type: str, words: list[Word]) -> None:
         if words:
-            self.events.append(LiveEvent(type, make_segment(words, words[-1].end)))
+            self.events.append(LiveEvent(type, make_segment(words, words[-1].end), self.number))

@@ -79,7 +79,7 @@ def words_of(text: str) -> list[Word]:
 
 
 def event(type: str, words: list[Word]) -> LiveEvent:
-    return LiveEvent(type, make_segment(words, words[-1].end))
+    return LiveEvent(type, make_segment(words, words[-1].end), 0)
 
 
 def say(view, text: str, chance: random.Random, screen=None) -> None:

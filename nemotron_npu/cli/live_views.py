@@ -38,19 +38,17 @@ class EventLines:
     def __init__(self, write: Callable[[str], None], audio: str) -> None:
         self.write = write
         self.audio = audio
-        self.segments = 0
 
     def update(self, events: list[LiveEvent], unfinished: list[Word]) -> None:
         """Write a line for each event."""
         for event in events:
-            self.write(to_json(to_event(event.type, event.segment, self.segments, audio=self.audio)))
-            self.segments += event.type == "segment"
+            self.write(to_json(to_event(event.type, event.segment, event.number, audio=self.audio)))
 
     def preview(self, words: list[Word]) -> None:
         """Write the words that wait for more audio."""
         if words:
             segment = make_segment(words, words[-1].end)
-            self.write(to_json(to_event("partial", segment, self.segments, audio=self.audio)))
+            self.write(to_json(to_event("partial", segment, 0, audio=self.audio)))
 
     def finish(self) -> None:
         """Do nothing: the last line is the document, which ``Results`` writes."""
