@@ -135,15 +135,18 @@ def test_prefix_is_shown_once_and_without_words(screen):
 
 
 def test_preview_is_replaced_by_what_follows(screen):
-    """The words of a preview are taken back if others follow, and stay if the same do."""
+    """The words of a preview stay until others follow or the utterance ends without them."""
     terminal, view = screen(40)
     view.update([event("words", words_of("one"))], words_of("tw"))
     view.preview(words_of("two three"))
     assert terminal.lines() == ["one two three"]
     view.update([], words_of("two"))
-    assert terminal.lines() == ["one two"]
+    assert terminal.lines() == ["one two three"], "nothing contradicts it yet"
     view.update([event("words", words_of("twenty"))], [])
     assert terminal.lines() == ["one twenty"]
+    view.preview(words_of("more"))
+    view.update([event("segment", words_of("one twenty"))], words_of("new"))
+    assert terminal.lines() == ["one twenty", "new"]
 
 
 def test_control_characters_are_escaped_on_the_terminal(screen):

@@ -110,7 +110,9 @@ class GrowingText:
                 self.end_line()
             else:
                 self.words += event.segment.words
-        self._show(_text(self.words + unfinished))
+        text = _text(self.words + unfinished)
+        if not self.shown.startswith(text):  # else a preview is ahead of it, and nothing contradicts it yet
+            self._show(text)
 
     def preview(self, words: list[Word]) -> None:
         """Show as many of the words as fit in the line."""
