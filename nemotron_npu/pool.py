@@ -19,6 +19,7 @@ from .audio import Samples
 from .cache import EncoderState
 from .decoder import DecoderState, NotFinite
 from .device import is_out_of_memory, release_memory, traits_of
+from .engine import STREAM_DEFAULTS, StreamOptions
 from .errors import ModelError, SetupError, one_line
 from .model import Model
 from .streaming import Stream
@@ -34,8 +35,8 @@ class PooledStream(Stream):
     Each stream may be fed by a thread of its own.
     """
 
-    def __init__(self, pool: Pool) -> None:
-        super().__init__(pool.model)
+    def __init__(self, pool: Pool, options: StreamOptions) -> None:
+        super().__init__(pool.model, options)
         self.pool = pool
         self.lock = threading.Lock()
         """Of features and rows: one thread feeds while another steps."""
@@ -128,13 +129,13 @@ class Pool:
         self.states: dict[int, EncoderState] = {}
         """States for steps of several streams, by their number, all in the same memory."""
 
-    def stream(self) -> PooledStream:
+    def stream(self, options: StreamOptions = STREAM_DEFAULTS) -> PooledStream:
         """Open a stream.  Raises SetupError when all places are taken."""
         with self.changed:
             self.streams = [stream for stream in self.streams if not stream.is_done]
             if len(self.streams) >= self.max_streams:
                 raise SetupError("live streams", f"all {self.max_streams} places are taken", "finish one first")
-            stream = PooledStream(self)
+            stream = PooledStream(self, options)
             self.streams.append(stream)
         return stream
 

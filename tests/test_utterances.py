@@ -192,3 +192,21 @@ def test_stream_options_choose_the_endpoint(demo_560, clip):
     with demo_560.stream(StreamOptions(endpoint_ms=0)) as stream:
         stream.feed(clip)
     assert [event.segment.text for event in stream.events() if event.type == "segment"] == [CLIP_WORDS]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_reset_after_pause_restarts_the_decoder(demo_560, clip, pooled):
+    """After such a pause the decoder is as at the beginning, and frames go on; by default it is never restarted."""
+    audio = np.concatenate([clip, np.zeros(48000, np.float32), clip])
+    for pause, resets in ((2000, True), (0, False)):
+        options = StreamOptions(reset_after_pause_ms=pause)
+        stream = demo_560.pool(2).stream(options) if pooled else demo_560.stream(options)
+        stream.feed(audio[: len(clip) + 48000])
+        while pooled and stream.is_ready:
+            stream.pool.step()
+        stream.feed(audio[len(clip) + 48000 :])
+        transcript = stream.finish()
+        assert transcript.text == f"{CLIP_WORDS} {CLIP_WORDS}"
+        assert bool(stream.tokens_at_reset) == resets
+        later = transcript.words[8].start - transcript.words[0].start
+        assert later == pytest.approx((len(clip) + 48000) / 16000, abs=0.6)
