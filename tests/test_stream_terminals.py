@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import struct
+import termios
 import time
 
 import numpy as np
@@ -152,3 +155,13 @@ def test_ctrl_c_ends_a_streamed_file_with_the_text_so_far(cli, monkeypatch):
     name, _, words = out.rstrip("\n").partition(": ")
     assert out.count("\n") == 1 and name == str(CLIP) and words and CLIP_WORDS.startswith(words) and words != CLIP_WORDS
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_narrow_terminal_breaks_lines_between_words(start, terminal):
+    """On a terminal of 20 columns no word is broken and none is lost."""
+    ours, theirs = terminal
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
+    process = start("--stream", CLIP, "--quiet", "--endpoint_ms", 0, stdout=theirs)
+    assert process.wait(60) == 0
+    shown = b"".join(read_terminal(ours, until=b"six\r\n")).decode().split("\r\n")
+    assert " ".join(shown).split() == CLIP_WORDS.split() and max(map(len, shown)) < 20 and len(shown) == 3
