@@ -4,7 +4,7 @@
     python demo/train.py --data FSDD --read READ --evaluate demo/demo.nemo                   # measure only
 
 FSDD is the free-spoken-digit-dataset with an ``index.json`` (audio, text, speaker, split).  Recordings 0-4 of every
-speaker and digit are the test split; training never sees them.  VOICES is a folder that ``voices.py`` has written.
+speaker and digit are the test split; training never sees them.  VOICES are folders that ``voices.py`` has written.
 SPEECH are folders with an ``index.json`` of speech, the utterances with a digit in their text are left out: the model
 learns to give nothing for it.  READ is a folder of the same form, to measure how many digits it gives for read speech.
 ``--leave_out SPEAKER`` trains without that speaker and measures that speaker alone.
@@ -38,6 +38,7 @@ from recordings import WORDS, join, read_digits, read_speech, read_voices, test_
 FRAME = 0.08  # seconds of audio in one encoder frame
 SIZE = dict(mels=80, channels=32, layers=5, width=128, heads=4, predictor=96, predictor_layers=1, joint=128, pieces=52)
 SHARES = {"human": 0.52, "kokoro": 0.22, "espeak": 0.12, "other": 0.14}  # of the strings
+OTHER_SHARE = 0.3  # of the strings have speech without a digit
 
 
 # ---------------------------------------------------------------- data
@@ -76,8 +77,8 @@ def training_string(speech: Speech, rng: np.random.Generator, hard: float, count
     pace = rng.uniform(0.0, 0.25)
     level = rng.uniform(0, 6 * hard)
     chosen: list[dict] = []
-    if speech.others and rng.random() < 0.12 * hard:
-        chosen = [speech.draw_other(rng)]
+    if speech.others and rng.random() < OTHER_SHARE * min(1.0, 2 * hard):
+        chosen = [speech.draw_other(rng) for _ in range(rng.integers(1, 4))]
         count = 0 if rng.random() < 0.6 else count
     while sum(len(r["words"]) for r in chosen) < count:
         if rng.random() < 0.15 * hard:
@@ -85,8 +86,8 @@ def training_string(speech: Speech, rng: np.random.Generator, hard: float, count
         left = max(1, count - sum(len(r["words"]) for r in chosen))
         fitting = [r for r in speaker if len(r["words"]) <= left] or speaker
         chosen.append(fitting[rng.integers(len(fitting))])
-    if len(chosen) > 1 and not chosen[0]["words"] and rng.random() < 0.5:
-        chosen.append(chosen.pop(0))  # the speech that is not digits comes last
+    if not chosen[0]["words"] and rng.random() < 0.5:
+        chosen.reverse()  # the speech that is not digits comes last
     gaps = [rng.choice([0.0, rng.uniform(0.0, 0.6), rng.uniform(0, 1.2 * hard + 0.3)])]
     for _ in chosen:
         gaps.append(min(pace + rng.uniform(0, 0.1) if connected else rng.exponential(0.3), 1.5))
@@ -186,7 +187,7 @@ def train(args) -> torch.nn.Module:
     from nemo.collections.asr.models import EncDecRNNTBPEModel
 
     digits = [d for d in read_digits(args.data, "train") if d["speaker"] != args.leave_out]
-    digits += read_voices(args.voices) if args.voices else []
+    digits += [recording for folder in args.voices for recording in read_voices(folder)]
     digits += read_speech(args.speech)
     print(f"{len(digits)} recordings", flush=True)
     rng = random.Random(args.seed)
@@ -216,7 +217,7 @@ def _train(model, average, digits, args) -> None:
     helper = torch.nn.Linear(SIZE["width"], blank + 1)
     parameters = [*model.parameters(), *helper.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=1e-3, betas=(0.9, 0.98))
-    ramp, seed = (0, args.seed + 1) if args.start else (args.ramp, args.seed)
+    ramp, seed = (0, args.steps) if args.start else (args.ramp, args.seed)  # each stage draws other strings
     batches = Batches(digits, args.steps, args.batch_size, ramp, seed)
     loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=1)
     dither = model.preprocessor.featurizer.dither
@@ -289,7 +290,9 @@ def _mask(features, widest: int = 12, longest: int = 6):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the free-spoken-digit-dataset")
-    parser.add_argument("--voices", type=Path, help="folder that voices.py has written, to train on")
+    parser.add_argument(
+        "--voices", type=Path, nargs="+", default=[], help="folders that voices.py has written, to train on"
+    )
     parser.add_argument("--speech", type=Path, nargs="+", default=[], help="folders of other speech, to train on")
     parser.add_argument("--read", type=Path, help="folder of read speech without digits, to measure on")
     parser.add_argument("--leave_out", metavar="SPEAKER", help="train without this speaker, measure only this one")

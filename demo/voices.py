@@ -4,6 +4,7 @@
         asterisk-core-sounds-en-g722 ffmpeg
     python demo/voices.py --out VOICES espeak flite festival asterisk
     pip install kokoro-onnx && python demo/voices.py --out VOICES kokoro --model kokoro-int8.onnx --styles FOLDER
+    python demo/voices.py --out READINGS espeak flite festival --text BOOK       # they read from a book instead
 
 A file is named ``{digits}_{engine}-{voice}_{n}.wav``; ``o`` is an "oh", ``x`` is speech without a digit.  A string that
 is read with pauses is cut at them into single digits.  README.md names the licences.  FOLDER has Kokoro's voices as the
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import subprocess
 import sys
 import tempfile
@@ -53,8 +55,23 @@ All the leaves are brown and the sky is grey. This recording was made in a quiet
 """
 
 
-def plan(rng: np.random.Generator, strings: int, sentences: int) -> Iterator[tuple[str, str, bool]]:
-    """Yield (codes, text to read, whether it is read with pauses) of what one voice says."""
+def phrases_without_digits(text: str) -> list[str]:
+    """The phrases of 4 to 14 words between two punctuation marks, those that name a digit left out."""
+    phrases = [" ".join(phrase.split()) for phrase in re.split(r"[^A-Za-z'\s]+", text)]
+    return [p for p in phrases if 4 <= len(p.split()) <= 14 and not set(p.lower().split()) & {*WORDS, "o"}]
+
+
+def plan(
+    rng: np.random.Generator, strings: int, sentences: int, book: list[str], readings: int
+) -> Iterator[tuple[str, str, bool]]:
+    """Yield (codes, text to read, whether it is read with pauses) of what one voice says.
+
+    Without a book these are ``strings`` of five digits and ``sentences``; with one ``readings`` of its phrases.
+    """
+    if book:
+        for i in rng.choice(len(book), readings, replace=False):
+            yield "x", book[i] + ".", False
+        return
     for i in range(strings):
         codes = "".join(rng.choice(list("0123456789o"), 5, p=[0.08] + [0.096] * 9 + [0.056]))
         pauses = i % 2 == 0
@@ -109,7 +126,7 @@ def espeak(out: Path, rng: np.random.Generator, args: argparse.Namespace) -> Non
             def speak(text: str, voice: str = f"{accent}+{variant}") -> tuple[np.ndarray, int]:
                 return run("espeak-ng", "-v", voice, "-s", str(rng.integers(100, 260)), "-w", "OUT", text)
 
-            write(out, f"espeak-{accent}+{variant}", plan(rng, 14, 3), speak)
+            write(out, f"espeak-{accent}+{variant}", plan(rng, 14, 3, args.book, 3), speak)
 
 
 def flite(out: Path, rng: np.random.Generator, args: argparse.Namespace) -> None:
@@ -119,7 +136,7 @@ def flite(out: Path, rng: np.random.Generator, args: argparse.Namespace) -> None
             stretch = f"duration_stretch={rng.uniform(0.7, 1.4):.2f}"
             return run("flite", "-voice", voice, "--setf", stretch, "-t", text, "-o", "OUT")
 
-        write(out, f"flite-{voice}", plan(rng, 90, 12), speak)
+        write(out, f"flite-{voice}", plan(rng, 90, 12, args.book, 160), speak)
 
 
 def festival(out: Path, rng: np.random.Generator, args: argparse.Namespace) -> None:
@@ -129,7 +146,7 @@ def festival(out: Path, rng: np.random.Generator, args: argparse.Namespace) -> N
             setting = f"(begin (voice_{voice}) (Parameter.set 'Duration_Stretch {rng.uniform(0.7, 1.4):.2f}))"
             return run("text2wave", "-eval", setting, "-o", "OUT", text=text)
 
-        write(out, f"festival-{voice.replace('_', '-')}", plan(rng, 60, 12), speak)
+        write(out, f"festival-{voice.replace('_', '-')}", plan(rng, 60, 12, args.book, 160), speak)
 
 
 def asterisk(out: Path, rng: np.random.Generator, args: argparse.Namespace) -> None:
@@ -177,7 +194,7 @@ def kokoro(out: Path, rng: np.random.Generator, args: argparse.Namespace) -> Non
                     accent = "en-gb" if voice[0] == "b" else "en-us"
                     return engine.create(text, voice, speed=float(rng.uniform(0.75, 1.35)), lang=accent)
 
-                write(out, f"kokoro-{voice.replace('_', '-')}-{turn}", plan(rng, 8, 1), speak)
+                write(out, f"kokoro-{voice.replace('_', '-')}-{turn}", plan(rng, 8, 1, args.book, 6), speak)
             print(f"kokoro: round {turn + 1} of {args.rounds}", file=sys.stderr, flush=True)
 
 
@@ -188,10 +205,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engines", nargs="+", choices=ENGINES)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--text", type=Path, metavar="BOOK", help="let the voices read phrases of this text instead")
     parser.add_argument("--model", help="Kokoro-82M as an ONNX file")
     parser.add_argument("--styles", type=Path, help="folder of Kokoro's voices")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of Kokoro's voices (default: %(default)s)")
     args = parser.parse_args()
+    args.book = phrases_without_digits(args.text.read_text()) if args.text else []
     args.out.mkdir(parents=True, exist_ok=True)
     for engine in args.engines:
         ENGINES[engine](args.out, np.random.default_rng(list(ENGINES).index(engine)), args)

@@ -26,7 +26,7 @@ from support import ROOT
 
 DEMO = ROOT / "demo" / "demo.nemo"
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
-TOKENIZER = "178f921b5fa343669765d9f1c5ba427a_tokenizer.model"
+TOKENIZER = "40c6b7fbe28a443491ed289965f15e64_tokenizer.model"
 
 
 @functools.cache

@@ -125,7 +125,7 @@ def test_training_writes_a_checkpoint_that_its_seed_decides(tmp_path):
     def weights(name, seed):
         options = {
             "data": tmp_path,
-            "voices": None,
+            "voices": [],
             "speech": [],
             "leave_out": "bob",
             "start": None,
