@@ -17,7 +17,7 @@ from support import CLIP, CLIP_WORDS, INFERENCE, run_process, take_certainties
 from nemotron_npu.audio import read_audio
 from nemotron_npu.live_input import READ_BYTES
 
-UTTERANCES = "three one four one five\nnine two\nsix\n"
+UTTERANCES = "three one\nfour one five\nnine two\nsix\n"
 """The bundled clip in a pipe: it pauses twice for 0.8 s."""
 
 
