@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -23,9 +24,13 @@ LIST_HINT = "a list has the path of an audio file or folder on each line"
 MAX_LINE_CHARACTERS = 1 << 24  # of manifests and lists
 MAX_LINES = 2_000_000
 MAX_PATH = 4096  # Linux takes no longer ones
+SNIFF_CHARACTERS = 64  # of a file: blanks before its first sign
 MAX_DEPTH = 100  # of nested lists and objects in a manifest
 MAX_SECONDS = 1e9  # of any recording
 CHANNEL = "channel_selector"  # key of a manifest
+MAX_ARRAY_CHARACTERS = 1 << 26  # of a manifest that is one JSON array
+MAX_TEXT_CHARACTERS = 1 << 24  # of a reference text in a file of its own
+AUDIO_KEYS = ("audio_filename", "audio_filepath")  # in NeMo's order
 EXTENSIONS = {  # of the files that are taken from a folder: libsndfile's, then ffmpeg's
     ".wav", ".wave", ".bwf", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc",
     ".au", ".snd", ".caf", ".w64", ".rf64", ".sph", ".nist", ".voc",
@@ -49,6 +54,8 @@ class Recording:
     """Seconds of that part; None for all that follow."""
     line: str | None = None
     """The manifest's own line: as text, it takes a fifth of the memory."""
+    text: str | None = None
+    """The reference text, if it is in a file that this line names."""
     channel: int | None = None
     """Channel of the file, from 1 on; None averages all."""
     samples: np.ndarray | None = field(default=None, repr=False)
@@ -72,7 +79,8 @@ class Recording:
     @property
     def reference(self) -> str | None:
         """The reference text, if the manifest has one."""
-        text = self.fields.get("text")
+        fields = self.fields
+        text = fields.get("text", fields.get("normalized_text") if self.text is None else self.text)
         return text if isinstance(text, str) else None
 
     @property
@@ -138,52 +146,53 @@ class CountedRecording:
         return audio.counted(self.recording.blocks(), self.on_read)
 
 
-def find_recordings(arguments: list[str]) -> Iterator[Recording | InputError]:
+def find_recordings(arguments: list[str], left_out: Counter[str] | None = None) -> Iterator[Recording | InputError]:
     """Yield the recordings that the command line's AUDIO arguments name, in order, and an InputError for each failure.
 
     A folder gives the audio files below it, sorted, without hidden ones.  A name with ``*``, ``?`` or ``[`` that is no
     file is a pattern; ``**`` matches any folders.  ``.json`` and ``.jsonl`` are manifests; ``.txt``, ``.lst`` and
-    ``.list`` have one file or folder per line.
+    ``.list`` have one file or folder per line.  The other files of folders are counted in ``left_out`` by extension.
     """
+    left_out = Counter() if left_out is None else left_out
     for argument in arguments:
         try:
-            yield from _find(argument)
+            yield from _find(argument, left_out)
         except InputError as error:
             yield error
 
 
-def _find(argument: str) -> Iterator[Recording | InputError]:
+def _find(argument: str, left_out: Counter[str]) -> Iterator[Recording | InputError]:
     if os.path.lexists(argument) or not glob.has_magic(argument):
-        yield from _expand(argument)
+        yield from _expand(argument, left_out)
         return
     found = sorted(glob.glob(argument, recursive=True)) if len(argument) <= MAX_PATH else []
     if not found:
         yield InputError(argument, "no file matches this pattern")
     for path in found:
-        yield from _expand(path)
+        yield from _expand(path, left_out)
 
 
-def _expand(path: str) -> Iterator[Recording | InputError]:
+def _expand(path: str, left_out: Counter[str]) -> Iterator[Recording | InputError]:
     """Yield what a manifest, a list, a folder or an audio file holds."""
     extension = os.path.splitext(path)[1].lower()
     if os.path.isdir(path):
-        yield from _walk(path)
+        yield from _walk(path, left_out)
     elif extension in MANIFESTS:
         yield from _read_manifest(path)
     elif extension in LISTS:
-        yield from _read_list(path)
+        yield from _read_list(path, left_out)
     else:
         yield _whole_file(path)
 
 
-def _read_list(path: str) -> Iterator[Recording | InputError]:
+def _read_list(path: str, left_out: Counter[str]) -> Iterator[Recording | InputError]:
     lines = [line for _, line in _lines(path, LIST_HINT)]
     if not lines:
         raise InputError(path, "empty list", LIST_HINT)
     for line in lines:
         found = _resolve(line, path)
         if os.path.isdir(found):
-            yield from _walk(found)
+            yield from _walk(found, left_out)
         else:
             yield _whole_file(found)
 
@@ -197,7 +206,7 @@ def stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def _walk(root: str) -> Iterator[Recording | InputError]:
+def _walk(root: str, left_out: Counter[str]) -> Iterator[Recording | InputError]:
     """Yield the audio files in a folder and all below it."""
     errors: list[OSError] = []
     is_empty = True
@@ -206,7 +215,11 @@ def _walk(root: str) -> Iterator[Recording | InputError]:
         prefix = "" if below == "." else f"{below}/"
         for name in sorted(names):
             stem, extension = os.path.splitext(name)
-            if extension.lower() in EXTENSIONS and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if extension.lower() not in EXTENSIONS:
+                left_out[extension.lower()] += 1
+            else:
                 is_empty = False
                 yield Recording(os.path.join(folder, name), prefix + stem)
     yield from (InputError(error.filename, error.strerror or str(error)) for error in errors)
@@ -233,14 +246,17 @@ def _folders(root: str, errors: list[OSError]) -> Iterator[tuple[str, list[str]]
 
 
 def _read_manifest(path: str) -> Iterator[Recording | InputError]:
-    """Yield the entries of a NeMo manifest (a JSON object with ``audio_filepath`` per line), then its errors."""
+    """Yield the entries of a NeMo manifest (a JSON object with ``audio_filepath`` per line), then its errors.
+
+    One JSON array of such objects is taken, too.
+    """
     errors = []
     is_empty = True
-    for number, line in _lines(path, MANIFEST_HINT):
+    for subject, line in _read_array(path) or _numbered(path):
         try:
             recording = _parse_entry(line, path)
         except ValueError as error:
-            errors.append((f"{path}:{number}", str(error)))
+            errors.append((subject, str(error)))
             continue
         is_empty = False
         yield recording
@@ -250,23 +266,63 @@ def _read_manifest(path: str) -> Iterator[Recording | InputError]:
     yield from (InputError(subject, problem) for subject, problem in errors)
 
 
+def _numbered(path: str) -> Iterator[tuple[str, str]]:
+    return ((f"{path}:{number}", line) for number, line in _lines(path, MANIFEST_HINT))
+
+
+def _read_array(path: str) -> list[tuple[str, str]]:
+    """Return (name for messages, JSON) of each element if the whole file is one JSON array, else nothing."""
+    text = _start_of(path, MAX_ARRAY_CHARACTERS, sign="[")
+    try:
+        items = json.loads(text) if text else []
+    except (ValueError, RecursionError):
+        return []
+    return [(f"{path}, entry {number}", json.dumps(item)) for number, item in enumerate(items, 1)]
+
+
+def _start_of(path: str, characters: int, sign: str = "") -> str:
+    """Return the first characters of a text file; nothing if it does not begin with ``sign``.  Raises InputError."""
+    try:
+        with open(open_regular(path), encoding="utf-8-sig", errors="surrogateescape") as file:
+            start = file.read(SNIFF_CHARACTERS)
+            return start + file.read(characters) if start.lstrip().startswith(sign) else ""
+    except OSError as error:
+        raise InputError(path, error.strerror or str(error)) from error
+
+
 def _parse_entry(line: str, manifest: str) -> Recording:
     """Parse one line of a manifest.  Raises ValueError whose message is the problem."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError("not JSON") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("audio_filepath"), str):
+    named = next((fields[key] for key in AUDIO_KEYS if key in fields), None) if isinstance(fields, dict) else None
+    if not isinstance(named, str):
         raise ValueError("no audio_filepath")
     if line.count("[") + line.count("{") > MAX_DEPTH and _is_deeper(fields, MAX_DEPTH):
         raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
     for name in ("offset", "duration"):
         if not is_seconds(fields.get(name)):
             raise ValueError(f"{name} {reprlib.repr(fields[name])} is not a number of seconds")
-    path = _resolve(fields["audio_filepath"], manifest)
+    path = _resolve(named, manifest)
     offset = float(fields["offset"]) if fields.get("offset") else 0.0  # which all entries share
     channel = _channel(fields.get(CHANNEL))
-    return Recording(path, stem(path), offset, fields.get("duration") or None, line, channel)
+    text = _read_reference(fields, manifest)
+    return Recording(path, stem(path), offset, fields.get("duration") or None, line, text, channel)
+
+
+def _read_reference(fields: dict, manifest: str) -> str | None:
+    """Return the text of the file that an entry names, on one line; None if it names none.  Raises ValueError."""
+    path = fields.get("text_filepath")
+    if "text" in fields or not isinstance(path, str):
+        return None
+    try:
+        text = _start_of(_resolve(path, manifest), MAX_TEXT_CHARACTERS)
+    except InputError as error:
+        raise ValueError(f"text_filepath {error}") from error
+    if "\0" in text or len(text) >= MAX_TEXT_CHARACTERS:
+        raise ValueError(f"text_filepath {path}: not text")
+    return " ".join(text.split())
 
 
 def _channel(selector: object) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import random
 import signal
@@ -36,6 +37,7 @@ class Forked:
         self.returncode: int | None = None
         self.pid = os.fork()
         if not self.pid:
+            gc.disable()  # it would touch, and so copy, all of the parent's memory
             os.dup2(source, 0)
             os.dup2(child_out, 1)
             os.dup2(child_errors, 2)
@@ -98,7 +100,8 @@ def read(rng: random.Random, folder: Path) -> str:
     patched = media.subprocess.Popen, media.MAX_SILENCE
     media.subprocess.Popen, media.MAX_SILENCE = Forked, SILENCE
     try:
-        check_audio(str(path))
+        if not rng.randrange(4):
+            check_audio(str(path))
         return check(_within_an_hour(blocks(str(path))))
     except InputError as error:
         text = str(error)

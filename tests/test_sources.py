@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -216,3 +217,65 @@ def test_counted_recording_reports_each_block(tmp_path):
     assert len(seconds) == len(blocks) > 1
     assert sum(seconds) == pytest.approx(40.0) == recording.seconds
     assert recording.document_fields() == {"audio": str(path), "sample_rate": 8000, "channels": 1, "format": "WAV"}
+
+
+# ---------------------------------------------------------------- what NeMo's manifests have besides
+
+
+def test_other_keys_are_read_as_by_nemo(tmp_path, monkeypatch):
+    """Its names of the audio, and its sources of a reference text, in its order."""
+    from nemo.collections.common.parts.preprocessing.manifest import item_iter
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ref.txt").write_text("five nine\n")
+    entries = [
+        {"audio_filename": "a.wav", "audio_filepath": "b.wav", "text": "one", "normalized_text": "two"},
+        {"audio_filepath": "c.wav", "text_filepath": "ref.txt", "normalized_text": "two"},
+        {"audio_filepath": "d.wav", "normalized_text": "two"},
+        {"audio_filepath": "e.wav", "text": "", "text_filepath": "ref.txt"},
+    ]
+    manifest = write_lines(tmp_path / "m.json", *({**entry, "duration": 1} for entry in entries))
+    ours = [(os.path.basename(found.path), found.reference) for found in find_recordings([manifest])]
+    theirs = [(os.path.basename(item["audio_file"]), item["text"]) for item in item_iter([manifest])]
+    assert ours == theirs == [("a.wav", "one"), ("c.wav", "five nine"), ("d.wav", "two"), ("e.wav", "")]
+
+
+def test_text_of_a_file_is_found_beside_the_manifest(tmp_path):
+    """Its lines become one; a file that is missing, or no text, costs its entry and is named."""
+    (tmp_path / "ref.txt").write_text("five\nnine\n")
+    (tmp_path / "zeros.txt").write_bytes(bytes(10))
+    lines = [{"audio_filepath": "a.wav", "text_filepath": name} for name in ("ref.txt", "none.txt", "zeros.txt")]
+    first, *errors = find_recordings([write_lines(tmp_path / "m.json", *lines)])
+    assert first.reference == "five nine"
+    assert [str(error).partition(":2: " if "none" in str(error) else ":3: ")[2] for error in errors] == [
+        "text_filepath none.txt: No such file or directory",
+        "text_filepath zeros.txt: not text",
+    ]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_manifest_may_be_one_json_array(tmp_path, indent):
+    """On one line or many; elements that are no entries are named by their number."""
+    entries = [{"audio_filepath": "a.wav", "text": "one"}, 3, {"audio_filepath": "b.wav"}]
+    (tmp_path / "m.json").write_text(json.dumps(entries, indent=indent))
+    first, second, error = find_recordings([str(tmp_path / "m.json")])
+    assert (first.reference, second.path, second.fields) == ("one", "b.wav", entries[2])
+    assert str(error) == f"{tmp_path}/m.json, entry 2: no audio_filepath"
+
+
+def test_files_that_are_left_out_are_counted_by_ending(tree):
+    """Those of folders that are neither audio nor hidden."""
+    left_out = Counter()
+    assert len(list(find_recordings(["calls"], left_out))) == 5
+    assert left_out == {".txt": 1, ".json": 1, ".png": 1}
+
+
+def test_many_missing_files_are_summed_up(cli, tree):
+    """Five are named; the summary counts what the folder has besides audio."""
+    (tree / "list.txt").write_text("".join(f"{number}.wav\n" for number in range(12)))
+    shutil.rmtree(tree / "calls" / "mon" / "x")
+    code, _, err = cli("list.txt", "calls", "--device", "cpu")
+    named = [line for line in err.splitlines() if "No such file" in line]
+    assert code == 1 and [line.split(": ")[1] for line in named] == [f"{number}.wav" for number in range(5)]
+    assert "inference.py: 7 more files do not exist\n" in err
+    assert err.splitlines()[-1] == "16 recordings: 0 done, 16 failed; left out: 1 .json, 1 .png, 1 .txt"

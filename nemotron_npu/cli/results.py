@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from typing import Any
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, shown
 from ..formats import to_document, to_text
 from ..sources import Recording
 from ..transcript import Transcript
@@ -12,6 +14,8 @@ from .output_folder import OutputFolder
 from .printer import Printer
 from .scores import reference_fields
 
+MAX_ABSENT_SHOWN = 5  # files that do not exist; the others of a list are counted
+MAX_ENDINGS = 5  # in the summary
 EARLY_CHECKS = 1000  # recordings whose headers are read before the model is loaded
 EARLY_LENGTHS = 10_000  # those with workers, which share work by length
 
@@ -25,20 +29,29 @@ class Results:
     unusable : number of inputs that give no recording; they count as failed.
     folder : where results are written; None prints them.
     printer : prints results.
+    left_out : numbers of the other files in folders, by extension.
 
     """
 
     def __init__(
-        self, recordings: list[Recording], unusable: int, folder: OutputFolder | None, printer: Printer
+        self,
+        recordings: list[Recording],
+        unusable: int,
+        folder: OutputFolder | None,
+        printer: Printer,
+        left_out: Counter[str] | None = None,
     ) -> None:
         self.recordings = recordings
         self.folder = folder
         self.printer = printer
+        self.left_out = left_out or Counter()
         self.console = printer.console
         self.failed = unusable
         """Number of inputs that have failed."""
         self.broken: set[int] = set()
         """Indices of recordings that have failed."""
+        self.absent = 0
+        """Number of these whose file does not exist."""
         self.total = len(recordings) + unusable
         self.todo = folder.begin(recordings) if folder else list(range(len(recordings)))
         """Indices of the recordings to transcribe in this run."""
@@ -73,7 +86,10 @@ class Results:
         self.failed += 1
         self.broken.add(index)
         if isinstance(error, InputError):
-            self.console.error(str(error))
+            is_absent = not os.path.lexists(self.recordings[index].path)
+            self.absent += is_absent
+            if not is_absent or self.absent <= MAX_ABSENT_SHOWN:
+                self.console.error(str(error))
         else:
             self.console.error(f"{self.recordings[index].name}: {transcription_problem(error)}", error)
 
@@ -101,6 +117,13 @@ class Results:
             return ()
         return (f"{self.total - len(self.done)} of {self.total} not done",)
 
+    def conclude(self, seconds: float) -> None:
+        """Write what the run has done in ``seconds``, unless it was a single file, and how many files do not exist."""
+        if self.absent > MAX_ABSENT_SHOWN:
+            self.console.error(f"{self.absent - MAX_ABSENT_SHOWN:,} more files do not exist")
+        if self.total > 1 or self.folder or self.left_out:
+            self.console.notify(self.summary(seconds))
+
     def summary(self, seconds: float) -> str:
         """Return ``500 recordings: 480 done, 15 done before, 5 failed; 0.93 h of audio in 41.2 s (RTFx 81.3)``."""
         durations = [self.done[index][1] for index in self.todo if index in self.done]
@@ -118,7 +141,18 @@ class Results:
         if durations:
             audio = sum(durations)
             line += f"; {audio / 3600:.2f} h of audio in {seconds:.1f} s (RTFx {audio / seconds:.1f})"
+        if self.left_out:
+            line += f"; left out: {_by_ending(self.left_out)}"
         return line
+
+
+def _by_ending(counts: Counter[str]) -> str:
+    """Return ``12 .txt, 3 .pdf, 1 without an ending``, the most frequent first, with the rest as one number."""
+    common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MAX_ENDINGS]
+    parts = [f"{count:,} {shown(ending) or 'without an ending'}" for ending, count in common]
+    if rest := counts.total() - sum(count for _, count in common):
+        parts.append(f"{rest:,} others")
+    return ", ".join(parts)
 
 
 def transcription_problem(error: Exception) -> str:

@@ -6,6 +6,7 @@ This module and what it imports need no torch, so that wrong requests and unusab
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -71,11 +72,12 @@ def run(options: Options, console: Console) -> int:
         engine=options.model.engine,
         model_id=read_identity(checkpoint, config),
     )
-    recordings, unusable = _find_recordings(options, console)
+    left_out: Counter[str] = Counter()
+    recordings, unusable = _find_recordings(options, console, left_out)
     _check_recordings(options, recordings)
     with _output_folder(options.output, settings) as folder:
         printer = Printer(console, options, len(recordings) + unusable)
-        results = Results(recordings, unusable, folder, printer)
+        results = Results(recordings, unusable, folder, printer, left_out)
         session = Session(options, checkpoint, settings, phrases, results)
         try:
             code = _transcribe(session, tolerances)
@@ -145,8 +147,8 @@ def _default_confidence(engine: str) -> str | None:
     return "max_prob" if engine == "native" else None
 
 
-def _find_recordings(options: Options, console: Console) -> tuple[list[Recording], int]:
-    """Return the recordings to transcribe, and the number of inputs that give none."""
+def _find_recordings(options: Options, console: Console, left_out: Counter[str]) -> tuple[list[Recording], int]:
+    """Return the recordings to transcribe, and the number of inputs that give none; count what folders have besides."""
     if options.input.live:
         return [Recording("stdin", "stdin")], 0
     if not options.input.audio:
@@ -154,7 +156,7 @@ def _find_recordings(options: Options, console: Console) -> tuple[list[Recording
     recordings = []
     unusable = 0
     with show_search(console) as search:
-        for found in find_recordings(list(options.input.audio)):
+        for found in find_recordings(list(options.input.audio), left_out):
             search.finished()
             if isinstance(found, InputError):
                 console.error(str(found))
@@ -223,8 +225,7 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
     else:
         results.check(lengths=options.cluster.given, sort=options.device.batch_size != 1)
     if not results.todo:
-        if results.folder:
-            session.console.notify(results.summary(0))
+        results.conclude(0)
         report_word_errors(session, session.settings.as_dict())
         return OK
     if options.cluster.many:

@@ -47,8 +47,8 @@ class Session:
                 yield progress
             finally:
                 progress.close()
-                if self.options.input.audio and (results.total > 1 or results.folder):
-                    self.console.notify(results.summary(progress.seconds))
+                if self.options.input.audio:
+                    results.conclude(progress.seconds)
 
     def report_unknown(self, unknown: list[Phrase]) -> None:
         """Notify of the phrases that the model's vocabulary cannot spell.  Raises SetupError if these are all."""
