@@ -105,7 +105,7 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the decoded frames.  What comes before the first good one may be the rest of a cut stream."""
     stream.codec_context.thread_count = 1
     seen = False
-    for packet in container.demux(stream):
+    for packet in _packets(container, stream):
         try:
             for frame in packet.decode():
                 if frame.samples:
@@ -116,6 +116,14 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
                 raise
     if not seen:
         raise NotRecognized
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the track's packets.  Raises Broken where PyAV loses count of the tracks: one began in the middle."""
+    try:
+        yield from container.demux(stream)
+    except IndexError as error:
+        raise Broken("its tracks change in the middle") from error
 
 
 def _choose(streams: tuple, track: int) -> Any:
