@@ -65,7 +65,7 @@ def test_microphone_prints_a_line_an_utterance(monkeypatch, capsys, clip):
     monkeypatch.setattr(Stream, "feed", counted)
     module.main()
     out, err = capsys.readouterr()
-    assert out == "three one four one five\nnine two\nsix\n" and err == "listening ...\n"
+    assert out == "three one\nfour one five nine two\nsix\n" and err == "listening ...\n"
 
 
 def test_websocket_clients_get_events_while_they_speak():

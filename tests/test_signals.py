@@ -16,7 +16,7 @@ SLOW_RUN = """
 import runpy, sys, time
 from nemotron_npu.encoder import Encoder
 step = Encoder.step
-Encoder.step = lambda *args: time.sleep(0.2) or step(*args)
+Encoder.step = lambda *args: time.sleep(0.4) or step(*args)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

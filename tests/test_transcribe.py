@@ -100,7 +100,8 @@ def test_unusable_files_alone_load_no_model(cli, bad_files, monkeypatch):
     """If no file is usable, no model is loaded."""
     monkeypatch.setattr("nemotron_npu.cli.transcribe.load_recognizer", None)
     code, out, err = cli(*bad_files[:4])
-    assert (code, out, len(err.splitlines())) == (1, "", 4)
+    *problems, summary = err.splitlines()
+    assert (code, out, len(problems)) == (1, "", 4) and summary == "4 recordings: 0 done, 4 failed"
 
 
 @pytest.mark.parametrize("samples", [1, 50, 159, 160, 161, 1279, 1280, 1281])
