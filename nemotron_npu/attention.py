@@ -15,9 +15,19 @@ from typing import Any
 import torch
 
 from .checkpoint.weights import Quantized
+from .device import traits_of
 from .linear import LayerLoader, make_linear
 
 MASKED = -10000.0  # added to the score of a hidden key, NeMo's INF_VAL; exp() of it is 0 in float32
+
+
+def parts_of(device: torch.device) -> str:
+    """Return what the projections of a frame consist of: a query, a key and a value on a CPU.
+
+    A device that waits for launches gets both queries, q + u and q + v, from one product with two biases; a CPU would
+    read more weights for that.
+    """
+    return "qkv" if traits_of(device).is_host else "qqkv"
 
 
 class RelativeAttention:
@@ -30,14 +40,19 @@ class RelativeAttention:
         self.head_width = width // heads
         self.scale = 1 / math.sqrt(self.head_width)
         self.norm = load.norm("norm_self_att", width)
+        self.parts = parts_of(load.weights.device)
+        """What ``qkv`` gives for each head."""
+        uv = torch.stack([load.weights(f"self_attn.pos_bias_{part}", heads, self.head_width) for part in "uv"], 1)
         bias = None
         if load.weights.has("self_attn.linear_q.bias"):
-            bias = self._stacked([load.weights(f"self_attn.linear_{part}.bias", width) for part in "qkv"])[:, 0]
-        weights = [load.matrix(f"self_attn.linear_{part}", width, width) for part in "qkv"]
+            bias = self._stacked([load.weights(f"self_attn.linear_{part}.bias", width) for part in self.parts])[:, 0]
+        if len(self.parts) == 4:
+            bias = uv.new_zeros(len(self.parts) * width) if bias is None else bias
+            bias.view(heads, len(self.parts), self.head_width)[:, :2] += uv
+        weights = [load.matrix(f"self_attn.linear_{part}", width, width) for part in self.parts]
         self.qkv = make_linear(self._stacked_weights(weights), bias, load.dtype)
-        """Columns in the order [head, (q, k, v), head_width], so that slots and heads are one dimension of a slice."""
-        uv = [load.weights(f"self_attn.pos_bias_{part}", heads, self.head_width) for part in "uv"]
-        self.bias_uv = torch.stack(uv).view(2, 1, 1, heads, self.head_width)
+        """Columns in the order [head, part, head_width], so that slots and heads are one dimension of a slice."""
+        self.bias_uv = uv.transpose(0, 1).reshape(2, 1, 1, heads, self.head_width)
         """``pos_bias_u`` and ``pos_bias_v``."""
         self.position = load.weights("self_attn.linear_pos.weight", width, width)
         self.out = load.linear("self_attn.linear_out", (width, width))
@@ -52,21 +67,22 @@ class RelativeAttention:
     def _stacked(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """Return the rows of ``linear_q``, ``linear_k`` and ``linear_v`` in the order of ``qkv``."""
         stacked = torch.stack([part.view(self.heads, self.head_width, -1) for part in parts], 1)
-        return stacked.view(3 * self.width, -1)
+        return stacked.view(len(parts) * self.width, -1)
 
     def __call__(
         self, x: torch.Tensor, window: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Return ``x`` plus the attention of its norm, [n * slots, width].
 
-        ``window`` [left + n, slots, 3 * width] holds the projections of the left context and receives those of the
+        ``window`` [left + n, slots, parts * width] holds the projections of the left context and receives those of the
         block; ``position`` [heads, head_width, left + 2 n - 1] comes from ``project``; ``mask`` from ``ContextMask``.
         """
         keys, slots, _ = window.shape
         count = len(x) // slots
         left = keys - count
         self.qkv(self.norm(x), out=window[left:].view(count * slots, -1))
-        return self.out.add(x, self._attend(window, left, position, mask))
+        attend = self._attend if len(self.parts) == 3 else self._attend_by_few_kernels
+        return self.out.add(x, attend(window, left, position, mask))
 
     def _attend(
         self, window: torch.Tensor, left: int, position: torch.Tensor, mask: torch.Tensor | None
@@ -81,21 +97,49 @@ class RelativeAttention:
         query = window[left:, :, 0].view(count, slots, heads, d_k)
         with_u, with_v = (query + self.bias_uv).unbind(0)
 
-        columns = position.shape[2]
-        with_v = with_v.view(count * slots, heads, d_k).transpose(0, 1)
-        by_position = torch.bmm(with_v, position) if mask is None else torch.baddbmm(mask, with_v, position)
-        by_position = by_position.as_strided(
-            (slots, heads, count, keys),
-            (columns, count * slots * columns, slots * columns - 1, 1),
-            by_position.storage_offset() + count - 1,
-        ).reshape(slots * heads, count, keys)
-
+        by_position = self._by_position(with_v.view(count * slots, heads, d_k), position, mask)
+        by_position = self._shifted(by_position, count, slots).reshape(slots * heads, count, keys)
         with_u = with_u.reshape(count, slots * heads, d_k).transpose(0, 1)
         key = window[:, :, 1].permute(1, 2, 0)
         value = window[:, :, 2].transpose(0, 1)
         scores = torch.baddbmm(by_position, with_u, key, alpha=self.scale)
         attended = torch.bmm(torch.softmax(scores, -1), value)  # [slots * heads, n, head_width]
         return attended.transpose(0, 1).contiguous().view(count * slots, self.width)
+
+    def _attend_by_few_kernels(
+        self, window: torch.Tensor, left: int, position: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Do the same where a product first copies each strided factor: one copy makes keys and values contiguous.
+
+        A sum of two matrices is one kernel less by itself than inside baddbmm, which multiplies one of them by 1.
+        """
+        keys, slots, _ = window.shape
+        count, heads, d_k = keys - left, self.heads, self.head_width
+        window = window.view(keys, slots * heads, len(self.parts), d_k)
+        with_u, with_v = window[left:, :, 0].transpose(0, 1), window[left:, :, 1]
+        key, value = window[:, :, 2:].permute(2, 1, 0, 3).contiguous()
+        by_position = self._by_position(with_v.view(count * slots, heads, d_k), position, mask)
+        by_position = self._shifted(by_position, count, slots)
+        scores = torch.bmm(with_u, key.transpose(1, 2)).view(by_position.shape)
+        torch.add(by_position, scores, alpha=self.scale, out=scores)
+        attended = value.new_empty(count, slots * heads, d_k)
+        weights = torch.softmax(scores, -1).view(slots * heads, count, keys)
+        torch.bmm(weights, value, out=attended.transpose(0, 1))
+        return attended.view(count * slots, self.width)
+
+    def _by_position(self, with_v: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the scores of the positions before their shift, [heads, n * slots, columns], plus the mask."""
+        with_v = with_v.transpose(0, 1)
+        return torch.bmm(with_v, position) if mask is None else torch.baddbmm(mask, with_v, position)
+
+    def _shifted(self, by_position: torch.Tensor, count: int, slots: int) -> torch.Tensor:
+        """Return the view [slots, heads, n, left + n] of the scores of the positions."""
+        columns = by_position.shape[2]
+        return by_position.as_strided(
+            (slots, self.heads, count, columns - count + 1),
+            (columns, count * slots * columns, slots * columns - 1, 1),
+            by_position.storage_offset() + count - 1,
+        )
 
     def project(self, left: int, count: int) -> torch.Tensor:
         """Return ``linear_pos`` of the sinusoids for distances left + n - 1 down to -(n - 1), over sqrt(head_width).

@@ -13,7 +13,7 @@ import torch
 
 from .audio import Source, blocks
 from .decoder import Emission
-from .device import device_memory, is_out_of_memory, release_memory, too_little_memory, traits_of
+from .device import device_memory, is_out_of_memory, release_memory, too_little_memory, traits_of, upload
 from .engine import batch_of
 from .errors import one_line
 from .features import FeatureStream
@@ -227,7 +227,7 @@ class _Batch:
         silence = torch.zeros(frames * model.encoder.factor, model.frontend.mels), None, 0
         taken = [slot.rows.take(frames) if slot else silence for slot in self.slots]
         rows, ends, counts = (list(column) for column in zip(*taken, strict=True))
-        step = Step(torch.stack(rows).to(model.device), self.encoder_state, ends)
+        step = Step(upload(torch.stack(rows), model.device), self.encoder_state, ends)
         encoded = model.encoder.step(*step)
         for slot in self.slots:
             if slot:

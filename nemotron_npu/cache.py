@@ -20,7 +20,7 @@ class LayerCache:
     """The cached rows of one layer, and room for the rows of the next n frames."""
 
     attention: torch.Tensor
-    """[left + n, slots, 3 * width]: projected queries, keys and values, the kept ones first."""
+    """[left + n, slots, parts * width]: projected queries, keys and values, the kept ones first."""
     convolution: torch.Tensor
     """[left + n + right, slots, width]: inputs of the depthwise convolution, the kept ones first."""
     ends: list[int | None]

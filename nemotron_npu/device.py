@@ -267,6 +267,11 @@ def synchronize(device: torch.device) -> None:
         module.synchronize(device)
 
 
+def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the host to the device without waiting for it, through pinned memory; on a CPU return ``x``."""
+    return x if traits_of(device).is_host else x.pin_memory().to(device, non_blocking=True)
+
+
 def device_memory(device: torch.device) -> tuple[int, int] | None:
     """Return (free, total) bytes of the device's own memory; None for the CPU, which has none."""
     module = traits_of(device).module

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .attention import ContextMask
+from .attention import ContextMask, parts_of
 from .cache import EncoderState, RollingCache
 from .checkpoint.config import EncoderConfig
 from .checkpoint.weights import Weights
@@ -110,7 +110,8 @@ class Encoder:
             self.out = load.linear("out_proj", (config.feat_out, self.width))
         self.prompt: Prompt | None = None
         """What follows the encoder in a multilingual checkpoint."""
-        self.positions = self._project_positions() if self.streams else None
+        self.positions = self._project_positions() if self.streams else {}
+        """Each layer's projected positions by the frames of the block; empty where a recording is one block."""
         weights.release()
         self.observer: Observer | None = None
         """For comparisons; a step with an observer is never captured."""
@@ -130,9 +131,9 @@ class Encoder:
         chunk = self.chunk if self.streams else None
         self.mask = ContextMask((left, right), self.chunked, self.keep, chunk, self.tensor_options)
 
-    def _project_positions(self) -> list[torch.Tensor]:
+    def _project_positions(self) -> dict[int, list[torch.Tensor]]:
         """Return each layer's projected positions for the largest block; smaller blocks take a part of them."""
-        return [layer.attention.project(self.keep, self.block) for layer in self.layers]
+        return {self.block: [layer.attention.project(self.keep, self.block) for layer in self.layers]}
 
     def at_context(self, context: list[int]) -> Encoder:
         """Return this encoder with another [left, right] attention context.
@@ -163,9 +164,8 @@ class Encoder:
         """Return empty slots for blocks of at most ``block`` frames."""
         stages = self.subsampling.new_inputs(slots, block, self.tensor_options)
         layers, slides = len(self.layers), not self.captures
-        attention = RollingCache(
-            (layers, self.keep, slots, 3 * self.width), block, slides=slides, **self.tensor_options
-        )
+        projected = len(parts_of(self.device)) * self.width
+        attention = RollingCache((layers, self.keep, slots, projected), block, slides=slides, **self.tensor_options)
         convolution = RollingCache(
             (layers, self.conv_left, slots, self.width), block + self.conv_right, slides=slides, **self.tensor_options
         )
@@ -249,10 +249,15 @@ class Encoder:
 
     def _position(self, index: int, count: int) -> torch.Tensor:
         """Return a layer's projected positions for a block of ``count`` frames."""
-        if self.positions is None:
+        if not self.positions:
             return self.layers[index].attention.project(self.keep, count)
-        spare = self.block - count
-        return self.positions[index][:, :, spare : spare + self.keep + 2 * count - 1]
+        if count not in self.positions:
+            spare = self.block - count
+            parts = [layer[:, :, spare : spare + self.keep + 2 * count - 1] for layer in self.positions[self.block]]
+            if not traits_of(self.device).is_host and count == self.block_for(count):
+                parts = [part.contiguous() for part in parts]  # a device would copy them in each step
+            self.positions[count] = parts
+        return self.positions[count][index]
 
     @torch.inference_mode()
     def first_not_finite(
@@ -293,8 +298,8 @@ class Encoder:
         Each is float32 [rows, width] on the host, the newest row last.
         """
         attention = state.attention.kept[:, :, 0].float().cpu()
-        attention = attention.view(len(self.layers), self.keep, self.heads, 3, self.width // self.heads)
-        keys, values = (attention[:, :, :, part].flatten(2) for part in (1, 2))
+        attention = attention.view(len(self.layers), self.keep, self.heads, -1, self.width // self.heads)
+        keys, values = (attention[:, :, :, part].flatten(2) for part in (-2, -1))
         return list(zip(keys, values, state.convolution.kept[:, :, 0].float().cpu(), strict=True))
 
 

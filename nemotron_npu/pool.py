@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from .audio import Samples
 from .cache import EncoderState
 from .decoder import DecoderState, NotFinite
-from .device import is_out_of_memory, release_memory, traits_of
+from .device import is_out_of_memory, release_memory, traits_of, upload
 from .engine import STREAM_DEFAULTS, StreamOptions
 from .errors import ModelError, SetupError, one_line
 from .model import Model
@@ -215,7 +215,7 @@ class Pool:
             stream.reset_after_pause()
         slots = len(streams) if traits_of(model.device).is_host else 1 << (len(streams) - 1).bit_length()
         rows, ends, counts = (list(column) for column in zip(*taken, strict=True))
-        features = torch.stack(rows).to(model.device)
+        features = upload(torch.stack(rows), model.device)
         idle = slots - len(streams)  # a device gets few shapes
         state = self._state(slots, streams[0].block)
         state.gather([stream.encoder_state for stream in streams])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from .audio import SAMPLE_RATE, Samples, to_samples
 from .decoder import DecoderState, Emission
-from .device import is_out_of_memory, release_memory
+from .device import is_out_of_memory, release_memory, upload
 from .engine import STREAM_DEFAULTS, StreamOptions
 from .errors import ModelError, one_line
 from .features import FeatureStream
@@ -238,7 +238,7 @@ class Stream:
         rows, end, count = self.rows.take(frames)
         encoded = None
         try:
-            step = Step(rows[None].to(self.model.device), self.encoder_state, [end])
+            step = Step(upload(rows[None], self.model.device), self.encoder_state, [end])
             encoded = self.model.encoder.step(*step)
         except Exception as error:
             if frames <= self.chunk or not is_out_of_memory(error):

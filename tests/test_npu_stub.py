@@ -139,11 +139,11 @@ def test_capture_that_fails_is_one_line(runs, name):
 @pytest.mark.parametrize(
     "name, phase, most",
     [
-        ("full width", "steady step of 14 frames, 1 slots", (41, 77)),
-        ("stream", "steady step of 14 frames, 1 slots", (145, 255)),
-        ("graph", "steady step of 2 frames, 1 slots", (148, 259)),
-        ("demo", "step of 112 frames, 1 slots", (165, 293)),
-        ("bfloat16", "step of 112 frames, 1 slots", (167, 295)),
+        ("full width", "steady step of 14 frames, 1 slots", (41, 71)),
+        ("stream", "steady step of 14 frames, 1 slots", (145, 235)),
+        ("graph", "steady step of 2 frames, 1 slots", (148, 239)),
+        ("demo", "step of 112 frames, 1 slots", (170, 278)),
+        ("bfloat16", "step of 112 frames, 1 slots", (172, 280)),
     ],
 )
 def test_step_launches_no_more_than_before(runs, name, phase, most):
@@ -154,6 +154,17 @@ def test_step_launches_no_more_than_before(runs, name, phase, most):
             found.update(calls=count, kernels=count * len(kernels(line)))
     steps = runs[name]["steps"][phase]["calls"]
     assert (found["calls"] / steps, found["kernels"] / steps) == most
+
+
+def test_step_waits_once_for_the_device(runs):
+    """A step of a stream takes its features there without waiting, and waits once for its output."""
+    lines = collections.Counter()
+    for phase, _, line, count in launches(runs["stream"]):
+        if phase != "encoder's start":
+            lines[line.rpartition(" ")[0] if line.startswith("COPY") else line] += count
+    steps = runs["stream"]["steps"]["decoder"]["calls"]
+    waits = {line: count for line, count in lines.items() if line.startswith(("COPY", "SYNC"))}
+    assert waits == {"COPY h2d async": steps, "COPY d2h sync": steps, "SYNC stream": steps}
 
 
 @pytest.mark.parametrize(
