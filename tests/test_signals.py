@@ -13,10 +13,11 @@ import pytest
 from support import INFERENCE, ROOT, assert_whole, lines
 
 SLOW_RUN = """
-import runpy, sys, time
+import runpy, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
 from nemotron_npu.encoder import Encoder
 step = Encoder.step
-Encoder.step = lambda *args: time.sleep(0.4) or step(*args)
+Encoder.step = lambda *args: time.sleep(0.2) or step(*args)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
