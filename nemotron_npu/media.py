@@ -21,6 +21,7 @@ import numpy as np
 
 from .containers import AudioInfo, FileVersion, ForeignFormat, file_version
 from .errors import InputError, shown
+from .host.program import PACKAGE
 from .media_pipe import BLOCK, MAX_CHANNELS, NOT_RECOGNIZED
 
 DECODER = ["-m", f"{__package__}.media_decoder"]
@@ -106,12 +107,14 @@ def open_media(source: int, name: str, track: int = 1, *, probe: bool = False) -
     is_pipe = source == subprocess.PIPE
     if not is_pipe:
         os.lseek(source, 0, os.SEEK_SET)
+    # "" is the working directory, which is another one for the decoder: the package may come from there
+    folders = [*filter(None, sys.path), str(PACKAGE.parent)]
     process = subprocess.Popen(
         [sys.executable, *DECODER, "probe" if probe else "decode", str(track)],
         stdin=source,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, folders))},
         cwd="/",  # which Python 3.10 searches for modules first
         start_new_session=True,  # Ctrl-C is for this process: it ends the decoder
     )

@@ -1,9 +1,14 @@
 """Video and the formats of phones: what libsndfile does not read is decoded by PyAV in a process of its own."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hostile_audio import clip_at
 from media_files import CONTAINERS, media_bytes
+from support import ROOT
 
 from nemotron_npu import media
 from nemotron_npu.audio import AudioInfo, check_audio, read_audio, read_blocks
@@ -119,3 +124,13 @@ def test_folders_have_media_too(write, tmp_path):
     for name in ("a.wave", "b.MP4", "c.m4b", "d.webm", "e.txt", "f.jpg"):
         write(name, b"x")
     assert [recording.output for recording in find_recordings([str(tmp_path)])] == ["a", "b", "c", "d"]
+
+
+def test_media_are_decoded_in_a_repl_of_a_clone(tmp_path):
+    """From a REPL or python -c in a clone, where sys.path has the empty string, media are decoded as well."""
+    path = tmp_path / "clip.m4a"
+    path.write_bytes(media_bytes("m4a"))
+    code = "import sys; from nemotron_npu.audio import read_audio; print(len(read_audio(sys.argv[1])) > 16000)"
+    command = [sys.executable, "-c", code, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": ""})
+    assert result.stdout == "True\n", result.stderr
