@@ -55,10 +55,7 @@ def save_checkpoint(source: Path, target: Path, dtype: str | None = None) -> tup
 def _open(target: Path) -> Folder:
     """Take the folder of ``target`` for this process alone, which removes what a killed one has left."""
     try:
-        folder = Folder(target.parent)
-        folder.lock()
-        folder.check_writable()
-        return folder
+        return Folder.alone(target.parent)
     except BlockingIOError as error:
         raise SetupError(f"--save {target}", "another run is writing to this folder") from error
     except OSError as error:

@@ -68,19 +68,11 @@ class OutputFolder:
         """Create the folder and lock it; a run that is refused leaves no trace in it."""
         subject = f"--output_dir {self.path}"
         try:
-            folder = Folder(self.path)
-        except OSError as error:
-            raise SetupError(subject, f"{error.strerror}") from error
-        try:
-            folder.lock()
-            folder.check_writable()
+            return Folder.alone(self.path)
         except BlockingIOError as error:
-            folder.close()
             raise SetupError(subject, "another run is writing to this folder", "choose another folder") from error
         except OSError as error:
-            folder.close()
             raise SetupError(subject, f"{error.strerror}") from error
-        return folder
 
     def begin(self, recordings: list[Recording]) -> list[int]:
         """Name the files of each recording, and return the indices of those that are still to be transcribed.

@@ -42,6 +42,18 @@ class Folder:
         path.mkdir(parents=True, exist_ok=True)
         self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
+    @classmethod
+    def alone(cls, path: Path) -> Folder:
+        """Open a folder for this process alone, see ``lock``, and check that it is writable."""
+        folder = cls(path)
+        try:
+            folder.lock()
+            folder.check_writable()
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
     def close(self) -> None:
         """Close the folder, which also gives up its lock."""
         os.close(self.descriptor)
