@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from copy import copy
 from typing import Any
 
@@ -42,8 +43,6 @@ class PooledStream(Stream):
         """Of features and rows: one thread feeds while another steps."""
         self.ready_since: float | None = None
         """When the rows that wait for a step became a chunk, by ``time.monotonic``; None while they are none."""
-        self.error: ModelError | None = None
-        """What ended the stream, if it failed."""
 
     @property
     def is_ready(self) -> bool:
@@ -92,11 +91,8 @@ class PooledStream(Stream):
 
     def step_alone(self, frames: int) -> None:
         """Transcribe the next frames without other streams; an error of the model ends the stream."""
-        try:
-            with self.lock:
-                self._step(frames)
-        except ModelError as error:
-            self.error = error
+        with suppress(ModelError), self.lock:
+            self._step(frames)
 
     def finish(self) -> Transcript:
         """End the stream, step the pool until all of it is transcribed, and return the final transcript.

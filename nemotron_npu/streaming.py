@@ -86,8 +86,8 @@ class Stream:
         self.pause = options.reset_after_pause_ms / 1000 or float("inf")
         """Seconds without a token after which the decoder's state is reset."""
         self.tokens_at_reset = 0
-        self.has_failed = False
-        """Whether the model's values were not finite."""
+        self.error: ModelError | None = None
+        """What ended the stream, if it failed: the model's values were not finite."""
         self.utterances = Utterances(model.speller, options.endpoint_ms)
         self.settled = 0
         """Tokens whose words are in ``settled_text``: a long stream is not spelled from its start each time."""
@@ -107,7 +107,7 @@ class Stream:
         Raises TypeError for anything else, ValueError after the end, and ModelError when the model's values are not
         finite: the stream has ended then, and ``transcript`` returns what came before.
         """
-        if self.rows.ended or self.has_failed:
+        if self.rows.ended or self.error:
             raise ValueError("the stream has ended: start a new one")
         self.rows.add(self.features.feed(torch.from_numpy(to_samples(samples))))
         self._advance()
@@ -121,7 +121,7 @@ class Stream:
 
     def finish(self) -> Transcript:
         """Transcribe the rest: the audio has ended.  Returns the final transcript."""
-        if not self.has_failed:
+        if not self.error:
             self.end_rows()
         return self.transcript()
 
@@ -167,7 +167,7 @@ class Stream:
     @property
     def is_done(self) -> bool:
         """Whether the stream has failed, or has ended and all of it is transcribed."""
-        return self.has_failed or (self.rows.ended and not self.rows.ready)
+        return bool(self.error) or (self.rows.ended and not self.rows.ready)
 
     def transcript(self) -> Transcript:
         """Return the transcript so far."""
@@ -249,8 +249,8 @@ class Stream:
         else:
             try:
                 self.emissions += self.model.decode(encoded, self.decoder_state, [count], step)[0]
-            except ModelError:
-                self.has_failed = True
+            except ModelError as failure:
+                self.error = failure
                 raise
 
     def _shrink(self, frames: int, kept: list[torch.Tensor]) -> None:
