@@ -125,7 +125,7 @@ def _find_checkpoint(model_path: str | None, console: Console) -> Path:
 
 
 def _save(checkpoint: Path, options: Options, console: Console) -> int:
-    with signals.held():  # C++ libraries do not survive an exception during their import
+    with signals.held(), importing():  # C++ libraries do not survive an exception during their import
         from ..saving import save_checkpoint  # torch takes a second
     signals.check()
     console.notify(f"saving {checkpoint.name} ...")
