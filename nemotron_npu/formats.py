@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import CONTROL_IN_LINES, printable
+from .subtitles import DEFAULT, Layout, make_cues
 from .tags import END_OF_BACKCHANNEL, END_OF_UTTERANCE, LANGUAGE, Event
 from .transcript import Segment, Token, Transcript, Word
 
 if TYPE_CHECKING:  # it loads libsndfile, which the options need not wait for
     from .sources import Recording
 
-LINE_CHARACTERS = 42  # longest line of a subtitle
 ARROW = re.compile("--+>")
 
 
@@ -32,6 +32,8 @@ class Result:
     transcript: Transcript
     document: dict
     """The JSON document, see ``to_document``."""
+    layout: Layout = DEFAULT
+    """Of subtitles."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Format:
     """
     concatenates: bool = True
     """Whether several recordings can follow each other on stdout."""
+    subtitles: bool = False
+    """Whether it has cues, and ``Result.layout`` applies."""
     live: bool = False
     """Whether it is one of live streams alone: its lines come while the stream goes on, and ``render`` is the last."""
     tables: str | None = None
@@ -63,24 +67,24 @@ def to_lines(transcript: Transcript) -> str:
     return "".join(f"{_one_line(segment.text)}\n" for segment in transcript.segments)
 
 
-def to_srt(transcript: Transcript) -> str:
-    """Return SubRip: numbered cues, their lines broken at 42 characters; ``-->``, which it cannot escape, is ``->``."""
+def to_srt(transcript: Transcript, layout: Layout = DEFAULT) -> str:
+    """Return SubRip: numbered cues, their lines broken to fit; ``-->``, which it cannot escape, is ``->``."""
     cues = []
-    for number, segment in enumerate(transcript.segments, 1):
-        start = _clock(segment.start, ",")
-        end = _clock(segment.end, ",")
-        text = ARROW.sub("->", _cue_text(segment.text))
+    for number, cue in enumerate(make_cues(transcript, layout), 1):
+        start = _clock(cue.start, ",")
+        end = _clock(cue.end, ",")
+        text = ARROW.sub("->", _cue_text(cue.text, layout))
         cues.append(f"{number}\n{start} --> {end}\n{text}\n\n")
     return "".join(cues)
 
 
-def to_vtt(transcript: Transcript) -> str:
+def to_vtt(transcript: Transcript, layout: Layout = DEFAULT) -> str:
     """Return WebVTT; ``&``, ``<`` and ``-->`` are its markup and are escaped (W3C WebVTT, 4.2.2; whisper does not)."""
     cues = []
-    for segment in transcript.segments:
-        start = _short_clock(segment.start)
-        end = _short_clock(segment.end)
-        text = _cue_text(segment.text).replace("&", "&amp;").replace("<", "&lt;").replace("-->", "--&gt;")
+    for cue in make_cues(transcript, layout):
+        start = _short_clock(cue.start)
+        end = _short_clock(cue.end)
+        text = _cue_text(cue.text, layout).replace("&", "&amp;").replace("<", "&lt;").replace("-->", "--&gt;")
         cues.append(f"{start} --> {end}\n{text}\n\n")
     return "WEBVTT\n\n" + "".join(cues)
 
@@ -171,8 +175,8 @@ def _ctm_lines(result: Result) -> str:
 FORMATS: dict[str, Format] = {
     "txt": Format(lambda result: to_lines(result.transcript), tables="text"),
     "json": Format(lambda result: to_json(result.document), tables="json"),
-    "srt": Format(lambda result: to_srt(result.transcript), concatenates=False),
-    "vtt": Format(lambda result: to_vtt(result.transcript), concatenates=False),
+    "srt": Format(lambda result: to_srt(result.transcript, result.layout), concatenates=False, subtitles=True),
+    "vtt": Format(lambda result: to_vtt(result.transcript, result.layout), concatenates=False, subtitles=True),
     "tsv": Format(lambda result: to_tsv(result.transcript), concatenates=False),
     "ctm": Format(_ctm_lines),
     "jsonl": Format(lambda result: to_json(result.document), "results.jsonl", tables="json"),
@@ -274,5 +278,5 @@ def _column(text: str) -> str:
     return printable("_".join(text.split())) or "_"
 
 
-def _cue_text(text: str) -> str:
-    return textwrap.fill(_one_line(text), LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+def _cue_text(text: str, layout: Layout) -> str:
+    return textwrap.fill(_one_line(text), layout.line_characters, break_long_words=False, break_on_hyphens=False)

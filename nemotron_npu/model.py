@@ -31,7 +31,8 @@ from .errors import ModelError, SetupError, Unsupported, one_line
 from .features import FeatureStream, Frontend
 from .graph import Captures, check_graphs
 from .prompt import Prompt
-from .transcript import Speller, Transcript
+from .spelling import Speller
+from .transcript import Transcript
 
 BLOCK_FRAMES = 128  # encoder frames in one step of a recording, at most: large products in bounded memory
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm: stored, but no parameters

@@ -27,7 +27,8 @@ from .device import configure, is_out_of_memory, release_memory, too_little_memo
 from .engine import STREAM_DEFAULTS, ModelOptions, StreamOptions, batch_of, in_input_order, nothing
 from .errors import InputError, ModelError, SetupError, one_line
 from .nemo_restore import restore
-from .transcript import Speller, Transcript
+from .spelling import Speller
+from .transcript import Transcript
 
 DEFAULTS = ModelOptions("nemo")
 rnnt_beam_decoding.tqdm = functools.partial(rnnt_beam_decoding.tqdm, disable=True)  # NeMo has no option for it

@@ -15,7 +15,8 @@ from .engine import STREAM_DEFAULTS, StreamOptions
 from .errors import ModelError, one_line
 from .features import FeatureStream
 from .model import Model, Step
-from .transcript import WORD_START, Transcript, Word
+from .spelling import WORD_START
+from .transcript import Transcript, Word
 from .utterances import LiveEvent, Utterances
 
 LIVE_FRAMES = 16  # encoder frames in one step of a live stream, at most: more than a chunk only helps to catch up

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .decoder import Emission
+from .spelling import WORD_START, Speller
 from .tags import END_OF_UTTERANCE, Tag
-from .transcript import WORD_START, Segment, Speller, Word, ends_sentence, make_segment
+from .transcript import Segment, Word, ends_sentence, make_segment
 
 MAX_EVENTS = 10_000  # kept of a stream whose ``events`` nobody asks for
 

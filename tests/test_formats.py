@@ -18,7 +18,7 @@ from support import ROOT
 from nemotron_npu import formats
 from nemotron_npu.formats import COLLECTED, FILES, FORMATS, Result
 from nemotron_npu.sources import Recording
-from nemotron_npu.transcript import Segment, Token, Word
+from nemotron_npu.transcript import LINE_CHARACTERS, Segment, Token, Word
 
 
 def made_of(*segments: list[tuple[str, float, float]]):
@@ -95,7 +95,7 @@ def test_formats_render_results_that_end_with_a_line_break(name):
 @pytest.mark.parametrize("transcript", [SPEECH, NOTHING], ids=["speech", "nothing"])
 def test_whisper_writes_the_same_file_from_our_json(whisper, kind, transcript):
     """openai-whisper's writers turn our JSON document into the files that we write ourselves."""
-    by_words = whisper(kind, document(transcript), max_line_width=formats.LINE_CHARACTERS)
+    by_words = whisper(kind, document(transcript), max_line_width=LINE_CHARACTERS)
     by_segments = whisper(kind, document(transcript, words=False))
     assert ours(kind, transcript) == by_words, "lines and times, from the words"
     assert ours(kind, transcript).split() == by_segments.split(), "from the segments alone, but for the lines"

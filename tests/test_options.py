@@ -90,6 +90,14 @@ def test_options_reach_the_dataclass_of_their_part():
         (["--doctor", "a.wav"], "--doctor: checks the environment (omit AUDIO)"),
         (["--doctor", "--output_format", "srt"], "--doctor: prints txt or json"),
         (["a.wav", "--boost_alpha", "2"], "--boost_alpha: needs --boost_words"),
+        (["a.wav", "--max_line_width", "30"], "--max_line_width: applies to subtitles (--output_format srt or vtt)"),
+        (
+            ["a.wav", "--output_format", "srt", "--max-line-count", "1", "--max-words-per-line", "3"],
+            "--max_words_per_line: has no effect with --max_line_count (omit one)",
+        ),
+        (["--max_line_count", "0"], "argument --max_line_count: '0' is not a whole number of 1 or more"),
+        (["--max_words_per_line=-3"], "argument --max_words_per_line: '-3' is not a whole number of 1 or more"),
+        (["--max_line_width", "9999"], "argument --max_line_width: 9999 exceeds the maximum of 1000"),
         (["a.wav", "--bounds", "mel=1"], "--bounds: needs --precision_compare"),
     ],
 )

@@ -29,6 +29,7 @@ OTHERS = {
     "language": "de-DE",
     "engine": "nemo",
     "model_id": "fedcba9876543210",
+    "subtitles": "max_line_width 30",
 }
 """Another value of each setting of a run."""
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from nemotron_npu.formats import to_document, to_lines
+from nemotron_npu.spelling import Speller
 from nemotron_npu.tags import Tag, find_tags
-from nemotron_npu.transcript import Speller
 
 PIECES = ["<unk>", "▁", "▁yes", "▁no", "s", ".", "<EOU>", "<EOB>", "<en-US>", "<zh-CN>", "▁la"]
 

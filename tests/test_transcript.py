@@ -13,7 +13,8 @@ from nemotron_npu.audio import read_audio
 from nemotron_npu.decoder import Emission
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.recognizer import Recognizer
-from nemotron_npu.transcript import LINE_CHARACTERS, Speller, Transcript, Word, split_segments
+from nemotron_npu.spelling import Speller
+from nemotron_npu.transcript import LINE_CHARACTERS, Transcript, Word, split_segments
 
 CPU = torch.device("cpu")
 FRAME = 0.08

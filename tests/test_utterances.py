@@ -9,7 +9,7 @@ from support import CLIP_WORDS, token_frames
 
 from nemotron_npu.decoder import Emission
 from nemotron_npu.engine import StreamOptions
-from nemotron_npu.transcript import Speller
+from nemotron_npu.spelling import Speller
 from nemotron_npu.utterances import Utterances
 
 PIECES = ["▁for", "ty", "▁two", ".", "▁", "s", "<EOU>", "▁no"]

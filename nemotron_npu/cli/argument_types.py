@@ -13,6 +13,7 @@ from .options import EACH, MIX
 MAX_THREADS = 1024  # with more than a machine can start, OpenMP ends the process
 MAX_WORKERS = 10_000
 MAX_BLOCK_MS = 600_000  # memory grows with the square of the block
+MAX_SUBTITLE = 1000  # as whisper's "no limit"
 MAX_PAUSE_MS = 86_400_000  # a day
 MIN_RATE, MAX_RATE = 4000, 384_000  # Hz
 
@@ -32,6 +33,11 @@ def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def subtitle_size(text: str) -> int:
+    """Parse the characters, lines or words of subtitles."""
+    return _at_most(positive(text), MAX_SUBTITLE)
 
 
 def thread_count(text: str) -> int:

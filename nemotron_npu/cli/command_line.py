@@ -6,6 +6,7 @@ import argparse
 import os
 
 from ..engine import STREAM_DEFAULTS, ModelOptions, StreamOptions
+from ..subtitles import Layout
 from .argument_types import parse_formats
 from .conflicts import acceptance_conflicts, doctor_conflicts, option_conflicts, save_conflicts
 from .options import (
@@ -58,6 +59,7 @@ def _options(given: argparse.Namespace) -> Options:
             folder=given.output_dir or None,
             formats=given.output_format or parse_formats(default_formats),
             resume=given.resume,
+            layout=Layout(given.max_line_width, given.max_line_count, given.max_words_per_line),
         ),
         model_path=given.model_path or None,
         device=DeviceOptions(given.device, given.threads, given.batch_size),

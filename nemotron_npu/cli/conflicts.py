@@ -99,6 +99,11 @@ def _output_conflicts(options: Options) -> Iterator[str]:
     if output.resume:
         for option in _measurements(options.measure):
             yield f"{option}: measures all inputs (omit --resume)"
+    if not any(FORMATS[name].subtitles for name in output.formats):
+        for option in output.layout.options:
+            yield f"--{option}: applies to subtitles (--output_format srt or vtt)"
+    if output.layout.lines and output.layout.words:
+        yield "--max_words_per_line: has no effect with --max_line_count (omit one)"
     if len(output.formats) > 1 and not output.folder:
         yield "--output_format: stdout takes one format (several need --output_dir)"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..engine import ModelOptions, StreamOptions
+from ..subtitles import DEFAULT, Layout
 
 MIX, EACH = "mix", "each"
 ENGINES = ("nemo", "native")  # in the order in which --benchmark measures them
@@ -40,6 +41,8 @@ class OutputOptions:
     formats: tuple[str, ...] = ("txt",)
     resume: bool = False
     """Skip recordings that an earlier run has finished in the folder."""
+    layout: Layout = DEFAULT
+    """Of subtitles."""
 
     @property
     def readable(self) -> bool:

@@ -19,6 +19,7 @@ from ..errors import InputError, SetupError
 from ..formats import FILES, FORMATS, Result, encode, to_text
 from ..host.files import Folder
 from ..sources import Recording
+from ..subtitles import DEFAULT, Layout
 from ..transcript import Transcript
 from .identity import source_of
 from .output_names import name_outputs
@@ -40,17 +41,25 @@ class OutputFolder:
     formats : names of ``formats.FORMATS``.
     settings : settings of this run.
     resume : keep what an earlier run has finished; otherwise its record becomes ``results.jsonl~``.
+    layout : of subtitles.
 
     Raises SetupError when the folder cannot be used, or its results were made with other settings.
 
     """
 
     def __init__(
-        self, path: str | Path, formats: Sequence[str], settings: RunSettings, *, resume: bool = False
+        self,
+        path: str | Path,
+        formats: Sequence[str],
+        settings: RunSettings,
+        *,
+        resume: bool = False,
+        layout: Layout = DEFAULT,
     ) -> None:
         self.path = Path(path)
         self.settings = settings
         self.resume = resume
+        self.layout = layout
         self.recordings: list[Recording] = []
         self.done: dict[int, tuple[str, float]] = {}
         """Text and duration (s) of each recording that is complete, by its index."""
@@ -134,7 +143,7 @@ class OutputFolder:
         Raises InputError for a name that the file system rejects, SetupError when nothing can be written (full disk).
         """
         recording = self.recordings[index]
-        result = Result(recording, transcript, document)
+        result = Result(recording, transcript, document, self.layout)
         if self._events is not None:
             self.add_event(index, FORMATS[EVENTS].render(result))
             self._close_events()

@@ -142,6 +142,15 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "all (default: txt, with --output_dir all; stdout takes one format)",
     )
     formats.completer = lambda **_: [*types.parse_formats("all"), "all"]  # type: ignore[attr-defined]  # of argcomplete
+    for option, what in (
+        ("--max_line_width", "longest line of srt and vtt, in characters (default: 42)"),
+        (
+            "--max_line_count",
+            "lines of a cue, filled across sentences (default: a cue is a sentence or a part of it)",
+        ),
+        ("--max_words_per_line", "words of a cue at most, without --max_line_count (default: what fits in two lines)"),
+    ):
+        output.add_argument(option, type=types.subtitle_size, metavar="N", help=what)
     output.add_argument(
         "--resume",
         action="store_true",

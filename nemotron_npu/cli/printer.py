@@ -20,12 +20,14 @@ class Printer:
         self.format = options.output.formats[0]
         self.readable = options.output.readable
         self._checks_model = options.checks_model
+        self._layout = options.output.layout
         self._total = total
 
     def result(self, recording: Recording, transcript: Transcript, document: dict[str, Any]) -> None:
         """Print one result."""
         if self.format != "txt":
-            self.console.result(FORMATS[self.format].render(Result(recording, transcript, document)), end="")
+            result = Result(recording, transcript, document, self._layout)
+            self.console.result(FORMATS[self.format].render(result), end="")
         elif self._checks_model:
             self.console.result(_model_check(document))
         elif recording.path != SINE:  # the bundled model has no words for a sine

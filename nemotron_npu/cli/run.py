@@ -71,6 +71,7 @@ def run(options: Options, console: Console) -> int:
         language=config.choose_language(options.model.language),
         engine=options.model.engine,
         model_id=read_identity(checkpoint, config),
+        subtitles=str(options.output.layout) or None,
     )
     left_out: Counter[str] = Counter()
     recordings, unusable = _find_recordings(options, console, left_out)
@@ -208,7 +209,7 @@ def _check_recordings(options: Options, recordings: list[Recording]) -> None:
 def _output_folder(output: OutputOptions, settings: RunSettings) -> AbstractContextManager[OutputFolder | None]:
     if not output.folder:
         return nullcontext()
-    return OutputFolder(output.folder, output.formats, settings, resume=output.resume)
+    return OutputFolder(output.folder, output.formats, settings, resume=output.resume, layout=output.layout)
 
 
 def _transcribe(session: Session, tolerances: Tolerances) -> int:

@@ -27,6 +27,8 @@ class RunSettings:
     """The one that was asked for; None in records without."""
     model_id: str | None = None
     """Digits that name the model wherever its file lies, see ``checkpoint.identity``; None in records without."""
+    subtitles: str | None = None
+    """Options of subtitles, see ``subtitles.Layout``; None for the default."""
 
     @classmethod
     def of_document(cls, document: dict[str, Any]) -> RunSettings:
@@ -35,7 +37,7 @@ class RunSettings:
         Raises KeyError, TypeError or ValueError for a document without a valid path of a model.
         """
         model = os.path.realpath(document["model"])
-        names = ("chunk_ms", "dtype", "confidence", "boost_words", "language", "model_id")
+        names = ("chunk_ms", "dtype", "confidence", "boost_words", "language", "model_id", "subtitles")
         values: dict[str, Any] = {name: document.get(name) for name in names}
         engine = document.get("requested_engine", document.get("engine"))
         return cls(model=model, engine=engine, allow_hf32=bool(document.get("allow_hf32")), **values)
