@@ -60,19 +60,6 @@ class RollingCache:
         other.rows = self.rows.flatten()[: layers * length * slots * width].view(layers, length, slots, width)
         return other
 
-    def gather(self, others: list[RollingCache]) -> None:
-        """Keep the rows that ``others``, of one slot each, keep: one in each of the first slots, 0 in the rest."""
-        self.end = self.keep
-        torch.cat([other.kept for other in others], 2, out=self.kept[:, :, : len(others)])
-        self.kept[:, :, len(others) :] = 0
-
-    def append(self, other: RollingCache, slot: int, count: int) -> None:
-        """Add, to the one slot of this cache, the last ``count`` rows that a slot of another keeps."""
-        new = min(count, self.keep)
-        self.reserve(new)
-        self.rows[:, self.end : self.end + new] = other.kept[:, self.keep - new :, slot : slot + 1]
-        self.advance(new)
-
     def reserve(self, count: int) -> None:
         """Make room for ``count`` new rows."""
         if self.end + count > self.rows.shape[1]:
@@ -164,25 +151,6 @@ class EncoderState:
         """Return a state of fewer slots in the memory of this one, to ``gather`` in."""
         caches = self.attention.with_slots(slots), self.convolution.with_slots(slots)
         return EncoderState([rows[:slots] for rows in self.stages], *caches, self.right)
-
-    @torch.inference_mode()
-    def gather(self, others: list[EncoderState]) -> None:
-        """Copy states of one slot each into the first slots; a fixed number of operators, whatever their number."""
-        count = len(others)
-        for index, rows in enumerate(self.kept_rows):
-            torch.cat([other.kept_rows[index] for other in others], out=rows[:count])
-        self.attention.gather([other.attention for other in others])
-        self.convolution.gather([other.convolution for other in others])
-        self.position = [other.position[0] for other in others] + [0] * (len(self.position) - count)
-
-    @torch.inference_mode()
-    def append(self, other: EncoderState, slot: int, count: int) -> None:
-        """Advance this state of one slot by the ``count`` frames that a slot of another has just advanced by."""
-        for rows, others in zip(self.kept_rows, other.kept_rows, strict=True):
-            rows[0] = others[slot]
-        self.attention.append(other.attention, slot, count)
-        self.convolution.append(other.convolution, slot, count)
-        self.position[0] += count
 
     @torch.inference_mode()
     def take(self, other: EncoderState, slots: list[int]) -> None:

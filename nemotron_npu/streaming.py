@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .audio import SAMPLE_RATE, Samples, to_samples
+from .cache import EncoderState
 from .decoder import DecoderState, Emission
 from .device import is_out_of_memory, release_memory, upload
 from .engine import STREAM_DEFAULTS, StreamOptions
@@ -81,7 +82,7 @@ class Stream:
         """Encoder frames in one step, at most."""
         self.features = FeatureStream(model.frontend)
         self.rows = RowBuffer(model)
-        self.encoder_state = model.encoder.new_state(1, self.block)
+        self.encoder_state = self._new_encoder_state()
         self.decoder_state = model.decoder.new_state(1)
         self.emissions: list[Emission] = []
         self.pause = options.reset_after_pause_ms / 1000 or float("inf")
@@ -113,6 +114,9 @@ class Stream:
         self.rows.add(self.features.feed(torch.from_numpy(to_samples(samples))))
         self._advance()
         return self._follow()
+
+    def _new_encoder_state(self) -> EncoderState:
+        return self.model.encoder.new_state(1, self.block)
 
     def _advance(self) -> None:
         """Transcribe the chunks that are complete."""

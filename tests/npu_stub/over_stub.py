@@ -1,6 +1,7 @@
 """Run command lines over the real torch_npu on the stub of CANN: ``python over_stub.py RUNS.json OUT.json``.
 
-RUNS.json holds a list of ``{"args": [...], "environ": {...}}``.  Each operator first goes through torch_npu, which
+RUNS.json holds a list of ``{"args": [...], "environ": {...}}``, or of ``{"pool": streams, "model": ..., "clip": ...}``
+for a pool of live streams that all hear the clip.  Each operator first goes through torch_npu, which
 decides what to launch; the stub logs that and computes nothing.  Its value is then computed by the CPU over the same
 bytes.  So what is seen here is torch_npu's own: operators that it has, falls back from or refuses, dtypes, launches,
 copies, synchronizations, graph capture.  What cannot be seen is the NPU's: its values, its speed, its memory.
@@ -193,10 +194,33 @@ def run(mode: OverStub, args: list[str], environ: dict[str, str]) -> dict:
     return {"args": args, "code": code, "stdout": texts[0], "stderr": texts[1], "steps": mode.steps}
 
 
+def run_pool(mode: OverStub, streams: int, model: str, clip: str) -> dict:
+    """Transcribe a clip in each of these streams, a chunk at a time."""
+    from nemotron_npu import load_recognizer
+    from nemotron_npu.audio import read_audio
+
+    mode.restart()
+    recognizer = load_recognizer(model, device="npu:0")
+    pool = recognizer.pool(streams)
+    opened = [pool.stream() for _ in range(streams)]
+    for samples in torch.from_numpy(read_audio(clip)).split(recognizer.chunk_samples):
+        for stream in opened:
+            stream.feed(samples)
+        pool.step()
+    for stream in opened:
+        stream.end()
+    while not all(stream.is_done for stream in opened):
+        pool.step()
+    texts = [stream.text for stream in opened]
+    mode.note("between operators")
+    return {"stdout": "\n".join(texts), "steps": mode.steps}
+
+
 def main() -> None:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
     import nemotron_npu.decoder as decoder
     import nemotron_npu.encoder as encoder
+    import nemotron_npu.pool as pool
 
     encoder.ThreadPoolExecutor = Inline
     mode = OverStub()
@@ -205,10 +229,14 @@ def main() -> None:
     watch(mode, encoder.Encoder, "_encode", encoder_phase)
     watch(mode, encoder.Encoder, "__init__", lambda *args: "encoder's start")
     watch(mode, decoder.Decoder, "step", lambda *args: "decoder")
+    watch(mode, pool.Pool, "_step", lambda pool, ready: "step of a pool")
+    results = []
     with mode:
-        results = [
-            run(mode, each["args"], each.get("environ", {})) for each in json.loads(Path(sys.argv[1]).read_text())
-        ]
+        for each in json.loads(Path(sys.argv[1]).read_text()):
+            if "pool" in each:
+                results.append(run_pool(mode, each["pool"], each["model"], each["clip"]))
+            else:
+                results.append(run(mode, each["args"], each.get("environ", {})))
     Path(sys.argv[2]).write_text(json.dumps(results, indent=1))
 
 

@@ -144,6 +144,25 @@ def test_streams_of_several_threads_capture_and_replay(tiny, long):
     assert [line.partition(", ")[0] for line in lines] == ["--graph on: captured a step of 7 frames"]
 
 
+def test_pool_replays_its_steps(tiny, long):
+    """Five streams of a pool, in eight slots, replay the steps of all, with the tokens of each alone on the CPU."""
+    recognizer = Recognizer(tiny, NPU, options=ModelOptions(chunk_ms=560, graph=True))
+    waveforms = [long[1000 * i : 420000 - 3000 * i] for i in range(5)]
+
+    def run():
+        pool = recognizer.pool(5)
+        streams = [pool.stream() for _ in waveforms]
+        for first in range(0, len(long), recognizer.chunk_samples):
+            for stream, waveform in zip(streams, waveforms, strict=True):
+                stream.feed(waveform[first : first + recognizer.chunk_samples])
+            pool.step()
+        live.extend(stream.finish() for stream in streams)
+
+    live = []
+    assert replays(run) > 20
+    assert tokens(live) == tokens(Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=560)).transcribe(waveforms))
+
+
 @pytest.mark.parametrize("chunk_ms", CHUNKS)
 def test_capture_that_fails_leaves_eager_steps(tiny, long, chunk_ms, monkeypatch):
     """After a capture that fails the steps run eagerly, with the tokens of the CPU, and one line reports it."""
