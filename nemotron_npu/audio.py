@@ -43,6 +43,19 @@ class HasBlocks(Protocol):
         """Yield float32 [samples]."""
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What is taken of a file's audio."""
+
+    channel: int | None = None
+    """From 1 on; None averages all."""
+    track: int = 1
+    """Audio track of a container, from 1 on."""
+
+
+DEFAULT = Selection()
+
+
 class Tensor(Protocol):
     """A torch.Tensor, on any device: this module does not load torch, which takes a second."""
 
@@ -62,16 +75,16 @@ def sine() -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * 440 * t).astype(np.float32)
 
 
-def check_audio(path: str) -> AudioInfo:
+def check_audio(path: str, track: int = 1) -> AudioInfo:
     """Read the header of a file, without decoding.
 
-    Raises InputError for a file that is known to be unreadable before a model is loaded.
+    Raises InputError for a file that is known to be unreadable before a model is loaded, or lacks this audio track.
     """
     try:
-        with open_audio(path) as file:
+        with _open_sound(path, track) as file:
             return _info(file)
     except ForeignFormat as error:
-        with _open_foreign(path, error, probe=True) as media:
+        with _open_foreign(path, error, track, probe=True) as media:
             return media.info
 
 
@@ -133,30 +146,30 @@ def read_blocks(
     offset: float = 0.0,
     duration: float | None = None,
     *,
-    channel: int | None = None,
+    selection: Selection = DEFAULT,
     on_open: Callable[[AudioInfo], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Decode a file in blocks, float32 [samples] at 16 kHz; memory does not grow with its length.
 
-    Channels are averaged, or ``channel`` is taken, from 1 on; other rates are resampled by soxr (HQ).  Only
+    Channels are averaged, or that of the ``selection`` is taken; other rates are resampled by soxr (HQ).  Only
     ``duration`` seconds from ``offset`` are read, cut to whole samples of the file as NeMo cuts the entries of a
     manifest; None or 0 reads all that follow.  ``on_open`` gets what ``check_audio`` returns, and again, with a remark,
     after channels that cancel each other out.
     Raises InputError if the file is missing, unreadable, not audio, broken, empty or truncated while it is read, if it
-    has no such channel, if the offset is past its end, or if samples are not finite.
+    has no such track or channel, if the offset is past its end, or if samples are not finite.
     """
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(open_audio(path))
+            file = stack.enter_context(_open_sound(path, selection.track))
         except ForeignFormat as error:
-            media = stack.enter_context(_open_foreign(path, error))
+            media = stack.enter_context(_open_foreign(path, error, selection.track))
             info, first, decoded = media.info, 0, media.blocks()
         else:
             info, first = _info(file), _seekable_frames(file, offset)
             decoded = _sound_blocks(file, first, _max_frames(duration, file.sound.samplerate))
         if on_open:
             on_open(info)
-        mixer = Mixer(path, channel)
+        mixer = Mixer(path, selection.channel)
         yield from Part(path, info.sample_rate, offset, duration, first).cut(decoded, mixer)
         if on_open and mixer.cancels:
             on_open(replace(info, remark="; ".join(filter(None, (info.remark, CANCELS)))))
@@ -262,12 +275,26 @@ def check_samples(samples: np.ndarray, name: str) -> None:
         raise InputError(name, problem, "scale them: ffmpeg -i FILE -af volume=1/32768 FILE.wav")
 
 
+def no_track(name: str, track: int) -> ForeignFormat:
+    """Return the error for audio that has one track, as far as libsndfile knows."""
+    return ForeignFormat(name, f"no audio track {track}: it has 1")
+
+
 @contextmanager
-def _open_foreign(path: str, reason: ForeignFormat, *, probe: bool = False) -> Iterator[Media]:
+def _open_sound(path: str, track: int) -> Iterator[AudioFile]:
+    """Open a file by libsndfile, which knows one track only.  Raises InputError."""
+    with open_audio(path) as file:
+        if track > 1:  # Ogg may have others
+            raise no_track(path, track)
+        yield file
+
+
+@contextmanager
+def _open_foreign(path: str, reason: ForeignFormat, track: int, *, probe: bool = False) -> Iterator[Media]:
     """Open a file that libsndfile does not read.  Raises InputError: ``reason`` if it is no other format either."""
     descriptor = open_regular(path)
     try:
-        with open_media(descriptor, path, probe=probe) as media:
+        with open_media(descriptor, path, track, probe=probe) as media:
             yield media
     except ForeignFormat:
         raise reason from None

@@ -19,7 +19,7 @@ from typing import IO
 import numpy as np
 import soundfile
 
-from .audio import SAMPLE_RATE, AudioInfo, Mixer, Part, Resampler, check_samples
+from .audio import DEFAULT, SAMPLE_RATE, AudioInfo, Mixer, Part, Resampler, Selection, check_samples, no_track
 from .containers import (
     ARCHIVES,
     BIG_ENDIAN,
@@ -94,19 +94,21 @@ class LiveInput:
     real time, for instance from a file, it holds at most ``BACKLOG_BYTES``.
 
     Bytes are raw PCM at ``rate`` (Hz, default 16 kHz) where no format is found in them, or where ``raw`` states it.
+    ``selection`` is what is taken of the stream.
     Raises SetupError for a terminal.  Iteration raises InputError for a stream that cannot be decoded or has no
     samples; for one that cannot be read (any more) it does so after the blocks that have arrived.
     """
 
     def __init__(
-        self, descriptor: int, rate: int | None = None, *, raw: bool = False, channel: int | None = None
+        self, descriptor: int, rate: int | None = None, *, raw: bool = False, selection: Selection = DEFAULT
     ) -> None:
         if os.isatty(descriptor):
             raise SetupError("-", "stdin is a terminal", "pipe audio into it: arecord -f S16_LE -r 16000 | ...")
         self.descriptor = descriptor
         self.format = StreamFormat(rate or SAMPLE_RATE)
         self.raw = raw
-        self.mixer = Mixer("stdin", channel)
+        self.mixer = Mixer("stdin", selection.channel)
+        self.track = selection.track
         self.started: float | None = None
         """time.monotonic() at the arrival of the first bytes."""
         self.received = 0
@@ -141,6 +143,8 @@ class LiveInput:
         if container := self._find_container():
             yield from self._decode_media(container)
             return
+        if self.track > 1:
+            raise no_track("stdin", self.track)
         size = self._read_header()
         frame_bytes = self.format.frame_bytes
         resampler = Resampler(self.format.sample_rate)
@@ -250,7 +254,7 @@ class LiveInput:
             raise InputError("stdin", f"unsupported {container} stream", hint) from error
 
     def _media_blocks(self) -> Iterator[np.ndarray]:
-        with open_media(subprocess.PIPE, "stdin") as media:
+        with open_media(subprocess.PIPE, "stdin", self.track) as media:
             threading.Thread(target=self._pass_on, args=(media.process.stdin,), daemon=True).start()
             info = media.info
             self.format = StreamFormat(info.sample_rate, info.channels, container=info.format)

@@ -22,7 +22,7 @@ import numpy as np
 from .containers import AudioInfo, FileVersion, ForeignFormat, file_version
 from .errors import InputError, shown
 from .host.program import PACKAGE
-from .media_pipe import BLOCK, MAX_CHANNELS, NOT_RECOGNIZED
+from .media_pipe import BLOCK, MAX_CHANNELS, NO_TRACK, NOT_RECOGNIZED
 
 DECODER = ["-m", f"{__package__}.media_decoder"]
 MAX_SILENCE = 120  # seconds without output until a decoder of a file counts as hanging
@@ -88,6 +88,8 @@ class Media:
             raise ForeignFormat(self.name, "unsupported audio format")
         lines = _pipe(self.process.stderr).read(MAX_HEADER_BYTES).decode("utf-8", "replace").split("\n")
         reason = next((line for line in reversed(lines) if line), f"its decoder failed with exit code {code}")
+        if code == NO_TRACK:
+            raise InputError(self.name, shown(reason))
         if code < 0:
             reason = f"its decoder crashed ({signal.Signals(-code).name})"
         if not self.seconds:

@@ -18,7 +18,7 @@ from typing import Any
 import av
 import numpy as np
 
-from .media_pipe import BLOCK, FAILED, MAX_CHANNELS, NOT_RECOGNIZED
+from .media_pipe import BLOCK, FAILED, MAX_CHANNELS, NO_TRACK, NOT_RECOGNIZED
 
 MAX_BYTES = 4 << 30  # of address space
 SNIFF_BYTES = 12
@@ -36,6 +36,10 @@ class NotRecognized(Exception):
 
 class Broken(Exception):
     """The audio cannot be decoded, or not any further."""
+
+
+class NoTrack(Exception):
+    """There is no audio track of this number."""
 
 
 class Pipe:
@@ -68,6 +72,9 @@ def main() -> int:
                     out.flush()
     except NotRecognized:
         return NOT_RECOGNIZED
+    except NoTrack as error:
+        print(error, file=sys.stderr)
+        return NO_TRACK
     except (Broken, MemoryError, av.FFmpegError, OSError) as error:
         out.flush()
         reason = getattr(error, "strerror", None) or str(error) or "it takes too much memory"
@@ -130,7 +137,7 @@ def _choose(streams: tuple, track: int) -> Any:
     if not streams:
         raise Broken("it has no audio track")
     if not 1 <= track <= len(streams):
-        raise Broken(f"it has {len(streams)} audio track{'s' if len(streams) > 1 else ''}, not {track}")
+        raise NoTrack(f"no audio track {track}: it has {len(streams)}")
     stream = streams[track - 1]
     if stream.codec_context is None:
         raise NotRecognized

@@ -58,6 +58,8 @@ class Recording:
     """The reference text, if it is in a file that this line names."""
     channel: int | None = None
     """Channel of the file, from 1 on; None averages all."""
+    track: int = 1
+    """Audio track of the file, from 1 on."""
     samples: np.ndarray | None = field(default=None, repr=False)
     """float32 [samples] at 16 kHz, if there is no file."""
     info: audio.AudioInfo | None = field(default=None, repr=False)
@@ -69,6 +71,8 @@ class Recording:
         name = printable(self.path)
         if self.offset:
             name += f" [from {self.offset:g} s]"
+        if self.track > 1:
+            name += f" [track {self.track}]"
         return f"{name} [channel {self.channel}]" if self.channel else name
 
     @property
@@ -103,6 +107,8 @@ class Recording:
             fields["manifest"] = self.fields
         if self.channel:
             fields["channel"] = self.channel
+        if self.track > 1:
+            fields["track"] = self.track
         if self.info:
             fields["sample_rate"] = self.info.sample_rate
             fields["channels"] = self.info.channels
@@ -112,17 +118,22 @@ class Recording:
     def check(self) -> None:
         """Read the header.  Raises InputError."""
         if self.samples is None:
-            self.info = audio.check_audio(self.path)
+            self.info = audio.check_audio(self.path, self.track)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield the audio in blocks, float32 [samples] at 16 kHz.  Raises InputError."""
         if self.samples is not None:
             return audio.split_blocks(self.samples)
-        return audio.read_blocks(self.path, self.offset, self.length, channel=self.channel, on_open=self._opened)
+        return audio.read_blocks(self.path, self.offset, self.length, selection=self.selection, on_open=self._opened)
 
     def of_channel(self, channel: int) -> Recording:
         """Return this recording's channel, from 1 on, as a recording of its own."""
         return replace(self, channel=channel, output=f"{self.output}.ch{channel}")
+
+    @property
+    def selection(self) -> audio.Selection:
+        """Its channel and track."""
+        return audio.Selection(self.channel, self.track)
 
     @property
     def selects_channel(self) -> bool:

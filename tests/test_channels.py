@@ -13,7 +13,7 @@ import soundfile
 from support import CLIP, CLIP_WORDS
 
 import inference
-from nemotron_npu.audio import read_audio, read_blocks
+from nemotron_npu.audio import Selection, read_audio, read_blocks
 from nemotron_npu.errors import InputError
 from nemotron_npu.sources import Recording, find_recordings
 
@@ -127,7 +127,7 @@ def test_one_channel_is_its_own_samples(call):
     left, rate = soundfile.read(call, always_2d=True)
     mono = call.with_name("left.wav")
     soundfile.write(mono, left[:, 0], rate)
-    taken = np.concatenate(list(read_blocks(str(call), 1.0, 2.0, channel=1)))
+    taken = np.concatenate(list(read_blocks(str(call), 1.0, 2.0, selection=Selection(1))))
     assert np.array_equal(taken, np.concatenate(list(read_blocks(str(mono), 1.0, 2.0))))
     assert not np.array_equal(read_audio(str(call)), read_audio(str(mono)))
 

@@ -54,7 +54,7 @@ def _options(given: argparse.Namespace) -> Options:
     default_formats = "all" if given.output_dir else "txt"
     all_chunks = given.chunk_ms == "all"
     return Options(
-        input=InputOptions(tuple(given.audio), given.stream, given.sample_rate, given.raw, given.channel),
+        input=InputOptions(tuple(given.audio), given.stream, given.sample_rate, given.raw, given.channel, given.track),
         output=OutputOptions(
             folder=given.output_dir or None,
             formats=given.output_format or parse_formats(default_formats),

@@ -72,6 +72,8 @@ def _input_conflicts(options: Options) -> Iterator[str]:
         yield "--sample_rate: applies to raw PCM on stdin only (files state their own rate)"
     if given.live and given.channel == EACH:
         yield "--channel each: applies to files (stdin: mix, or the number of one channel)"
+    if given.track > 1 and not given.audio:
+        yield "--track: needs AUDIO"
     if given.raw and not given.live:
         yield "--raw: applies to stdin only"
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+from ..audio import Selection
 from ..containers import FileVersion, file_version, open_regular
 from ..errors import InputError
 from ..sources import Recording
@@ -40,9 +41,9 @@ class Source:
         return self.size, self.modified
 
 
-def key_of(path: str, offset: float | None, length: float | None, channel: int | None) -> tuple:
+def key_of(path: str, offset: float | None, length: float | None, selection: Selection) -> tuple:
     """Return what identifies a recording in every run, however its path is spelled: ä is one letter or a and dots."""
-    return unicodedata.normalize("NFC", resolve(path)), offset or 0.0, length or None, channel
+    return unicodedata.normalize("NFC", resolve(path)), offset or 0.0, length or None, selection
 
 
 def resolve(path: str) -> str:

@@ -25,6 +25,8 @@ class InputOptions:
     """Stdin is raw PCM, whatever it looks like."""
     channel: int | str = MIX
     """Channel to take, from 1 on; ``MIX`` averages all, ``EACH`` makes a recording of each."""
+    track: int = 1
+    """Audio track to take of files that have several, from 1 on."""
 
     @property
     def live(self) -> bool:

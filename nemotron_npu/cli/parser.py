@@ -122,6 +122,13 @@ def _add_audio(parser: argparse.ArgumentParser) -> None:
         help="mix averages the channels; N takes one, from 1 on; each transcribes every channel of a file by itself "
         "(default: mix)",
     )
+    audio.add_argument(
+        "--track",
+        type=types.positive,
+        default=1,
+        metavar="N",
+        help="audio track of a video or another file with several, from 1 on: ffmpeg's 0:a:1 is 2 (default: 1)",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

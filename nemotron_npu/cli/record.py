@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
+from ..audio import Selection
 from ..formats import encode
 from ..host.files import Folder
 from ..sources import MAX_PATH, is_seconds, stem
@@ -155,6 +156,7 @@ def _source(document: dict[str, Any]) -> Source | None:
 def _key(document: dict[str, Any], source: Source | None) -> tuple:
     """Return ``identity.key_of`` of a document.  Raises ValueError."""
     audio, offset, manifest, channel = (document.get(name) for name in ("audio", "offset", "manifest", "channel"))
+    track = document.get("track", 1)
     if not _is_path(audio):
         raise ValueError("its audio is not a path")
     if not (manifest is None or isinstance(manifest, dict)):
@@ -164,7 +166,9 @@ def _key(document: dict[str, Any], source: Source | None) -> tuple:
         raise ValueError("its offset or duration is not a number of seconds")
     if not (channel is None or type(channel) is int):
         raise ValueError("its channel is not a number")
-    return key_of(source.path if source else audio, offset, length, channel)
+    if type(track) is not int:
+        raise ValueError("its track is not a number")
+    return key_of(source.path if source else audio, offset, length, Selection(channel, track))
 
 
 def _settings(document: dict[str, Any]) -> RunSettings:

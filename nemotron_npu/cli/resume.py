@@ -88,7 +88,7 @@ class Resumption:
         new: list[Recording] = []
         changed: list[str] = []
         for index, recording in enumerate(recordings):
-            same = waiting[key_of(recording.path, recording.offset, recording.length, recording.channel)]
+            same = waiting[key_of(recording.path, recording.offset, recording.length, recording.selection)]
             if not same:
                 new.append(recording)
                 continue

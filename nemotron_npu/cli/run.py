@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from ..audio import SINE, sine
+from ..audio import SINE, Selection, sine
 from ..boosting import digest, read_phrases
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.config_reader import read_config
@@ -151,7 +151,7 @@ def _default_confidence(engine: str) -> str | None:
 def _find_recordings(options: Options, console: Console, left_out: Counter[str]) -> tuple[list[Recording], int]:
     """Return the recordings to transcribe, and the number of inputs that give none; count what folders have besides."""
     if options.input.live:
-        return [Recording("stdin", "stdin")], 0
+        return [Recording("stdin", "stdin", track=options.input.track)], 0
     if not options.input.audio:
         return _bundled_recordings(options), 0
     recordings = []
@@ -164,6 +164,7 @@ def _find_recordings(options: Options, console: Console, left_out: Counter[str])
                 unusable += 1
                 continue
             try:
+                found.track = options.input.track
                 recordings += _channels(found, options.input.channel)
             except InputError as error:
                 console.error(str(error))
@@ -220,9 +221,9 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
     if options.input.live:
         if sys.stdin is None:
             raise SetupError("-", "stdin is closed", "pipe audio into it")
-        given = options.input.channel
-        channel = None if given == MIX else int(given)
-        source = LiveInput(sys.stdin.fileno(), options.input.sample_rate, raw=options.input.raw, channel=channel)
+        given = options.input
+        selection = Selection(None if given.channel == MIX else int(given.channel), given.track)
+        source = LiveInput(sys.stdin.fileno(), given.sample_rate, raw=given.raw, selection=selection)
     else:
         results.check(lengths=options.cluster.given, sort=options.device.batch_size != 1)
     if not results.todo:
