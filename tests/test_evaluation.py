@@ -15,7 +15,15 @@ from support import CLIP, CLIP_WORDS, ROOT
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.evaluation.report import alignment_report, chunk_table, summary_table, use_color
-from nemotron_npu.evaluation.wer import Errors, Evaluation, character_errors, evaluate, normalize, word_errors
+from nemotron_npu.evaluation.wer import (
+    NORMALIZERS,
+    Errors,
+    Evaluation,
+    character_errors,
+    evaluate,
+    normalize,
+    word_errors,
+)
 from nemotron_npu.recognizer import Recognizer
 
 CPU = torch.device("cpu")
@@ -61,7 +69,7 @@ def test_normalize_equals_whispers_normalizer():
     whisper = EnglishTextNormalizer(json.loads(spellings.read_text()))
     lines = [line for name in sorted(topics)[::4] for line in topics[name].splitlines()]
     lines += ["kinda, sorta; dunno 'cause: of the cause", "Mr. O'Brien paid $3.50 -- twenty-five percent of it, um."]
-    assert [normalize(line) for line in lines] == [whisper(line).strip() for line in lines]
+    assert [normalize(line) for line in lines] == [whisper(line.replace("\u2019", "'")).strip() for line in lines]
 
 
 def test_normalized_rate_ignores_case_punctuation_and_spelling():
@@ -70,6 +78,29 @@ def test_normalized_rate_ignores_case_punctuation_and_spelling():
         [("a.wav", "Mr. Brown's colour: twenty-one, uh, it's!", "mister browns color 21 it is", 3.0)]
     ).files[0]
     assert score.words.rate == 1 and score.normalized_words == Errors(5, 1, 0, 1)
+
+
+def test_curly_apostrophes_are_straight_ones():
+    """U+2019 and U+02BC are no errors once texts are normalized; as written they are."""
+    straight = "it's the dog's, isn't it"
+    for apostrophe in "\u2019\u02bc":
+        curly = straight.replace("'", apostrophe)
+        for normalizer in NORMALIZERS:
+            score = evaluate([("a.wav", curly, straight, 3.0)], normalizer).files[0]
+            assert score.words.count == 3 and score.normalized_words.count == 0
+    assert normalize(curly) == "it is the dog is is not it"
+
+
+def test_basic_normalizer_is_whispers_for_other_languages():
+    """It leaves words as they are, but for case and punctuation, and the tables say which one was used."""
+    results = [("a.wav", "Ein Mann, um zwanzig Uhr: «Mm!»", "ein mann zwanzig uhr mm", 3.0)]
+    basic, english = evaluate(results, "basic"), evaluate(results)
+    assert (basic.overall.normalized_words.length, english.overall.normalized_words.length) == (6, 4)
+    assert normalize(results[0][1], "basic") == "ein mann um zwanzig uhr mm"
+    for evaluation, name in ((basic, "basic"), (english, "whisper")):
+        assert f"normalized ({name})" in summary_table(evaluation)
+        assert f"normalized ({name})" in chunk_table([(80, evaluation, 1.0)])
+        assert evaluation.as_dict()["normalizer"] == name
 
 
 @pytest.fixture
@@ -103,7 +134,7 @@ def test_alignment_report_compares_the_texts_that_differ_less():
     """Texts are compared as written or normalized, whichever gives fewer errors."""
     punctuated = evaluate([("a.wav", "hello world how are you", "Hello, world. How are they?", 2.0)])
     report = alignment_report(punctuated)
-    assert "texts normalized" in report and "hyp hello world how are they" in report
+    assert "texts normalized (whisper)" in report and "hyp hello world how are they" in report
     digits = evaluate([("a.wav", "one two three", "one two four", 2.0)])
     assert "texts as written" in alignment_report(digits)
     assert alignment_report(evaluate([("a.wav", "one", "one", 1.0)])) == "No errors, texts as written"

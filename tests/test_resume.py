@@ -20,7 +20,6 @@ from nemotron_npu.sources import Recording
 
 RUN = replace(SETTINGS, engine="native", model_id="0123456789abcdef", language="en-US")
 OTHERS = {
-    "model": None,  # its id counts, not its path
     "chunk_ms": 80,
     "dtype": "int8",
     "confidence": "gibbs",
@@ -32,6 +31,8 @@ OTHERS = {
     "subtitles": "max_line_width 30",
 }
 """Another value of each setting of a run."""
+ANY = {"model": "copy.nemo", "wer_normalizer": "basic"}
+"""Another value of those that may differ: the model's id counts, not its path, and texts are scored again."""
 
 
 def audio(path, seconds=0.5, level=0.1):
@@ -43,7 +44,8 @@ def audio(path, seconds=0.5, level=0.1):
 def write(folder, index, text) -> None:
     result, recording = transcript(text), folder.recordings[index]
     own = {**recording.document_fields(), **folder.settings.as_dict()}
-    folder.write(index, result, to_document(result, **own, **reference_fields(recording, text, result.duration)))
+    scores = reference_fields(recording, text, result.duration, folder.settings.wer_normalizer)
+    folder.write(index, result, to_document(result, **own, **scores))
 
 
 def resume(out, *recordings, settings=RUN) -> list[str]:
@@ -59,11 +61,11 @@ def resume(out, *recordings, settings=RUN) -> list[str]:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(RunSettings)])
 def test_each_setting_of_a_run_is_compared(tmp_path, name):
-    """Another value of any of them is an error that names it and both values; of the model, its content counts."""
+    """Another value of any of them, but for ``ANY``, is an error that names it and both values."""
     path = str(audio(tmp_path / "x.wav"))
     assert resume(tmp_path / "out", Recording(path, "x")) == ["x"]
-    if name == "model":
-        assert resume(tmp_path / "out", Recording(path, "x"), settings=replace(RUN, model="copy.nemo")) == []
+    if name in ANY:
+        assert resume(tmp_path / "out", Recording(path, "x"), settings=replace(RUN, **{name: ANY[name]})) == []
         return
     other = replace(RUN, **{name: OTHERS[name]})
     with pytest.raises(SetupError, match=f"made with {name} .*, this run has {OTHERS[name]} .choose another"):
@@ -172,6 +174,7 @@ def test_corrected_reference_text_scores_again_everywhere(tmp_path):
         first.check()
         write(folder, 0, "three one")
     assert lines(out / "results.jsonl")[0]["errors"]["words"]["substitutions"] == 1
+    assert lines(out / "results.jsonl")[0]["errors"]["normalized_words"]["length"] == 1, "as whisper: 32"
     fresh = out / "fresh"
     with OutputFolder(fresh, KINDS, RUN) as folder:
         corrected = recording("three one")
@@ -181,6 +184,9 @@ def test_corrected_reference_text_scores_again_everywhere(tmp_path):
     assert resume(out, recording("three one")) == []
     for name in ("results.jsonl", "x.json", "manifest.jsonl"):
         assert json.loads((out / name).read_text()) == json.loads((fresh / name).read_text())
+    assert resume(out, recording("three one"), settings=replace(RUN, wer_normalizer="basic")) == []
+    for document in (*lines(out / "results.jsonl"), *lines(out / "x.json")):
+        assert document["wer_normalizer"] == "basic" and document["errors"]["normalized_words"]["length"] == 2
     assert resume(out, Recording(path, "x")) == []
     document = lines(out / "results.jsonl")[0]
     assert not {"reference", "errors", "manifest"} & document.keys()

@@ -87,6 +87,7 @@ def _options(given: argparse.Namespace) -> Options:
             dtype=given.dtype,
             all_chunks=all_chunks,
             wer_report=given.wer_report,
+            wer_normalizer=given.wer_normalizer,
             report=given.report,
         ),
         messages=MessageOptions(given.quiet, given.debug),

@@ -154,6 +154,8 @@ def _measure_conflicts(options: Options) -> Iterator[str]:
     measure = options.measure
     if measure.report and not (measure.precision_compare or measure.benchmark or measure.wer_report):
         yield "--report: needs --precision_compare, --benchmark or --wer_report"
+    if measure.precision_compare and measure.wer_normalizer != MeasureOptions.wer_normalizer:
+        yield "--precision_compare: its error rates are normalized by Whisper's normalizer (omit --wer_normalizer)"
     if measure.tolerances and not measure.precision_compare:
         yield "--bounds: needs --precision_compare"
 

@@ -86,7 +86,7 @@ def compare_chunks(session: Session, engine: LocalEngine) -> None:
             indices = [index for index in indices if index not in results.broken]  # a failure is reported once
             if not scored:
                 return
-            evaluation = evaluate(scored)
+            evaluation = evaluate(scored, session.settings.wer_normalizer)
             rows.append((chunk_ms, evaluation, seconds))
             if not printer.readable:
                 session.console.result(_chunk_line(chunk_ms, evaluation, seconds))
@@ -119,8 +119,8 @@ def _score(
 def _chunk_line(chunk_ms: int, evaluation: Evaluation, seconds: float) -> str:
     """Return the figures of a chunk length as a JSON line."""
     overall = evaluation.overall
-    figures = {"files": len(evaluation.files), "duration": overall.duration, **overall.as_dict()}
-    return dump({"chunk_ms": chunk_ms, "seconds": seconds, **figures})
+    figures = {"files": len(evaluation.files), "duration": overall.duration, "normalizer": evaluation.normalizer}
+    return dump({"chunk_ms": chunk_ms, "seconds": seconds, **figures, **overall.as_dict()})
 
 
 # ---------------------------------------------------------------- --benchmark

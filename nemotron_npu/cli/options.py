@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..engine import ModelOptions, StreamOptions
+from ..evaluation.wer import NORMALIZERS
 from ..subtitles import DEFAULT, Layout
 
 MIX, EACH = "mix", "each"
@@ -108,6 +109,7 @@ class MeasureOptions:
     all_chunks: bool = False
     """Transcribe at each chunk length that the model offers."""
     wer_report: bool = False
+    wer_normalizer: str = NORMALIZERS[0]
     report: str | None = None
     """Folder for figures and plots."""
 

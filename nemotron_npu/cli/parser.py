@@ -12,6 +12,7 @@ from .. import __version__
 from ..confidence import METHODS
 from ..dtypes import ON_CPU, ON_DEVICES
 from ..errors import one_line, shown
+from ..evaluation.wer import NORMALIZERS
 from ..formats import COLLECTED, FILES
 from ..host import program
 from . import argument_types as types
@@ -347,6 +348,13 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         "--wer_report",
         action="store_true",
         help="list the files with the most errors, reference above transcript; needs inputs with a reference text",
+    )
+    measuring.add_argument(
+        "--wer_normalizer",
+        choices=NORMALIZERS,
+        default=NORMALIZERS[0],
+        help="normalizer of the second row of error rates: Whisper's for English, or its basic one for other languages "
+        "(default: whisper)",
     )
     measuring.add_argument(
         "--report",

@@ -21,7 +21,16 @@ BACKUP = f"{RECORD}~"  # the record of an earlier run that was not resumed
 MAX_LINE = 1 << 26  # bytes; a recording of 24 hours takes about 60 MB
 CUT_SHORT = "is cut short"
 MAX_NAME = 255  # bytes
-OPTIONAL_SETTINGS = ("confidence", "boost_words", "language", "model_id", "engine", "requested_engine", "subtitles")
+OPTIONAL_SETTINGS = (
+    "confidence",
+    "boost_words",
+    "language",
+    "model_id",
+    "engine",
+    "requested_engine",
+    "subtitles",
+    "wer_normalizer",
+)
 SOURCE = ("path", "size", "modified", "sha256")
 
 

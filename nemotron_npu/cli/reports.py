@@ -33,7 +33,7 @@ def report_word_errors(session: Session, fields: dict[str, Any]) -> None:
             scored.append((recording.name, recording.reference, text, duration))
     if not scored:
         return
-    evaluation = evaluate(scored)
+    evaluation = evaluate(scored, session.settings.wer_normalizer)
     console, readable = session.console, session.printer.readable
     to_terminal = readable and sys.stdout.isatty() and not console.quiet
     show: Callable[..., None] = console.note if readable else console.notify

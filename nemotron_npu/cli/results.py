@@ -102,7 +102,7 @@ class Results:
         if recording.info and recording.info.remark:
             self.console.notify(f"{recording.name}: {recording.info.remark}")
         fields = {**recording.document_fields(), **fields}
-        fields |= reference_fields(recording, transcript.text, transcript.duration)
+        fields |= reference_fields(recording, transcript.text, transcript.duration, fields["wer_normalizer"])
         document = to_document(transcript, **fields)
         if self.folder:
             self.folder.write(index, transcript, document)

@@ -51,6 +51,7 @@ class Resumption:
         self.result = Resumed()
         self.dropped: set[Entry] = set()
         self.rescored: dict[Entry, Recording] = {}
+        self.normalizer = ""  # of this run
 
     def run(self, recordings: list[Recording], settings: RunSettings) -> Resumed:
         """Name the outputs of recordings that are in the record, and tidy the record up.
@@ -63,6 +64,7 @@ class Resumption:
                 others_name = os.fstat(record.fileno()).st_nlink > 1  # a hard link: lines would appear there too
         except FileNotFoundError:
             return self.result
+        self.normalizer = settings.wer_normalizer
         for theirs in dict.fromkeys(entry.settings for entry in entries):
             self._check_settings(theirs, settings)
         self._report(faults)
@@ -100,7 +102,7 @@ class Resumption:
             if is_same and self._has_files(entry):
                 found[index] = entry
                 self.result.done[index] = (entry.text, entry.duration)
-                if entry.reference != reference_digest(recording.fields, recording.reference):
+                if self._is_scored_otherwise(entry, recording):
                     self.rescored[entry] = recording
             else:
                 self.dropped.add(entry)
@@ -109,6 +111,11 @@ class Resumption:
         name_outputs(clashing, recorded | {recording.output for recording in recordings})
         self._report_changed(changed)
         return found
+
+    def _is_scored_otherwise(self, entry: Entry, recording: Recording) -> bool:
+        if entry.reference != reference_digest(recording.fields, recording.reference):
+            return True
+        return recording.reference is not None and entry.settings.wer_normalizer != self.normalizer
 
     def _has_files(self, entry: Entry) -> bool:
         names = (f"{entry.output}.{name}" for name in self.file_formats)
@@ -131,7 +138,7 @@ class Resumption:
 
     def _rescore(self, data: bytes, recording: Recording) -> bytes:
         """Return a line of the record with the errors against the reference text of today; the json file gets them."""
-        document = rescored(json.loads(data), recording)
+        document = rescored(json.loads(data), recording, self.normalizer)
         transcript = Transcript(document["text"], (), document["duration"])
         name = f"{recording.output}.json"
         if self.folder.has([name], with_content=False):

@@ -71,6 +71,7 @@ def run(options: Options, console: Console) -> int:
         language=config.choose_language(options.model.language),
         engine=options.model.engine,
         model_id=read_identity(checkpoint, config),
+        wer_normalizer=measure.wer_normalizer,
         subtitles=str(options.output.layout) or None,
     )
     left_out: Counter[str] = Counter()

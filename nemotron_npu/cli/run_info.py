@@ -6,6 +6,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..evaluation.wer import NORMALIZERS
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -29,6 +31,8 @@ class RunSettings:
     """Digits that name the model wherever its file lies, see ``checkpoint.identity``; None in records without."""
     subtitles: str | None = None
     """Options of subtitles, see ``subtitles.Layout``; None for the default."""
+    wer_normalizer: str = NORMALIZERS[0]
+    """Of normalized error rates, see ``evaluation.wer``."""
 
     @classmethod
     def of_document(cls, document: dict[str, Any]) -> RunSettings:
@@ -39,16 +43,19 @@ class RunSettings:
         model = os.path.realpath(document["model"])
         names = ("chunk_ms", "dtype", "confidence", "boost_words", "language", "model_id", "subtitles")
         values: dict[str, Any] = {name: document.get(name) for name in names}
+        values["wer_normalizer"] = document.get("wer_normalizer", NORMALIZERS[0])
         engine = document.get("requested_engine", document.get("engine"))
         return cls(model=model, engine=engine, allow_hf32=bool(document.get("allow_hf32")), **values)
 
     def differences(self, other: RunSettings) -> list[tuple[str, Any, Any]]:
         """Return (name, own value, other value) of each setting that differs.
 
-        A model is compared by its id; where a record has none, by its path, and a link equals its target.
+        A model is compared by its id; where a record has none, by its path, and a link equals its target.  The
+        normalizer makes no difference: texts can be scored again.
         """
         own, others = self._comparable(), other._comparable()
         del own["model" if self.model_id and other.model_id else "model_id"]
+        del own["wer_normalizer"]
         if not (self.engine and other.engine):
             del own["engine"]
         return [(name, own[name], others[name]) for name in own if own[name] != others[name]]

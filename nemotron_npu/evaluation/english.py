@@ -1,11 +1,12 @@
-"""Whisper's English normalizer and jiwer's alignment.  Importing this module takes 80 ms."""
+"""Whisper's normalizers and jiwer's alignment.  Importing this module takes 80 ms."""
 
 from __future__ import annotations
 
 import jiwer
+from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-__all__ = ["NORMALIZER", "jiwer"]
+__all__ = ["NORMALIZERS", "jiwer"]
 
 REMOVED_REPLACEMENTS = ("kinda", "sorta", "dunno", "cause")
 """Contractions that the whisper-normalizer package expands, but Whisper itself does not."""
@@ -18,4 +19,4 @@ def _make_normalizer() -> EnglishTextNormalizer:
     return normalizer
 
 
-NORMALIZER = _make_normalizer()
+NORMALIZERS = {"whisper": _make_normalizer(), "basic": BasicTextNormalizer()}

@@ -29,7 +29,7 @@ def summary_table(evaluation: Evaluation) -> str:
     rows = [["", "WER", "words", "hits", "substituted", "inserted", "deleted", "CER"]]
     for label, words, characters in (
         ("as written", overall.words, overall.characters),
-        ("normalized", overall.normalized_words, overall.normalized_characters),
+        (_normalized(evaluation), overall.normalized_words, overall.normalized_characters),
     ):
         counts = (words.length, words.hits, words.substitutions, words.insertions, words.deletions)
         rows.append([label, percent(words.rate), *(f"{count:,}" for count in counts), percent(characters.rate)])
@@ -39,7 +39,8 @@ def summary_table(evaluation: Evaluation) -> str:
 
 def chunk_table(rows: list[tuple[int, Evaluation, float]]) -> str:
     """Format (chunk in ms, evaluation, seconds it took) of each chunk size next to the published rates."""
-    table = [["latency (chunk), ms", "WER", "normalized", "CER", "RTFx", "published: average", "test-clean"]]
+    normalized = _normalized(rows[0][1])
+    table = [["latency (chunk), ms", "WER", normalized, "CER", "RTFx", "published: average", "test-clean"]]
     for chunk_ms, evaluation, seconds in rows:
         overall = evaluation.overall
         rates = (overall.words.rate, overall.normalized_words.rate, overall.characters.rate)
@@ -65,7 +66,7 @@ def alignment_report(evaluation: Evaluation, width: int = 100, *, color: bool = 
     normalized = overall.normalized_words.rate < overall.words.rate
     measure, texts = "words", "texts as written"
     if normalized:
-        measure, texts = "normalized_words", "texts normalized"
+        measure, texts = "normalized_words", f"texts {_normalized(evaluation)}"
 
     def badness(file: Score) -> tuple[float, int]:
         errors = getattr(file, measure)
@@ -80,10 +81,10 @@ def alignment_report(evaluation: Evaluation, width: int = 100, *, color: bool = 
     for file in worst:
         errors = getattr(file, measure)
         lines.append(f"\n{file.name}: {percent(errors.rate)}, {errors.count} of {errors.length} words")
-        pair = (file.reference, file.hypothesis)
+        expected, heard = file.reference, file.hypothesis
         if normalized:
-            pair = (normalize(file.reference), normalize(file.hypothesis))
-        lines += _aligned(*pair, width, color=color)
+            expected, heard = (normalize(text, evaluation.normalizer) for text in (expected, heard))
+        lines += _aligned(expected, heard, width, color=color)
     return "\n".join(lines)
 
 
@@ -97,6 +98,10 @@ def percent(rate: float) -> str:
     if rate == float("inf"):
         return "-"
     return f"{100 * rate:.2f} %"
+
+
+def _normalized(evaluation: Evaluation) -> str:
+    return f"normalized ({evaluation.normalizer})"
 
 
 def _files(count: int) -> str:

@@ -7,6 +7,9 @@ from dataclasses import asdict, astuple, dataclass, field
 from functools import cache
 from types import ModuleType
 
+NORMALIZERS = ("whisper", "basic")
+"""Whisper's English normalizer, and the one that Whisper has for other languages: no case, no punctuation."""
+APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'"})
 MEASURES = ("words", "characters", "normalized_words", "normalized_characters")
 
 
@@ -56,7 +59,7 @@ class Score:
     characters: Errors
     """As written; spaces count as characters, as in NeMo."""
     normalized_words: Errors
-    """After Whisper's English normalizer, from which the Open ASR Leaderboard derives its own."""
+    """After ``normalize``; the Open ASR Leaderboard derives its own from Whisper's."""
     normalized_characters: Errors
     reference: str = field(default="", repr=False)
     hypothesis: str = field(default="", repr=False)
@@ -72,16 +75,17 @@ class Evaluation:
 
     files: tuple[Score, ...]
     overall: Score
+    normalizer: str = NORMALIZERS[0]
 
     def as_dict(self) -> dict:
         """Return every figure for JSON, which writes the infinite rate of an empty reference as null."""
         files = [{"audio": score.name, **score.as_dict()} for score in self.files]
-        return {"overall": self.overall.as_dict(), "files": files}
+        return {"normalizer": self.normalizer, "overall": self.overall.as_dict(), "files": files}
 
 
-def evaluate(results: Iterable[tuple[str, str, str, float]]) -> Evaluation:
+def evaluate(results: Iterable[tuple[str, str, str, float]], normalizer: str = NORMALIZERS[0]) -> Evaluation:
     """Score (name, reference, hypothesis, seconds of audio) of each recording, and add the scores up."""
-    files = tuple(score(*result) for result in results)
+    files = tuple(score(*result, normalizer) for result in results)
 
     def total(measure: str) -> Errors:
         return sum((getattr(file, measure) for file in files), Errors())
@@ -89,13 +93,13 @@ def evaluate(results: Iterable[tuple[str, str, str, float]]) -> Evaluation:
     duration = sum(file.duration for file in files)
     words, characters, normalized_words, normalized_characters = map(total, MEASURES)
     overall = Score("", duration, words, characters, normalized_words, normalized_characters)
-    return Evaluation(files, overall)
+    return Evaluation(files, overall, normalizer)
 
 
-def score(name: str, reference: str, hypothesis: str, duration: float) -> Score:
+def score(name: str, reference: str, hypothesis: str, duration: float, normalizer: str) -> Score:
     """Score the hypothesis of one recording of ``duration`` seconds."""
-    normal_reference = normalize(reference)
-    normal_hypothesis = normalize(hypothesis)
+    normal_reference = normalize(reference, normalizer)
+    normal_hypothesis = normalize(hypothesis, normalizer)
     return Score(
         name,
         duration,
@@ -146,9 +150,12 @@ def align_words(reference: str, hypothesis: str) -> Iterator[tuple[str, str, str
         yield from ((edit.type, *pair) for pair in zip(left, right, strict=True))
 
 
-def normalize(text: str) -> str:
-    """Apply Whisper's English normalizer: lower case, no punctuation, digits, American spelling, no fillers ("um")."""
-    return _english().NORMALIZER(text).strip()
+def normalize(text: str, normalizer: str = NORMALIZERS[0]) -> str:
+    """Apply one of ``NORMALIZERS``; a curly apostrophe is a straight one, which Whisper's do not see to.
+
+    The English one gives lower case, no punctuation, digits, American spelling, no contractions, no fillers ("um").
+    """
+    return _english().NORMALIZERS[normalizer](text.translate(APOSTROPHES)).strip()
 
 
 @cache
