@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from support import CLIP
 
+from nemotron_npu.checkpoint import published
 from nemotron_npu.cli import acceptance
+from nemotron_npu.cli.bundled import DEMO_CLIP, DEMO_MODEL
 from nemotron_npu.cli.options import DeviceOptions, InputOptions, Options
 
 STEP = """
@@ -60,13 +62,24 @@ def test_a_step_that_fails_or_crashes_costs_no_other(cli, scripted, tmp_path):
     table = " ".join(out.split())
     assert "doctor warnings" in table and "precision_hf32 PASSED, sine 0.0567 %, subsampling alone 0.03 %" in table
     assert "benchmark exit code 2: the last line of --benchmark" in table
-    assert "benchmark_graph exit code -6" in table and "wer see wer.txt" in table and "2.20 % at 160 ms" in table
+    assert "benchmark_graph exit code -6" in table and "wer see wer.txt" in table
+    assert "2.20 % at 160 ms" not in out, "a figure of the published checkpoint"
     steps = json.loads((folder / "acceptance.json").read_text())["steps"]
     assert [step["name"] for step in steps] == names("npu:0", ("test.json",))
     for step in steps:
         assert step["command"][-4:] == options
         assert (folder / f"{step['name']}.txt").read_text().startswith("table of")
     assert "--allow_hf32" in steps[2]["command"] and "--allow_hf32" not in steps[1]["command"]
+
+
+def test_the_published_checkpoint_gets_its_yardstick(cli, scripted, tmp_path, monkeypatch):
+    """Figures of others are shown for the checkpoint that they are of."""
+    options = [DEMO_CLIP, "--device", "npu:0", "--model_path", DEMO_MODEL]
+    assert "2.20 %" not in cli(*options, "--acceptance", tmp_path / "other")[1]
+    monkeypatch.setitem(
+        published.PUBLISHED, published.sha256(DEMO_MODEL), (DEMO_MODEL.stat().st_size, "the published one")
+    )
+    assert "2.20 % at 160 ms" in cli(*options, "--acceptance", tmp_path / "out")[1]
 
 
 def test_links_are_replaced_and_passwords_left_out(cli, scripted, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import CLIP, CLIP_WORDS, ROOT
 
+from nemotron_npu.checkpoint import published
 from nemotron_npu.engine import ModelOptions
 from nemotron_npu.errors import SetupError
 from nemotron_npu.evaluation.report import alignment_report, chunk_table, summary_table, use_color
@@ -99,7 +100,7 @@ def test_basic_normalizer_is_whispers_for_other_languages():
     assert normalize(results[0][1], "basic") == "ein mann um zwanzig uhr mm"
     for evaluation, name in ((basic, "basic"), (english, "whisper")):
         assert f"normalized ({name})" in summary_table(evaluation)
-        assert f"normalized ({name})" in chunk_table([(80, evaluation, 1.0)])
+        assert f"normalized ({name})" in chunk_table([(80, evaluation, 1.0)], published=False)
         assert evaluation.as_dict()["normalizer"] == name
 
 
@@ -176,11 +177,25 @@ def test_color_is_for_terminals_without_no_color(monkeypatch):
 
 def test_chunk_table_shows_published_rates_as_not_measured(evaluation):
     """Rates from the model card stand next to those of this run, and a note says that they were not measured here."""
-    table = chunk_table([(80, evaluation, 0.5), (1120, evaluation, 0.25), (240, evaluation, 1)])
+    measured = [(80, evaluation, 0.5), (1120, evaluation, 0.25), (240, evaluation, 1)]
+    table = chunk_table(measured, published=True)
     rows = [" ".join(line.split()) for line in table.splitlines()]
     assert rows[2].startswith("80 33.33 % ") and rows[2].endswith(" 30.00 % 12.0 8.43 % 2.80 %")
     assert rows[3].endswith("24.0 6.93 % 2.32 %") and rows[4].endswith(" 6.0"), "the model card has no 240 ms"
     assert "no measurement of this run" in table
+    assert "published" not in chunk_table(measured, published=False)
+
+
+def test_published_checkpoints_are_known_by_their_content(tmp_path, monkeypatch):
+    """Size and SHA-256 decide, wherever the file lies; a file of another size is not read."""
+    for name, data in (("it.nemo", b"abc"), ("other.nemo", b"abd"), ("longer.nemo", b"abcd")):
+        (tmp_path / name).write_bytes(data)
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-2
+    monkeypatch.setattr(published, "PUBLISHED", {digest: (3, "a model")})
+    assert published.is_published(tmp_path / "it.nemo")
+    assert not published.is_published(tmp_path / "other.nemo") and not published.is_published(tmp_path)
+    monkeypatch.setattr(published, "sha256", None)
+    assert not published.is_published(tmp_path / "longer.nemo")
 
 
 # ---------------------------------------------------------------- on the command line
@@ -261,9 +276,10 @@ def test_chunk_ms_all_prints_a_row_for_each_chunk_size(cli, known, engine):
     code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all", "--engine", engine)
     assert code == 1 and err.count("broken.wav") == 1, "a file that failed is not tried again"
     assert [line.split()[0] for line in out.splitlines()[2:6]] == ["80", "160", "560", "1120"]
+    assert "published" not in out, "these are figures of another model"
     code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all", "--engine", engine, "--output_format", "json")
     assert [json.loads(line)["chunk_ms"] for line in out.splitlines()] == [80, 160, 560, 1120]
-    assert all(json.loads(line)["words"]["length"] == 11 for line in out.splitlines()) and "published" in err
+    assert all(json.loads(line)["words"]["length"] == 11 for line in out.splitlines()) and "published" not in err
 
 
 @pytest.mark.parametrize("option", [("--wer_report",), ("--chunk_ms", "all")])
@@ -301,5 +317,5 @@ def test_interrupted_chunk_ms_all_prints_finished_rows(cli, known, monkeypatch):
 
     monkeypatch.setattr(Recognizer, "at_chunk", interrupted)
     code, out, err = cli(known, "--device", "cpu", "--chunk_ms", "all")
-    assert code == 130 and [line.split()[0] for line in out.splitlines()[2:5]] == ["80", "160", "published:"]
+    assert code == 130 and [line.split()[0] for line in out.splitlines()[2:]] == ["80", "160"]
     assert "skipped, without a reference text: 1 of 3" in err

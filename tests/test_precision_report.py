@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support import DEMO, ROOT
 
+from nemotron_npu.checkpoint import published
 from nemotron_npu.errors import printable
 from nemotron_npu.host.provenance import environment
 from nemotron_npu.precision.compare import Precision
@@ -53,6 +54,14 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.content.append(data)
+
+
+def test_published_figures_are_those_of_the_published_checkpoint(comparison, tmp_path, monkeypatch):
+    """The page shows the guide's figures for its own model only."""
+    facts = environment(DEMO)
+    assert "Ascend 910B2, guide" not in write_report(comparison, CANDIDATE, facts, tmp_path / "other").read_text()
+    monkeypatch.setitem(published.PUBLISHED, facts["model_sha256"], (1, "the published one"))
+    assert "Ascend 910B2, guide" in write_report(comparison, CANDIDATE, facts, tmp_path / "its").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,14 @@ import json
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..benchmark.startup import child_process, command
+from ..checkpoint.hub import find_checkpoint
+from ..checkpoint.published import is_published
 from ..device import TRAITS, DeviceTraits, choose_device, traits_of
 from ..errors import SetupError, without_password
 from ..formats import dump, encode
@@ -77,10 +80,17 @@ def accept(folder: str, options: Options, console: Console) -> int:
         write_file(Path(folder, SUMMARY), encode(dump(document, indent=1) + "\n"))
         rows = [(outcome.name, outcome.result, f"{outcome.seconds:,.0f} s") for outcome in outcomes]
         console.result(format_table(rows, left=2, title=f"Acceptance of {options.device.device or 'this machine'}"))
-        if options.input.audio:
-            console.result(YARDSTICK)
         console.notify(f"folder: {folder} (it names your files; read it before you send it)")
+    if options.input.audio and _is_published(options.model_path):
+        console.result(YARDSTICK)
     return OK if all(outcome.passed for outcome in outcomes) else SOME_FAILED
+
+
+def _is_published(model_path: str | None) -> bool:
+    """Return whether the model is the published one; the steps have downloaded it if it was on the hub."""
+    with suppress(SetupError):
+        return model_path is not None and is_published(find_checkpoint(model_path))
+    return False
 
 
 def steps(options: Options, folder: Path) -> Iterator[Step]:

@@ -15,6 +15,7 @@ from ..audio import read_audio
 from ..benchmark.plot import plot_steps
 from ..benchmark.run import BenchmarkOptions, benchmark
 from ..benchmark.table import benchmark_table
+from ..checkpoint.published import is_published
 from ..dtypes import left_out, offered_dtypes
 from ..engine import LocalEngine
 from ..evaluation.report import chunk_table
@@ -78,6 +79,7 @@ def compare_chunks(session: Session, engine: LocalEngine) -> None:
     if len(indices) < len(results.todo):
         count = len(results.todo) - len(indices)
         session.console.notify(f"skipped, without a reference text: {count} of {len(results.todo)}")
+    published = is_published(session.checkpoint)
     rows: list[tuple[int, Evaluation, float]] = []
     try:
         for chunk_ms in sorted(engine.config.contexts):
@@ -92,7 +94,7 @@ def compare_chunks(session: Session, engine: LocalEngine) -> None:
                 session.console.result(_chunk_line(chunk_ms, evaluation, seconds))
     finally:
         if rows:
-            printer.table(chunk_table(rows))
+            printer.table(chunk_table(rows, published=published))
 
 
 def _score(

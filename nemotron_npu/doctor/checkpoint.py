@@ -8,17 +8,12 @@ from typing import Any
 
 from ..checkpoint.config_reader import read_config
 from ..checkpoint.hub import find_checkpoint, hub_is_missing, is_hub_id, parse_hub_id
+from ..checkpoint.published import PUBLISHED
 from ..errors import SetupError, first_line
 from ..host.program import command
 from ..host.provenance import files_of, sha256
 from .finding import OK, PROBLEM, Context, Finding, anonymous, try_import
 
-PUBLISHED = {
-    "283638054c44f6794e74fe9af9048d78a6d9d6c058c12131856c7859a62ac9cd": (
-        "the published nemotron-speech-streaming-en-0.6b of March 2026"
-    ),
-}
-"""SHA-256 of files on Hugging Face -> what they are."""
 REPLACE = "download it again, or name another one: --model_path M.nemo"
 
 
@@ -35,7 +30,7 @@ def checkpoint(context: Context) -> list[Finding]:
     size = sum(part.stat().st_size for part in files_of(path))
     found = f"{path.name}: {config.class_name}, {chunks}, {size:,} bytes"
     digest = sha256(path)
-    name = f": {PUBLISHED[digest]}" if digest in PUBLISHED else ""
+    name = f": {PUBLISHED[digest][1]}" if digest in PUBLISHED else ""
     return [Finding(OK, found), Finding(OK, f"SHA-256 {digest}{name}")]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ..checkpoint.published import PUBLISHED as PUBLISHED_CHECKPOINTS
 from ..errors import printable
 from .figures import Drawing, draw_difference, draw_margins, draw_stages, draw_time
 from .guide import PUBLISHED, PUBLISHED_HEAD
@@ -67,7 +68,7 @@ def render(document: dict, pictures: dict[str, list[np.ndarray]]) -> str:
         "failures": [{"stage": one["stage"], "text": _failure(one)} for one in document["failures"]],
         "tiles": _tiles(runs["recording"]) if runs else [],
         "figures": _figures(document, pictures),
-        "sine": _table(("", "this run", *PUBLISHED_HEAD), _sine(document)) if document["sine"] else None,
+        "sine": _sine(document) if document["sine"] else None,
         "stages": _table(STAGE_HEAD, _stages(runs["recording"]["stages"])) if runs else None,
         "streams": _table(STREAM_HEAD, [_stream(name, run) for name, run in runs.items() if run["live"]]),
         "recordings": _table(RECORDING_HEAD, [_recording(one) for one in document["recordings"][:MAX_RECORDINGS]]),
@@ -173,10 +174,10 @@ def _recording(recording: dict) -> tuple[str, ...]:
     )
 
 
-def _sine(document: dict) -> list[tuple[str, ...]]:
-    """Return the rows of the guide's table: this run, and what is published."""
+def _sine(document: dict) -> dict | None:
+    """Return the guide's table: this run, and what is published if this is the published checkpoint."""
     s, device = document["sine"], document["candidate"]["device"]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("Preprocessor MAE", _number(s["preprocessor"]["mae"])),
         ("Preprocessor Max Error", _number(s["preprocessor"]["max_error"])),
         ("Encoder MSE", _number(s["encoder"]["mse"])),
@@ -188,7 +189,9 @@ def _sine(document: dict) -> list[tuple[str, ...]]:
         ("cpu against cpu, max", _number(s["cpu_against_cpu"]["max_error"])),
         ("Verdict", s["verdict"]),
     ]
-    return [(*row, *PUBLISHED.get(row[0], ("", "", ""))) for row in rows]
+    if document["environment"]["model_sha256"] not in PUBLISHED_CHECKPOINTS:
+        return _table(("", "this run"), rows)
+    return _table(("", "this run", *PUBLISHED_HEAD), [(*row, *PUBLISHED.get(row[0], ("", "", ""))) for row in rows])
 
 
 def _environment(facts: dict) -> list[tuple[str, str]]:
