@@ -360,7 +360,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=types.path,
         metavar="DIR",
-        help="write all figures and plots of --precision_compare, --benchmark and --wer_report to this folder",
+        help="write all figures and plots of --precision_compare, --benchmark and word errors to this folder",
     )
     measuring.add_argument(
         "--acceptance",
