@@ -251,11 +251,9 @@ def test_word_errors_are_printed_for_reference_texts(cli, known):
 
 
 def test_evaluation_json_has_every_figure(cli, known, tmp_path):
-    """With --report the errors of each file and their sum are written to evaluation.json, with their table alone."""
-    code, out, err = cli(known, "--device", "cpu", "--report", tmp_path, "--wer_normalizer", "basic")
-    assert "normalized (basic)" in err and "The worst" not in err
+    """With --report the errors of each file and their sum are written to evaluation.json."""
+    cli(known, "--device", "cpu", "--wer_report", "--report", tmp_path)
     figures = json.loads((tmp_path / "evaluation.json").read_text())["evaluation"]
-    assert figures["normalizer"] == "basic" and figures["overall"]["normalized_words"]["length"] == 11
     assert len(figures["files"]) == 2 and figures["files"][1]["audio"].endswith("begin.wav")
     assert figures["overall"]["words"]["hits"] == 10
 
@@ -300,7 +298,6 @@ def test_chunk_ms_all_excludes_other_outputs(cli):
         ["--benchmark"],
         ["--output_dir", "out"],
         ["--wer_report"],
-        ["--report", "out"],
         ["--output_format", "srt"],
     ):
         code, out, err = cli(CLIP, "--chunk_ms", "all", *option)

@@ -117,7 +117,6 @@ def _chunk_conflicts(options: Options) -> Iterator[str]:
         "--benchmark": options.measure.benchmark,
         "--output_dir": options.output.folder,
         "--wer_report": options.measure.wer_report,
-        "--report": options.measure.report,
     }
     for option, value in given.items():
         if value:
@@ -153,6 +152,8 @@ def _worker_conflicts(options: Options) -> Iterator[str]:
 
 def _measure_conflicts(options: Options) -> Iterator[str]:
     measure = options.measure
+    if measure.report and not (measure.precision_compare or measure.benchmark or measure.wer_report):
+        yield "--report: needs --precision_compare, --benchmark or --wer_report"
     if measure.precision_compare and measure.wer_normalizer != MeasureOptions.wer_normalizer:
         yield "--precision_compare: its error rates are normalized by Whisper's normalizer (omit --wer_normalizer)"
     if measure.tolerances and not measure.precision_compare:

@@ -46,6 +46,8 @@ def run(options: Options, console: Console) -> int:
         return accept(options.acceptance, options, console)
     measure = options.measure
     _check_packages(options)
+    if measure.report is not None:
+        make_report_folder(measure.report)
     if not options.messages.debug:
         silence_libraries(quiet=options.messages.quiet)
     checkpoint = _find_checkpoint(options.model_path, console)
@@ -66,6 +68,7 @@ def run(options: Options, console: Console) -> int:
         confidence=search.confidence or _default_confidence(options.model.engine),
         boost_words=digest(phrases, search.boost_alpha),
         allow_hf32=options.model.allow_hf32,
+        npu_fused=options.model.npu_fused,
         language=config.choose_language(options.model.language),
         engine=options.model.engine,
         model_id=read_identity(checkpoint, config),
@@ -75,8 +78,6 @@ def run(options: Options, console: Console) -> int:
     left_out: Counter[str] = Counter()
     recordings, unusable = _find_recordings(options, console, left_out)
     _check_recordings(options, recordings)
-    if measure.report is not None:
-        make_report_folder(measure.report)
     with _output_folder(options.output, settings) as folder:
         printer = Printer(console, options, len(recordings) + unusable)
         results = Results(recordings, unusable, folder, printer, left_out)
@@ -201,13 +202,9 @@ def _check_recordings(options: Options, recordings: list[Recording]) -> None:
         problem = "stdout takes one recording in this format"
         raise SetupError(f"--output_format {name}", problem, "several need --output_dir")
     measure = options.measure
-    needs_reference = {
-        "--wer_report": measure.wer_report,
-        "--chunk_ms all": measure.all_chunks,
-        "--report": measure.report and not measure.given,
-    }
-    option = next((option for option, given in needs_reference.items() if given), None)
-    if recordings and option and all(recording.reference is None for recording in recordings):
+    needs_reference = measure.wer_report or measure.all_chunks
+    if recordings and needs_reference and all(recording.reference is None for recording in recordings):
+        option = "--wer_report" if measure.wer_report else "--chunk_ms all"
         problem = "no input has a reference text"
         raise SetupError(option, problem, "use a NeMo manifest whose entries have text")
 
