@@ -31,6 +31,7 @@ SAMPLE_RATE = 16_000  # Hz, of the audio that the model was trained on
 FULL_SCALE = 32768  # of int16 samples
 EXPECTED = "expected float32 in -1 .. 1 or int16, numpy or torch"
 MAX_LEVEL = 1000  # of float samples: larger ones are integers that were never scaled
+EVERY_CHANNEL = 0  # in place of a channel's number: all, each by itself
 CANCELS = "its channels cancel each other out when they are mixed (take --channel 1, or --channel each)"
 BLOCK_SECONDS = 30  # decoded at a time
 BLOCK_VALUES = 1 << 24  # decoded at a time at most, counting all channels
@@ -220,7 +221,7 @@ class Part:
 
 
 class Mixer:
-    """Makes one channel of several: their average, or ``channel``, from 1 on."""
+    """Makes one channel of several: their average, or ``channel``, from 1 on; ``EVERY_CHANNEL`` keeps them."""
 
     def __init__(self, name: str, channel: int | None = None) -> None:
         self.name = name
@@ -230,6 +231,8 @@ class Mixer:
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         """Convert float32 [samples, channels] to [samples].  Raises InputError if there is no such channel."""
         count = samples.shape[1]
+        if self.channel == EVERY_CHANNEL:
+            return samples
         if self.channel:
             if self.channel > count:
                 problem = f"no channel {self.channel}: it has {count}"
@@ -252,17 +255,22 @@ class Resampler:
 
     def __init__(self, rate: int) -> None:
         self.rate = rate
-        self.stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1) if rate != SAMPLE_RATE else None
+        self.stream: soxr.ResampleStream | None = None
+        self.channels: tuple[int, ...] = ()
+        """The shape of a sample: () or (channels,)."""
 
     def __call__(self, samples: np.ndarray, *, last: bool = False) -> np.ndarray:
-        """Convert float32 [samples] to float32 [samples'], as many as are final yet."""
-        if self.stream:
+        """Convert float32 [samples] or [samples, channels] to 16 kHz, as many as are final yet."""
+        self.channels = samples.shape[1:]
+        if self.rate != SAMPLE_RATE:
+            if self.stream is None:
+                self.stream = soxr.ResampleStream(self.rate, SAMPLE_RATE, *(self.channels or (1,)))
             samples = self.stream.resample_chunk(samples, last=last)
         return np.ascontiguousarray(samples, dtype=np.float32)
 
     def finish(self) -> np.ndarray:
         """Return the samples that the resampler still holds."""
-        return self(np.zeros(0, np.float32), last=True)
+        return self(np.zeros((0, *self.channels), np.float32), last=True)
 
 
 def check_samples(samples: np.ndarray, name: str) -> None:

@@ -23,14 +23,12 @@ BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm1d's own
 class ConformerLayer:
     """``layers.N`` of a checkpoint."""
 
-    attention_class = RelativeAttention
-
     def __init__(self, load: LayerLoader, config: EncoderConfig) -> None:
         """Load the weights; ``config`` is the checkpoint's ``encoder`` part."""
         width = config.d_model
         inner = width * config.ff_expansion_factor
         self.feed_forward1 = FeedForward(load, 1, width, inner)
-        self.attention = self.attention_class(load, width, config.n_heads)
+        self.attention = RelativeAttention(load, width, config.n_heads)
         self.convolution = Convolution(load, config)
         self.feed_forward2 = FeedForward(load, 2, width, inner)
         self.norm_out = load.norm("norm_out", width)
@@ -100,18 +98,14 @@ class Convolution:
         self.pointwise2 = load.linear("conv.pointwise_conv2", (width, width, 1), floor=SILU_FLOOR)
 
     def __call__(self, x: torch.Tensor, window: torch.Tensor, ends: list[int | None]) -> torch.Tensor:
-        """Return ``x`` plus the convolution of its norm, [n * slots, width], see ``convolved``."""
-        return self.pointwise2.add(x, self.convolved(self.norm(x), window, ends))
-
-    def convolved(self, y: torch.Tensor, window: torch.Tensor, ends: list[int | None]) -> torch.Tensor:
-        """Return the convolution of the norm ``y``, [n * slots, width], before the last pointwise one.
+        """Return ``x`` plus the convolution of its norm, [n * slots, width].
 
         ``window`` [left + n + right, slots, width] holds the left context and receives the new rows; ``ends`` are the
         frames until the end of each slot's recording, None if it does not end in this block.
         """
         slots = window.shape[1]
-        count = len(y) // slots
-        y = self.pointwise1(y)
+        count = len(x) // slots
+        y = self.pointwise1(self.norm(x))
         new = window[self.left :]
         torch.ops.aten.glu.out(y, -1, out=new[:count].view(count * slots, -1))
         if self.right:  # a causal convolution of a frame before the end never sees a row past it
@@ -121,7 +115,7 @@ class Convolution:
         y = self._depthwise(window, count)
         if self.depthwise_norm:
             y = self.depthwise_norm(y)
-        return F.silu(y).view(count * slots, -1)
+        return self.pointwise2.add(x, F.silu(y).view(count * slots, -1))
 
     def _depthwise(self, window: torch.Tensor, count: int) -> torch.Tensor:
         """[kernel - 1 + n, slots, width] -> [n, slots, width].

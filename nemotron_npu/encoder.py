@@ -26,7 +26,6 @@ from .checkpoint.weights import Weights
 from .conformer import ConformerLayer, convolution_context
 from .device import traits_of
 from .errors import Unsupported
-from .fused import FusedLayer
 from .graph import CapturedStep, Captures
 from .linear import AnyLinear, LayerLoader
 from .prompt import Prompt
@@ -58,8 +57,6 @@ class EncoderOptions:
     """Frames of the largest block."""
     dtype: str = "float32"
     """Of the matrix products, see ``linear.make_linear``."""
-    npu_fused: bool = False
-    """Whether the layers consist of torch_npu's fused operators, see ``fused.py``."""
 
 
 class NotFinitePart(NamedTuple):
@@ -106,9 +103,8 @@ class Encoder:
         self.lead = self.subsampling.lead
         """Rows of zeros before a recording's first feature frame."""
         loaders = [load.inside(f"layers.{index}.") for index in range(config.n_layers)]
-        layer = FusedLayer if options.npu_fused else ConformerLayer
         with ThreadPoolExecutor(min(LOADERS, torch.get_num_threads())) as pool:  # packing keeps one core busy
-            self.layers = list(pool.map(lambda loader: layer(loader, config), loaders))
+            self.layers = list(pool.map(lambda loader: ConformerLayer(loader, config), loaders))
         self.out = None
         if weights.has("out_proj.weight"):
             self.out = load.linear("out_proj", (config.feat_out, self.width))
@@ -301,8 +297,10 @@ class Encoder:
 
         Each is float32 [rows, width] on the host, the newest row last.
         """
-        attention = self.layers[0].attention.keys_and_values(state.attention.kept[:, :, 0].float().cpu())
-        return list(zip(*attention, state.convolution.kept[:, :, 0].float().cpu(), strict=True))
+        attention = state.attention.kept[:, :, 0].float().cpu()
+        attention = attention.view(len(self.layers), self.keep, self.heads, -1, self.width // self.heads)
+        keys, values = (attention[:, :, :, part].flatten(2) for part in (-2, -1))
+        return list(zip(keys, values, state.convolution.kept[:, :, 0].float().cpu(), strict=True))
 
 
 def _check(config: EncoderConfig) -> None:

@@ -150,6 +150,11 @@ def to_event(type: str, segment: Segment, number: int, **fields: object) -> dict
     return {**head, "words": document["words"]}
 
 
+def to_end_event(result: Result) -> dict:
+    """Return the event of a live stream that has ended: its document."""
+    return {"type": "end", "source": result.recording.output, **result.document}
+
+
 def to_json(document: dict) -> str:
     """Return the document on one line."""
     return dump(document) + "\n"
@@ -181,7 +186,7 @@ FORMATS: dict[str, Format] = {
     "ctm": Format(_ctm_lines),
     "jsonl": Format(lambda result: to_json(result.document), "results.jsonl", tables="json"),
     "manifest": Format(_manifest_line, "manifest.jsonl"),
-    "events": Format(lambda result: to_json({"type": "end", **result.document}), live=True),
+    "events": Format(lambda result: to_json(to_end_event(result)), live=True),
 }
 FILES = tuple(name for name, entry in FORMATS.items() if not (entry.collected_in or entry.live))
 """Names of the formats with one file per recording."""

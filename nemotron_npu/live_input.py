@@ -99,6 +99,9 @@ class LiveInput:
     samples; for one that cannot be read (any more) it does so after the blocks that have arrived.
     """
 
+    name = "stdin"
+    """The stream, for messages."""
+
     def __init__(
         self, descriptor: int, rate: int | None = None, *, raw: bool = False, selection: Selection = DEFAULT
     ) -> None:
@@ -107,7 +110,7 @@ class LiveInput:
         self.descriptor = descriptor
         self.format = StreamFormat(rate or SAMPLE_RATE)
         self.raw = raw
-        self.mixer = Mixer("stdin", selection.channel)
+        self.mixer = Mixer(self.name, selection.channel)
         self.track = selection.track
         self.started: float | None = None
         """time.monotonic() at the arrival of the first bytes."""
@@ -124,10 +127,12 @@ class LiveInput:
         self.data = bytearray()
         """Data that the consumer has received and not yet used."""
         self.ended = False
+        self.is_stopped = False
         threading.Thread(target=self._read, daemon=True).start()
 
     def stop(self) -> None:
         """Accept no more audio: iteration ends with what has arrived until now."""
+        self.is_stopped = True
         self.arrived.put(b"")
 
     def delay(self, taken: float) -> float:
@@ -154,7 +159,7 @@ class LiveInput:
             available -= available % frame_bytes
             if available:
                 samples = self.format.decode(self._take(available))
-                check_samples(samples, "stdin")
+                check_samples(samples, self.name)
                 yield resampler(self.mixer(samples))
                 decoded += available
             if not self._receive():
@@ -162,10 +167,13 @@ class LiveInput:
             if decoded + frame_bytes > size:  # chunks after the samples
                 self._take(len(self.data))
         if not decoded and not self.failure:
-            raise InputError("stdin", "no audio samples arrived", "check the program that writes into the pipe")
+            raise InputError(self.name, "no audio samples arrived", "check the program that writes into the pipe")
         yield resampler.finish()
         if self.failure:
-            raise InputError("stdin", f"cannot be read: {self.failure.strerror}")
+            raise InputError(self.name, f"cannot be read: {self.failure.strerror}")
+        if decoded + frame_bytes <= size < math.inf and not self.is_stopped:
+            seconds = [count / frame_bytes / self.format.sample_rate for count in (decoded, size)]
+            raise InputError(self.name, f"breaks off after {seconds[0]:.1f} of {seconds[1]:.1f} s")
 
     # ------------------------------------------------------------------ the thread that reads
 
@@ -182,7 +190,7 @@ class LiveInput:
         except OSError as error:
             self.failure = error
         finally:
-            self.stop()  # whatever ends this thread, the consumer must not wait for more
+            self.arrived.put(b"")  # whatever ends this thread, the consumer must not wait for more
 
     def _next_data(self) -> bytes:
         """Return what arrives next; b"" at the end."""
@@ -210,6 +218,9 @@ class LiveInput:
             data = self.arrived.get()
             self.ended = not data
             self.data += data
+            with self.backlog:
+                self.taken += len(data)
+                self.backlog.notify()
         return not self.ended
 
     def _take(self, count: int) -> bytes:
@@ -219,12 +230,9 @@ class LiveInput:
                 reason = "stream ends inside the wav header"
                 if self.failure:
                     reason = f"cannot be read: {self.failure.strerror}"
-                raise InputError("stdin", reason)
+                raise InputError(self.name, reason)
         taken = bytes(self.data[:count])
         del self.data[:count]
-        with self.backlog:
-            self.taken += count
-            self.backlog.notify()
         return taken
 
     def _find_container(self) -> str | None:
@@ -235,15 +243,15 @@ class LiveInput:
         start = bytes(self.data[:SNIFF_BYTES])
         container = identify(start)
         if container in ARCHIVES:
-            raise InputError("stdin", f"is {container} data", "unpack it first")
+            raise InputError(self.name, f"is {container} data", "unpack it first")
         if container == BIG_ENDIAN:  # ffmpeg 8 takes its samples for little-endian ones
-            raise InputError("stdin", f"unsupported {container} stream", "convert it: sox - -t wav -")
+            raise InputError(self.name, f"unsupported {container} stream", "convert it: sox - -t wav -")
         if container or _is_wav(start):
             return container
         self._wait_for(PROBE_BYTES)
         start = bytes(self.data[:READ_BYTES])
         if len(start) >= SNIFF_BYTES and is_text(start):
-            raise InputError("stdin", "is text, not audio")
+            raise InputError(self.name, "is text, not audio")
         return "audio" if is_media(start) else None
 
     def _decode_media(self, container: str) -> Iterator[np.ndarray]:
@@ -251,16 +259,16 @@ class LiveInput:
             yield from self._media_blocks()
         except ForeignFormat as error:
             hint = "convert it: ffmpeg -i - -f wav -"
-            raise InputError("stdin", f"unsupported {container} stream", hint) from error
+            raise InputError(self.name, f"unsupported {container} stream", hint) from error
 
     def _media_blocks(self) -> Iterator[np.ndarray]:
-        with open_media(subprocess.PIPE, "stdin", self.track) as media:
+        with open_media(subprocess.PIPE, self.name, self.track) as media:
             threading.Thread(target=self._pass_on, args=(media.process.stdin,), daemon=True).start()
             info = media.info
             self.format = StreamFormat(info.sample_rate, info.channels, container=info.format)
-            yield from Part("stdin", info.sample_rate).cut(media.blocks(), self.mixer)
+            yield from Part(self.name, info.sample_rate).cut(media.blocks(), self.mixer)
         if self.failure:
-            raise InputError("stdin", f"cannot be read: {self.failure.strerror}")
+            raise InputError(self.name, f"cannot be read: {self.failure.strerror}")
 
     def _pass_on(self, pipe: IO[bytes]) -> None:
         """Write the stream into the decoder; a thread of its own does."""
@@ -291,7 +299,7 @@ class LiveInput:
             size = int.from_bytes(self._take(4), "little")
             if name == b"data":
                 if found is None:
-                    raise InputError("stdin", "wav stream without a fmt chunk")
+                    raise InputError(self.name, "wav stream without a fmt chunk")
                 self.format = found
                 return real_size or (size if size < MAX_KNOWN_SIZE else 0)
             left -= size
@@ -301,18 +309,18 @@ class LiveInput:
             if name == b"ds64" and len(chunk) >= 16:  # EBU Tech 3306
                 (real_size,) = struct.unpack_from("<Q", chunk, 8)
             if name == b"fmt ":
-                found = _parse_format(chunk)
-        raise InputError("stdin", "wav header that does not end")
+                found = _parse_format(chunk, self.name)
+        raise InputError(self.name, "wav header that does not end")
 
 
 def _is_wav(start: bytes) -> bool:
     return start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE"
 
 
-def _parse_format(chunk: bytes) -> StreamFormat:
-    """Parse the ``fmt `` chunk of a wav (Microsoft's WAVEFORMATEX and WAVEFORMATEXTENSIBLE)."""
+def _parse_format(chunk: bytes, name: str) -> StreamFormat:
+    """Parse the ``fmt `` chunk of the wav ``name`` (Microsoft's WAVEFORMATEX and WAVEFORMATEXTENSIBLE)."""
     if len(chunk) < 16:
-        raise InputError("stdin", "broken fmt chunk in the wav stream")
+        raise InputError(name, "broken fmt chunk in the wav stream")
     tag, channels, rate, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", chunk)
     if tag == EXTENSIBLE and len(chunk) >= 26:
         (tag,) = struct.unpack_from("<H", chunk, 24)
@@ -320,7 +328,7 @@ def _parse_format(chunk: bytes) -> StreamFormat:
     is_valid = 0 < channels <= MAX_CHANNELS and MIN_RATE <= rate <= MAX_RATE and frame_bytes == channels * bits // 8
     if subtype is None or not is_valid:
         problem = f"unsupported wav stream: format {tag}, {bits} bits, {channels} channels, {rate} Hz"
-        raise InputError("stdin", problem, "pipe 16-bit PCM")
+        raise InputError(name, problem, "pipe 16-bit PCM")
     return StreamFormat(rate, channels, subtype, frame_bytes, "WAV")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
 from copy import copy
 from typing import Any
 
@@ -21,7 +20,7 @@ from .cache import EncoderState
 from .decoder import DecoderState, NotFinite
 from .device import is_out_of_memory, release_memory, traits_of, upload
 from .engine import STREAM_DEFAULTS, StreamOptions
-from .errors import ModelError, SetupError, one_line
+from .errors import SetupError, one_line
 from .model import Model
 from .state_store import StateStore
 from .streaming import Stream
@@ -97,8 +96,11 @@ class PooledStream(Stream):
 
     def step_alone(self, frames: int) -> None:
         """Transcribe the next frames without other streams; an error of the model ends the stream."""
-        with suppress(ModelError), self.lock:
-            self._step(frames)
+        try:
+            with self.lock:
+                self._step(frames)
+        except Exception as error:
+            self.error = error
 
     def finish(self) -> Transcript:
         """End the stream, step the pool until all of it is transcribed, and return the final transcript.
@@ -158,17 +160,20 @@ class Pool:
 
         While some open streams are not ready, it waits for them up to ``patience`` seconds after the first became
         ready: the more streams share a step, the less each costs.  Returns [] if none is ready in that time.
-        A stream whose values are not finite ends with its ``error``; the others go on.
+        After an error of the model each is tried alone: a stream that fails again ends with its ``error``, and the
+        others go on.
         """
         with self.stepping:
             ready = self._wait(patience)
             while ready:
                 try:
-                    self._step(ready)
+                    self._step(ready, together=len(ready) > 1)
                     break
                 except Exception as error:
-                    if len(ready) == 1 or not is_out_of_memory(error):
-                        raise
+                    is_memory = is_out_of_memory(error)
+                if not is_memory:
+                    self._step(ready, together=False)
+                    break
                 ready = self._halve(ready)
             return ready
 
@@ -202,8 +207,8 @@ class Pool:
         self.model.announce(one_line(str(self.model.device), "out of memory", hint))
         return ready[: self.largest]
 
-    def _step(self, ready: list[PooledStream]) -> None:
-        """Encode and decode the next frames of these streams.  Nothing has changed if memory runs out."""
+    def _step(self, ready: list[PooledStream], *, together: bool) -> None:
+        """Encode and decode the next frames of these streams; if that fails ``together``, nothing has changed."""
         waiting = []
         for stream in ready:
             with stream.lock:
@@ -211,7 +216,7 @@ class Pool:
         chunk, block = ready[0].chunk, min(stream.block for stream in ready)
         frames = min(max(min(rows.ready for rows in waiting) // chunk, 1) * chunk, block)
         alone = ready
-        if len(ready) > 1:
+        if together:
             alone = self._step_together(ready, frames, [rows.take(frames) for rows in waiting])
         for stream in alone:
             stream.step_alone(frames)

@@ -88,8 +88,8 @@ class Stream:
         self.pause = options.reset_after_pause_ms / 1000 or float("inf")
         """Seconds without a token after which the decoder's state is reset."""
         self.tokens_at_reset = 0
-        self.error: ModelError | None = None
-        """What ended the stream, if it failed: the model's values were not finite."""
+        self.error: Exception | None = None
+        """What ended the stream, if it failed: the model's values were not finite, or in a pool any error of it."""
         self.utterances = Utterances(model.speller, options.endpoint_ms)
         self.settled = 0
         """Tokens whose words are in ``settled_text``: a long stream is not spelled from its start each time."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from .decoder import Emission
 from .spelling import WORD_START, Speller
 from .tags import END_OF_UTTERANCE, Tag
 from .transcript import Segment, Word, ends_sentence, make_segment
+
+if TYPE_CHECKING:  # it loads torch, which who shows events does not need
+    from .decoder import Emission
 
 MAX_EVENTS = 10_000  # kept of a stream whose ``events`` nobody asks for
 

@@ -133,11 +133,36 @@ def test_one_channel_is_its_own_samples(call):
 
 
 def test_one_channel_of_a_live_stream(call, capsys, monkeypatch, tmp_path):
-    """--channel takes a channel of stdin, wav or media; each is for files."""
+    """--channel takes a channel of stdin; each transcribes every channel by itself."""
     for channel, words in ((1, CLIP_WORDS), (2, SHORT)):
         with open(call, "rb") as pipe:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
             assert run(capsys, "-", "--endpoint_ms", 0, "--channel", channel).lines == [words]
-    with pytest.raises(SystemExit, match="2"):
-        inference.main(["-", "--channel", "each"])
-    assert "--channel each: applies to files" in capsys.readouterr().err
+    with open(call, "rb") as pipe:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
+        each = run(capsys, "-", "--endpoint_ms", 0, "--channel", "each")
+    assert sorted(each.lines) == [f"stdin [channel 1]: {CLIP_WORDS}", f"stdin [channel 2]: {SHORT}"]
+
+
+def test_each_channel_of_a_live_stream_has_its_files(call, capsys, monkeypatch, tmp_path):
+    """The channels of stdin, and of media, are streams of their own, with files of their own and labeled events."""
+    flac = tmp_path / "call.flac"
+    soundfile.write(flac, *soundfile.read(call))
+    for source in (call, flac):
+        with open(source, "rb") as pipe:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
+            assert run(capsys, "-", "--channel", "each", "-o", tmp_path / "out").code == 0
+        for channel, text in ((1, CLIP_WORDS), (2, SHORT)):
+            name = f"stdin.ch{channel}"
+            document = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+            assert (document["text"], document["channel"], document["channels"]) == (text, channel, 2)
+            events = [json.loads(line) for line in (tmp_path / "out" / f"{name}.events").read_text().splitlines()]
+            assert {(event["source"], event["channel"]) for event in events} == {(name, channel)}
+            assert events[-1]["type"] == "end" and events[-1]["text"] == text
+
+
+def test_each_channel_of_streamed_files_is_a_stream(call, capsys):
+    """Files of two channels and of one, streamed: a stream for each channel."""
+    each = run(capsys, "--stream", call, CLIP, "--channel", "each", "--endpoint_ms", 0)
+    expected = [f"{call} [channel 1]: {CLIP_WORDS}", f"{call} [channel 2]: {SHORT}", f"{CLIP}: {CLIP_WORDS}"]
+    assert each.code == 0 and sorted(each.lines) == sorted(expected)

@@ -57,12 +57,12 @@ def test_events_come_before_the_input_ends(start, pcm):
 
 
 def test_events_of_streamed_files_name_them(cli, tmp_path):
-    """Each line of several streamed files has the path of its file."""
+    """Each line of several streamed files has the path of its file, and a name that no other stream has."""
     code, out, _ = cli(CLIP, CLIP, "--stream", "--output_format", "events", "--device", "cpu", "--quiet")
     events = [json.loads(line) for line in out.splitlines()]
-    ends = [i + 1 for i, event in enumerate(events) if event["type"] == "end"]
-    assert code == 0 and len(ends) == 2 and {event["audio"] for event in events} == {str(CLIP)}
-    assert check(events[: ends[0]]) == check(events[ends[0] :])
+    assert code == 0 and {event["audio"] for event in events} == {str(CLIP)}
+    first, second = ([event for event in events if event["source"] == name] for name in ("digits", "digits_2"))
+    assert check(first) == check(second) and check(first)[-1] == "end" and len(first + second) == len(events)
 
 
 def test_folder_of_a_stream_has_its_events(cli, tmp_path):

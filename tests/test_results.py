@@ -26,7 +26,7 @@ from support import (
     words_of,
 )
 
-from nemotron_npu.cli import results
+from nemotron_npu.cli import many_streams, results, stream_sources
 from nemotron_npu.encoder import Encoder
 from nemotron_npu.recognizer import Recognizer
 from nemotron_npu.sources import Recording
@@ -257,6 +257,8 @@ def test_interrupted_stream_is_not_done(cli, calls, tmp_path, monkeypatch):
         return step(*args)
 
     monkeypatch.setattr(Encoder, "step", interrupted)
+    monkeypatch.setattr(many_streams, "AHEAD_SECONDS", 0.1)
+    monkeypatch.setattr(stream_sources, "BLOCKS_AHEAD", 1)  # the files are not read to their ends yet
     options = [calls / "day 1", "--stream", "--output_dir", tmp_path, "--device", "cpu"]
     code, out, err = cli(*options)
     assert (code, out) == (130, "") and "0 done, 0 failed, 7 left (--resume continues)" in err

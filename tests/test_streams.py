@@ -201,7 +201,7 @@ def test_audio_that_arrives_while_the_model_loads_is_kept(listen, pcm):
         (["-", "-"], "stdin cannot be combined"),
         ([CLIP, "--sample_rate", 8000], "--sample_rate: applies to raw PCM on stdin"),
         (["-", "--sample_rate", 100], "not a sample rate"),
-        ([CLIP, "--stream", "--batch_size", 2], "--stream: transcribes one file at a time"),
+        ([CLIP, "--stream", "--batch_size", 2], "--stream: transcribes chunk by chunk"),
         ([CLIP, "--stream", "--precision_compare"], "measures files, not streams"),
         ([CLIP, "--endpoint_ms", 500], "--endpoint_ms: applies to live streams"),
         ([CLIP, "--reset_after_pause", 5000], "--reset_after_pause: applies to live streams"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine import STREAM_DEFAULTS
 from ..formats import FORMATS
-from .options import EACH, MeasureOptions, Options
+from .options import MeasureOptions, Options
 
 DOCTOR_OPTIONS = {"doctor", "device", "model_path", "engine", "output_format", "quiet", "debug"}
 SAVE_OPTIONS = {"save", "model_path", "dtype", "quiet", "debug"}
@@ -67,15 +67,13 @@ def _input_conflicts(options: Options) -> Iterator[str]:
     if given.stream and options.checks_model:
         yield "--stream: needs AUDIO"
     if given.stream and (device.batch_size or options.model.block_ms):
-        yield "--stream: transcribes one file at a time, chunk by chunk (omit --batch_size and --block_ms)"
-    if given.sample_rate and not given.live:
-        yield "--sample_rate: applies to raw PCM on stdin only (files state their own rate)"
-    if given.live and given.channel == EACH:
-        yield "--channel each: applies to files (stdin: mix, or the number of one channel)"
+        yield "--stream: transcribes chunk by chunk (omit --batch_size and --block_ms)"
+    if given.sample_rate and not (given.live or given.stream):
+        yield "--sample_rate: applies to raw PCM on stdin and in pipes (files state their own rate)"
     if given.track > 1 and not given.audio:
         yield "--track: needs AUDIO"
-    if given.raw and not given.live:
-        yield "--raw: applies to stdin only"
+    if given.raw and not (given.live or given.stream):
+        yield "--raw: applies to stdin and pipes"
 
 
 def _live_conflicts(options: Options) -> Iterator[str]:
@@ -138,8 +136,8 @@ def _worker_conflicts(options: Options) -> Iterator[str]:
     option = "--num_workers" if options.cluster.num_workers else "--ray_address"
     if not options.input.audio:
         yield f"{option}: needs AUDIO"
-    if options.input.stream or options.input.live:
-        yield f"{option}: applies to files, not to streams"
+    if options.input.live:
+        yield f"{option}: applies to files and pipes, not to stdin"
     for measurement in _measurements(options.measure):
         yield f"{measurement}: measures one device (omit {option})"
     if options.measure.all_chunks:

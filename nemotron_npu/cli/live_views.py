@@ -7,13 +7,16 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from ..errors import printable
 from ..formats import to_event, to_json
+from ..sources import Recording
 from ..transcript import Word, make_segment
 from ..utterances import LiveEvent
 from .console import Console
+from .session import Session
 
 
 class LiveView(Protocol):
@@ -28,30 +31,39 @@ class LiveView(Protocol):
     def finish(self) -> None:
         """Take note of the end of the stream."""
 
+    def fail(self, problem: str) -> None:
+        """Take note of what has ended the stream too early."""
+
     def end_line(self) -> None:
         """End the line, if one has grown, so that a message starts on its own."""
 
 
 class EventLines:
-    """A JSON line for each event; ``write`` takes the lines of the stream ``audio``."""
+    """A JSON line for each event; ``write`` takes the lines of the stream ``recording``."""
 
-    def __init__(self, write: Callable[[str], None], audio: str) -> None:
+    def __init__(self, write: Callable[[str], None], recording: Recording) -> None:
         self.write = write
-        self.audio = audio
+        self.fields: dict[str, Any] = {"source": recording.output, "audio": recording.path}
+        if recording.channel:
+            self.fields["channel"] = recording.channel
 
     def update(self, events: list[LiveEvent], unfinished: list[Word]) -> None:
         """Write a line for each event."""
         for event in events:
-            self.write(to_json(to_event(event.type, event.segment, event.number, audio=self.audio)))
+            self.write(to_json(to_event(event.type, event.segment, event.number, **self.fields)))
 
     def preview(self, words: list[Word]) -> None:
         """Write the words that wait for more audio."""
         if words:
             segment = make_segment(words, words[-1].end)
-            self.write(to_json(to_event("partial", segment, 0, audio=self.audio)))
+            self.write(to_json(to_event("partial", segment, 0, **self.fields)))
 
     def finish(self) -> None:
         """Do nothing: the last line is the document, which ``Results`` writes."""
+
+    def fail(self, problem: str) -> None:
+        """Write the problem; the document follows if the text so far is kept."""
+        self.write(to_json({"type": "error", **self.fields, "problem": problem}))
 
     def end_line(self) -> None:
         """Do nothing: each event ends its line."""
@@ -79,6 +91,9 @@ class TextLines:
         """Write a line without text for a stream without words."""
         if not self.lines:
             self.console.result(self.prefix)
+
+    def fail(self, problem: str) -> None:
+        """Do nothing: an error line follows."""
 
     def end_line(self) -> None:
         """Do nothing: each utterance ends its line."""
@@ -122,6 +137,10 @@ class GrowingText:
         """Show at least the prefix, and end the line."""
         if not self.has_begun:
             self._begin()
+        self.end_line()
+
+    def fail(self, problem: str) -> None:
+        """End the line: an error line follows."""
         self.end_line()
 
     def end_line(self) -> None:
@@ -205,6 +224,24 @@ class GrowingText:
         width = _terminal_width()
         if width and self.column > width:
             self.column %= width
+
+
+def views_of(session: Session, index: int, *, grows: bool) -> list[LiveView]:
+    """Return what shows and writes a stream as it goes.  ``grows``: it may have the terminal for itself."""
+    recording = session.results.recordings[index]
+    console, printer, folder = session.console, session.printer, session.results.folder
+    views: list[LiveView] = []
+    is_terminal = printer.readable and sys.stdout.isatty()
+    if is_terminal and grows:
+        views.append(GrowingText(console, printer.prefix(recording)))
+    elif is_terminal or (not folder and printer.format == "txt"):
+        views.append(TextLines(console, printer.prefix(recording)))
+    elif not folder and printer.format == "events":
+        views.append(EventLines(partial(console.result, end=""), recording))
+    if folder:
+        folder.add_event(index, "", first=True)
+        views.append(EventLines(partial(folder.add_event, index), recording))
+    return views
 
 
 def _text(words: list[Word]) -> str:

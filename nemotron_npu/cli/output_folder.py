@@ -69,7 +69,7 @@ class OutputFolder:
         self._collected = _collected_files(formats)
         self._collecting: dict[str, LineFile] = {}  # open files of self._collected
         self._record: LineFile | None = None
-        self._events: LineFile | None = None  # of the live stream that goes on
+        self._events: dict[int, LineFile] = {}  # of the live streams that go on, by index
         self._lines: dict[int, Line] = {}  # of the record, by index
         self._folder = self._open()
 
@@ -120,22 +120,26 @@ class OutputFolder:
             self.remarks.append(f"--output_dir {self.path}: {remark}")
 
     def add_event(self, index: int, line: str, *, first: bool = False) -> None:
-        """Append an event of a live stream to its file, which ``first`` empties.  Raises SetupError."""
+        """Append an event of a live stream to its file, which ``first`` empties.  Raises as ``write`` does."""
         name = f"{self.recordings[index].output}.{EVENTS}"
         try:
-            if self._events is None or first:
-                self._close_events()
-                self._events = LineFile(self._folder, name)
-                self._events.truncate(0)
+            if index not in self._events:
+                self._events[index] = LineFile(self._folder, name)
+            if first:
+                self._events[index].truncate(0)
             if line:
-                self._events.append(line)
+                self._events[index].append(line)
         except OSError as error:
-            raise SetupError(f"{self.path / name}", f"cannot be written: {error.strerror}") from error
+            raise self._failure(name, error) from error
 
-    def _close_events(self) -> None:
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+    def _failure(self, name: str, error: OSError) -> Exception:
+        error_type = InputError if error.errno in ERRORS_OF_ONE_NAME else SetupError
+        return error_type(f"{self.path / name}", f"cannot be written: {error.strerror}")
+
+    def close_events(self, index: int) -> None:
+        """Close the events of a stream that has ended."""
+        if index in self._events:
+            self._events.pop(index).close()
 
     def write(self, index: int, transcript: Transcript, document: dict[str, Any]) -> None:
         """Write the results of one recording; ``document`` is the result in JSON.
@@ -144,9 +148,9 @@ class OutputFolder:
         """
         recording = self.recordings[index]
         result = Result(recording, transcript, document, self.layout)
-        if self._events is not None:
+        if index in self._events:
             self.add_event(index, FORMATS[EVENTS].render(result))
-            self._close_events()
+            self.close_events(index)
         file = ""
         appended: dict[str, Line] = {}
         try:
@@ -167,14 +171,14 @@ class OutputFolder:
             self.done.pop(index, None)
             for name, line in appended.items():
                 self._collecting[name].truncate(line.offset)
-            error_type = InputError if error.errno in ERRORS_OF_ONE_NAME else SetupError
-            raise error_type(f"{self.path / file}", f"cannot be written: {error.strerror}") from error
+            raise self._failure(file, error) from error
 
     def __enter__(self) -> OutputFolder:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        self._close_events()
+        for events in self._events.values():
+            events.close()
         for file in (self._record, *self._collecting.values()):
             if file is not None:
                 file.close()

@@ -32,6 +32,7 @@ examples:
   python inference.py test.json --output_format manifest       add pred_text to a NeMo manifest
   arecord -f S16_LE -r 16000 | python inference.py -           transcribe a microphone, live
   python inference.py --stream --chunk_ms 80 talk.mp3          transcribe a file as a live stream
+  python inference.py --stream line1.fifo line2.fifo           transcribe many live streams at once
   python inference.py --model_path M.nemo talk.mp3             use another checkpoint
   python inference.py --model_path M.nemo                      check a checkpoint on a 1 s sine (reference guide)
   python inference.py --model_path M.nemo --precision_compare  compare the device with the CPU
@@ -218,12 +219,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="let an NPU round the factors of float32 products to HF32 (a mantissa of 11 bits instead of 23), and "
         "a GPU to TF32 (10 bits): faster, but less exact (default: float32 is float32)",
     )
-    model.add_argument(
-        "--npu_fused",
-        action="store_true",
-        help="experimental: compute the encoder by torch_npu's fused operators, with fewer launches; no NPU has run "
-        "them yet",
-    )
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
@@ -304,7 +299,7 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
     live.add_argument(
         "--stream",
         action="store_true",
-        help="feed files chunk by chunk and show words as soon as they are transcribed",
+        help="feed files and named pipes chunk by chunk, all at once, and show words as soon as they are transcribed",
     )
     live.add_argument(
         "--endpoint_ms",
@@ -323,12 +318,13 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
         "--sample_rate",
         type=types.sample_rate,
         metavar="HZ",
-        help="sample rate of raw PCM on stdin (default: 16000; other streams state their own)",
+        help="sample rate of raw PCM on stdin and in pipes (default: 16000; other streams state their own)",
     )
     live.add_argument(
         "--raw",
         action="store_true",
-        help="stdin is raw PCM (16 bits, little-endian, mono), whatever it looks like (default: if no format is found)",
+        help="stdin, or each pipe, is raw PCM (16 bits, little-endian, mono), whatever it looks like (default: if no "
+        "format is found)",
     )
 
 
@@ -373,7 +369,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         type=types.path,
         metavar="DIR",
         help="for a new machine: run --doctor, --precision_compare (also with --allow_hf32), --benchmark (also with "
-        "--graph on and --npu_fused) and, for a manifest as AUDIO, --chunk_ms all, and write everything to this folder",
+        "--graph on) and, for a manifest as AUDIO, --chunk_ms all, and write everything to this folder",
     )
 
 

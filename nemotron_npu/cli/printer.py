@@ -21,7 +21,8 @@ class Printer:
         self.readable = options.output.readable
         self._checks_model = options.checks_model
         self._layout = options.output.layout
-        self._total = total
+        self.total = total
+        """Recordings of the run: the name of each is shown if there are several."""
 
     def result(self, recording: Recording, transcript: Transcript, document: dict[str, Any]) -> None:
         """Print one result."""
@@ -35,7 +36,7 @@ class Printer:
 
     def prefix(self, recording: Recording) -> str:
         """Return the text before a transcript: the name of the recording, if there are several."""
-        return f"{recording.name}: " if self._total > 1 else ""
+        return f"{recording.name}: " if self.total > 1 else ""
 
     def table(self, text: str) -> None:
         """Print a table."""

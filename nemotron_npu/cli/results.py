@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from ..errors import InputError, ModelError, shown
@@ -11,6 +12,7 @@ from ..formats import to_document, to_text
 from ..sources import Recording
 from ..transcript import Transcript
 from .output_folder import OutputFolder
+from .output_names import name_outputs
 from .printer import Printer
 from .scores import reference_fields
 
@@ -61,15 +63,15 @@ class Results:
         for remark in folder.remarks if folder else ():
             self.console.notify(remark)
 
-    def check(self, *, lengths: bool, sort: bool) -> None:
-        """Read headers before the model is loaded, so that unusable files are reported at once.
+    def check(self, pipes: Collection[int] = (), *, lengths: bool, sort: bool) -> None:
+        """Read headers before the model is loaded, so that unusable files are reported at once; ``pipes`` are none.
 
         ``lengths``: read those of the first ``EARLY_LENGTHS`` recordings whose length is unknown, not only of the
         first ``EARLY_CHECKS``.  ``sort``: order a folder's recordings by length, so that a batch has similar lengths.
         """
         for number, index in enumerate(self.todo[: EARLY_LENGTHS if lengths else EARLY_CHECKS]):
             recording = self.recordings[index]
-            if number >= EARLY_CHECKS and recording.seconds is not None:
+            if index in pipes or (number >= EARLY_CHECKS and recording.seconds is not None):
                 continue
             try:
                 recording.check()
@@ -81,6 +83,19 @@ class Results:
             if None not in seconds:
                 self.todo.sort(key=lambda index: self.recordings[index].seconds or 0.0, reverse=True)
 
+    def split(self, index: int, channels: int) -> list[int]:
+        """Make a recording of each channel of a pipe, whose number is known now; return their indices."""
+        parts = [self.recordings[index].of_channel(number) for number in range(1, channels + 1)]
+        others = {recording.output for number, recording in enumerate(self.recordings) if number != index}
+        name_outputs(parts, others)
+        indices = [index, *range(len(self.recordings), len(self.recordings) + channels - 1)]
+        self.recordings[index] = parts[0]
+        self.recordings += parts[1:]
+        self.todo += indices[1:]
+        self.total += channels - 1
+        self.printer.total += channels - 1
+        return indices
+
     def fail(self, index: int, error: Exception) -> None:
         """Report a recording that gave no transcript; the line of an InputError names the recording itself."""
         self.failed += 1
@@ -91,7 +106,13 @@ class Results:
             if not is_absent or self.absent <= MAX_ABSENT_SHOWN:
                 self.console.error(str(error))
         else:
-            self.console.error(f"{self.recordings[index].name}: {transcription_problem(error)}", error)
+            self.console.error(self.problem(index, error), error)
+
+    def problem(self, index: int, error: Exception) -> str:
+        """Return the error line of a recording."""
+        if isinstance(error, InputError):
+            return str(error)
+        return f"{self.recordings[index].name}: {transcription_problem(error)}"
 
     def add(self, index: int, transcript: Transcript, fields: dict[str, Any], *, shown: bool = False) -> None:
         """Write or print one result; ``fields`` describe the run, and ``shown`` text is not printed again.
@@ -113,9 +134,10 @@ class Results:
 
     def missing(self) -> tuple[str, ...]:
         """Return ``7 of 12 not done`` for an interrupted run; nothing for a single recording on stdout."""
-        if self.total == 1 and not self.folder:
+        left = self.total - len(self.done)
+        if not left or (self.total == 1 and not self.folder):
             return ()
-        return (f"{self.total - len(self.done)} of {self.total} not done",)
+        return (f"{left} of {self.total} not done",)
 
     def conclude(self, seconds: float) -> None:
         """Write what the run has done in ``seconds``, unless it was a single file, and how many files do not exist."""

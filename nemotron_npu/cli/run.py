@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from ..audio import SINE, Selection, sine
+from ..audio import EVERY_CHANNEL, SINE, Selection, sine
 from ..boosting import digest, read_phrases
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.config_reader import read_config
@@ -23,14 +23,16 @@ from ..formats import FORMATS
 from ..host import signals
 from ..host.packages import can_import, importing, install_command
 from ..live_input import LiveInput
+from ..pipe_input import PipeInput, is_pipe
 from ..precision.tolerances import TOLERANCES, Tolerances
 from ..sources import Recording, find_recordings
 from .acceptance import accept
 from .bundled import DEMO_CLIP, DEMO_MODEL
 from .console import Console
 from .exit_codes import OK, SOME_FAILED
-from .options import EACH, MIX, MeasureOptions, Options, OutputOptions
+from .options import EACH, MIX, InputOptions, MeasureOptions, Options, OutputOptions
 from .output_folder import OutputFolder
+from .output_names import name_outputs
 from .printer import Printer
 from .progress import show_search
 from .quiet import silence_libraries
@@ -68,7 +70,6 @@ def run(options: Options, console: Console) -> int:
         confidence=search.confidence or _default_confidence(options.model.engine),
         boost_words=digest(phrases, search.boost_alpha),
         allow_hf32=options.model.allow_hf32,
-        npu_fused=options.model.npu_fused,
         language=config.choose_language(options.model.language),
         engine=options.model.engine,
         model_id=read_identity(checkpoint, config),
@@ -78,6 +79,8 @@ def run(options: Options, console: Console) -> int:
     left_out: Counter[str] = Counter()
     recordings, unusable = _find_recordings(options, console, left_out)
     _check_recordings(options, recordings)
+    if options.input.stream:
+        name_outputs(recordings, set())  # which are the names of streams, too
     with _output_folder(options.output, settings) as folder:
         printer = Printer(console, options, len(recordings) + unusable)
         results = Results(recordings, unusable, folder, printer, left_out)
@@ -167,19 +170,21 @@ def _find_recordings(options: Options, console: Console, left_out: Counter[str])
                 continue
             try:
                 found.track = options.input.track
-                recordings += _channels(found, options.input.channel)
+                recordings += _channels(found, options.input)
             except InputError as error:
                 console.error(str(error))
                 unusable += 1
     return recordings, unusable
 
 
-def _channels(recording: Recording, channel: int | str) -> list[Recording]:
+def _channels(recording: Recording, given: InputOptions) -> list[Recording]:
     """Return the recording as --channel wants it; its manifest's own choice comes first.  Raises InputError."""
-    if channel == MIX or recording.selects_channel:
+    if given.channel == MIX or recording.selects_channel:
         return [recording]
-    if channel != EACH:
-        return [replace(recording, channel=int(channel))]
+    if given.channel != EACH:
+        return [replace(recording, channel=int(given.channel))]
+    if given.stream and is_pipe(recording.path):  # its channels are known when audio comes
+        return [recording]
     recording.check()
     count = recording.info.channels if recording.info else 1
     return [recording.of_channel(number) for number in range(1, count + 1)] if count > 1 else [recording]
@@ -201,6 +206,14 @@ def _check_recordings(options: Options, recordings: list[Recording]) -> None:
     if not options.output.folder and len(recordings) > 1 and not FORMATS[name].concatenates:
         problem = "stdout takes one recording in this format"
         raise SetupError(f"--output_format {name}", problem, "several need --output_dir")
+    given = options.input
+    if given.stream and (given.sample_rate or given.raw or options.output.resume):
+        has_pipe = any(is_pipe(recording.path) for recording in recordings)
+        if (given.sample_rate or given.raw) and not has_pipe:
+            option = "--sample_rate" if given.sample_rate else "--raw"
+            raise SetupError(option, "applies to stdin and pipes", "files state their own format")
+        if options.output.resume and has_pipe:
+            raise SetupError("--resume", "applies to files, not to pipes")
     measure = options.measure
     needs_reference = measure.wer_report or measure.all_chunks
     if recordings and needs_reference and all(recording.reference is None for recording in recordings):
@@ -219,15 +232,9 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
     """Transcribe what is still to be done; return the exit code, without regard to recordings that failed."""
     options = session.options
     results = session.results
-    source = None
-    if options.input.live:
-        if sys.stdin is None:
-            raise SetupError("-", "stdin is closed", "pipe audio into it")
-        given = options.input
-        selection = Selection(None if given.channel == MIX else int(given.channel), given.track)
-        source = LiveInput(sys.stdin.fileno(), given.sample_rate, raw=given.raw, selection=selection)
-    else:
-        results.check(lengths=options.cluster.given, sort=options.device.batch_size != 1)
+    live = _open_pipes(session)
+    if not options.input.live:
+        results.check(set(live), lengths=options.cluster.given, sort=options.device.batch_size != 1)
     if not results.todo:
         results.conclude(0)
         report_word_errors(session, session.settings.as_dict())
@@ -244,4 +251,24 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
     with signals.held(), importing():
         from .transcribe import transcribe  # torch takes a second
     signals.check()
-    return transcribe(session, source)
+    return transcribe(session, live)
+
+
+def _open_pipes(session: Session) -> dict[int, LiveInput]:
+    """Begin to read stdin, or the pipes among the inputs of --stream; return them by index."""
+    given, results = session.options.input, session.results
+    channel = {MIX: None, EACH: EVERY_CHANNEL}[given.channel] if isinstance(given.channel, str) else given.channel
+    selection = Selection(channel, given.track)
+    if given.live:
+        if sys.stdin is None:
+            raise SetupError("-", "stdin is closed", "pipe audio into it")
+        return {0: LiveInput(sys.stdin.fileno(), given.sample_rate, raw=given.raw, selection=selection)}
+    live: dict[int, LiveInput] = {}
+    for index in results.todo if given.stream else ():
+        path = results.recordings[index].path
+        if is_pipe(path):
+            try:
+                live[index] = PipeInput(path, given.sample_rate, raw=given.raw, selection=selection)
+            except InputError as error:
+                results.fail(index, error)
+    return live

@@ -1,11 +1,10 @@
-"""Live streams: audio from stdin, and files that are fed as if they were live."""
+"""Live streams: audio from pipes, and files that are fed as if they were live."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,21 +16,32 @@ from ..host import signals
 from ..live_input import LiveInput, with_silence
 from ..sources import CountedRecording
 from ..transcript import Transcript
-from .live_views import EventLines, GrowingText, LiveView, TextLines
+from .delay import CATCH_UP_SECONDS, DelayReport
+from .live_views import LiveView, views_of
+from .many_streams import LocalHost, ManyStreams
+from .options import EACH
 from .run_info import RunInfo
 from .session import Session
 
-CATCH_UP_SECONDS = 5  # of audio, in which a stream may make up for the time of loading
 
+def transcribe_streams(session: Session, engine: LocalEngine, run: RunInfo, live: dict[int, LiveInput]) -> None:
+    """Transcribe the recordings of the session as live streams, all at once; those of pipes are ``live``, by index.
 
-def transcribe_stdin(session: Session, engine: LocalEngine, run: RunInfo, source: LiveInput) -> None:
-    """Transcribe stdin until it ends or a signal comes, and notify when the engine falls behind real time.
-
-    Raises InputError when stdin cannot be read or breaks off; the transcript until then is shown first.
+    A pipe alone raises InputError when it cannot be read or breaks off; the transcript until then is shown first.
     """
+    if session.results.total > 1 or (live and session.options.input.channel == EACH):
+        ManyStreams(session, run, [LocalHost(engine, session, len(live))], live).run()
+    elif live:
+        _transcribe_pipe(session, engine, run, live[0])
+    else:
+        _transcribe_file(session, engine, run)
+
+
+def _transcribe_pipe(session: Session, engine: LocalEngine, run: RunInfo, source: LiveInput) -> None:
+    """Transcribe a pipe until it ends or a signal comes, and notify when the engine falls behind real time."""
     with signals.held(source.stop):
         try:
-            transcribe_stream(session, engine, run, 0, _live_blocks(session, source))
+            _transcribe(session, engine, run, _live_blocks(session, source), is_live=True)
         except InputError:
             if not signals.came():
                 raise
@@ -39,19 +49,18 @@ def transcribe_stdin(session: Session, engine: LocalEngine, run: RunInfo, source
             session.results.fail(0, error)
 
 
-def transcribe_as_streams(session: Session, engine: LocalEngine, run: RunInfo) -> None:
-    """Transcribe the files of the session one after the other, chunk by chunk, as fast as possible."""
-    results = session.results
+def _transcribe_file(session: Session, engine: LocalEngine, run: RunInfo) -> None:
+    """Transcribe the one file of the session chunk by chunk, as fast as possible."""
     with session.progress(growing=sys.stdout.isatty()) as progress, signals.held():
-        for index, recording in zip(results.todo, progress.counted(), strict=True):
-            try:
-                transcribe_stream(session, engine, run, index, _chunks(session, engine, recording))
-            except (SetupError, BrokenPipeError):  # these concern all streams
-                raise
-            except Exception as error:
-                results.fail(index, error)
-            progress.finished()
-            signals.check()
+        (recording,) = progress.counted()
+        try:
+            _transcribe(session, engine, run, _chunks(session, engine, recording), is_live=False)
+        except (SetupError, BrokenPipeError):
+            raise
+        except Exception as error:
+            session.results.fail(0, error)
+        progress.finished()
+        signals.check()
 
 
 def _chunks(session: Session, engine: Any, recording: CountedRecording) -> Iterator[np.ndarray]:
@@ -67,10 +76,9 @@ def _chunks(session: Session, engine: Any, recording: CountedRecording) -> Itera
 
 
 def _live_blocks(session: Session, source: LiveInput) -> Iterator[np.ndarray | None]:
-    """Yield the audio of stdin, and None where it stays silent; notify when the engine is behind and has caught up."""
-    console = session.console
+    """Yield the audio of a pipe, and None where it stays silent; notify when the engine is behind and has caught up."""
     fed = 0.0  # seconds of audio
-    reported = 1.0  # seconds of delay above which the next message is due
+    report = DelayReport(session.console)
     loading = source.delay(0)  # the delay that loading has caused: reported only if it is not made up for soon
     for samples in with_silence(source, session.options.stream.endpoint_ms / 1000):
         yield samples
@@ -78,25 +86,18 @@ def _live_blocks(session: Session, source: LiveInput) -> Iterator[np.ndarray | N
             continue
         session.results.recordings[0].info = source.format.info
         fed += len(samples) / SAMPLE_RATE
-        delay = source.delay(fed)
-        allowed = reported + loading if fed < CATCH_UP_SECONDS else reported
-        if delay > allowed:
-            console.notify(f"{delay:.1f} s behind real time (no audio is lost)")
-            reported = 2 * delay
-        elif delay < 0.5 and reported > 1:
-            console.notify("caught up with real time")
-            reported = 1.0
+        report.report(source.delay(fed), loading if fed < CATCH_UP_SECONDS else 0.0)
 
 
-def transcribe_stream(
-    session: Session, engine: LocalEngine, run: RunInfo, index: int, blocks: Iterator[np.ndarray | None]
+def _transcribe(
+    session: Session, engine: LocalEngine, run: RunInfo, blocks: Iterator[np.ndarray | None], *, is_live: bool
 ) -> None:
-    """Transcribe one stream, and show and write its words as they are decoded.
+    """Transcribe the one stream of the session, and show and write its words as they are decoded.
 
     A live stream that breaks off keeps its transcript, since its audio cannot be read again.
     """
     results = session.results
-    views = _views(session, index)
+    views = views_of(session, 0, grows=True)
     failure: Exception | None = None
     began = time.perf_counter()
     stream = engine.stream(session.options.stream)
@@ -108,39 +109,27 @@ def transcribe_stream(
                 stream.feed(samples)
                 _update(stream, views)
         transcript = stream.finish()
-    except (InputError, ModelError) as error:
-        if not session.options.input.live or not stream.seconds:
-            _end_lines(views)
+    except (SetupError, BrokenPipeError):  # nothing can be written
+        _end_lines(views)
+        raise
+    except Exception as error:
+        failure = error
+        if not is_live or not stream.seconds or not isinstance(error, (InputError, ModelError)):
+            _fail(session, views, error)
             raise
         transcript = _transcript_so_far(stream, error)
-        failure = error
     except BaseException:
         _end_lines(views)
         raise
     _update(stream, views)
     for view in views:
         view.finish()
+    if failure:
+        _fail(session, views, failure)
     fields = run.result_fields(transcript.duration, time.perf_counter() - began)
-    results.add(index, transcript, fields, shown=session.printer.format == "txt")
+    results.add(0, transcript, fields, shown=session.printer.format == "txt")
     if failure:
         raise failure
-
-
-def _views(session: Session, index: int) -> list[LiveView]:
-    """Return what shows and writes this stream as it goes."""
-    recording = session.results.recordings[index]
-    console, printer, folder = session.console, session.printer, session.results.folder
-    views: list[LiveView] = []
-    if printer.readable and sys.stdout.isatty():
-        views.append(GrowingText(console, printer.prefix(recording)))
-    elif not folder and printer.format == "txt":
-        views.append(TextLines(console, printer.prefix(recording)))
-    elif not folder and printer.format == "events":
-        views.append(EventLines(partial(console.result, end=""), recording.path))
-    if folder:
-        folder.add_event(index, "", first=True)
-        views.append(EventLines(partial(folder.add_event, index), recording.path))
-    return views
 
 
 def _update(stream: Any, views: list[LiveView]) -> None:
@@ -153,6 +142,15 @@ def _preview(stream: Any, views: list[LiveView]) -> None:
     words = stream.preview() if views else []
     for view in views:
         view.preview(words)
+
+
+def _fail(session: Session, views: list[LiveView], error: Exception) -> None:
+    """Let the views know what has ended the stream, unless a signal has."""
+    for view in views:
+        if signals.came():
+            view.end_line()
+        else:
+            view.fail(session.results.problem(0, error))
 
 
 def _end_lines(views: list[LiveView]) -> None:

@@ -24,24 +24,20 @@ from .files import Observer, take_results
 from .reports import report_word_errors
 from .run_info import RunInfo
 from .session import Session
-from .streams import transcribe_as_streams, transcribe_stdin
+from .streams import transcribe_streams
 
 
-def transcribe(session: Session, source: LiveInput | None) -> int:
-    """Load the model, and transcribe ``source``, else the session's recordings; return the exit code.
+def transcribe(session: Session, live: dict[int, LiveInput]) -> int:
+    """Load the model, and transcribe the session's recordings; return the exit code.
 
+    Those of pipes are ``live``, by index.
     Recordings that fail are counted in the session, and do not change this code.
     """
     device = choose_run_device(session)
     engine, run = load_engine(session, device)
-    given = session.options.input
-    if given.stream or source:
+    if live or session.options.input.stream:
         engine.stream()  # raises for a checkpoint that cannot stream, before any audio is read
-    if source:
-        transcribe_stdin(session, engine, run, source)
-        return OK
-    if given.stream:
-        transcribe_as_streams(session, engine, run)
+        transcribe_streams(session, engine, run, live)
     else:
         transcribe_files(session, engine, run, ModelCheck(session, engine))
     report_word_errors(session, run.as_dict())

@@ -1,0 +1,246 @@
+"""Many live streams at once: files and named pipes of any pace, and what one bad source costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from contextlib import ExitStack, suppress
+
+import jsonschema
+import numpy as np
+import pytest
+import soundfile
+from live_audio import SECOND, to_pcm
+from support import CLIP, CLIP_WORDS, ROOT, lines
+
+from nemotron_npu.cli import many_streams
+from nemotron_npu.errors import InputError
+from nemotron_npu.pipe_input import BACKLOG_BYTES, PipeInput, is_pipe
+
+SCHEMA = json.loads((ROOT / "nemotron_npu" / "events.schema.json").read_text())
+OPTIONS = ["--stream", "--device", "cpu", "--quiet"]
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """Make a named pipe and write ``data`` into it in a thread: (data, bytes of a part, seconds between parts)."""
+
+    def make(name: str, data: bytes | None, size: int = 1 << 20, pause: float = 0.0):
+        path = tmp_path / name
+        os.mkfifo(path)
+
+        def write() -> None:
+            with suppress(BrokenPipeError), open(path, "wb", buffering=0) as target:
+                for first in range(0, len(data), size):
+                    target.write(data[first : first + size])
+                    time.sleep(pause)
+
+        if data is not None:
+            threading.Thread(target=write, daemon=True).start()
+        return path
+
+    return make
+
+
+def by_source(out: str) -> dict[str, list[dict]]:
+    """Return the events of each stream, which fit the schema."""
+    streams: dict[str, list[dict]] = {}
+    for line in out.splitlines():
+        event = json.loads(line)
+        jsonschema.validate(event, SCHEMA)
+        streams.setdefault(event["source"], []).append(event)
+    return streams
+
+
+def tokens(document: dict) -> list[tuple[int, int]]:
+    return [(token["id"], token["frame"]) for token in document["tokens"]]
+
+
+def test_fifty_pipes_of_unequal_pace_equal_their_files(cli, pipe, tmp_path, clip):
+    """Each of 50 pipes, whatever its pace, gives the tokens of its audio as a file."""
+    chance = random.Random(0)
+    paths = {}
+    for number in range(50):
+        samples = np.roll(clip, chance.randrange(len(clip)))[: chance.randrange(8000, len(clip))]
+        file = tmp_path / f"{number}.wav"
+        soundfile.write(file, samples, 16000)
+        data = file.read_bytes()
+        seconds, size = chance.uniform(0, 4), chance.choice([1999, 8000, 33333])
+        paths[str(number)] = file, pipe(f"{number}.fifo", data, size, seconds * size / len(data))
+    code, out, err = cli(*(path for _, path in paths.values()), *OPTIONS, "--output_format", "events")
+    streams = by_source(out)
+    assert (code, err, set(streams)) == (0, "", set(paths))
+    alone = cli(*(file for file, _ in paths.values()), "--device", "cpu", "--quiet", "--output_format", "jsonl")[1]
+    for document in map(json.loads, alone.splitlines()):
+        number = os.path.basename(document["audio"]).removesuffix(".wav")
+        events = streams[number]
+        assert events[-1]["type"] == "end" and events[-1]["audio"] == str(paths[number][1])
+        assert tokens(events[-1]) == tokens(document) and events[-1]["duration"] == document["duration"]
+        spoken = [word for event in events if event["type"] == "words" for word in event["words"]]
+        assert "".join(word["word"] for word in spoken).strip() == document["text"]
+
+
+@pytest.fixture
+def bad(tmp_path, pipe, clip):
+    """Sources that are missing, no audio, not finite, too short and cut off, each with a part of its error line."""
+    wav = CLIP.read_bytes()
+    nan = clip.copy()
+    nan[40000:] = np.nan
+    soundfile.write(tmp_path / "nan.wav", nan, 16000, subtype="FLOAT")
+    return {
+        tmp_path / "missing.wav": "No such file",
+        pipe("text.fifo", b"this is text, not audio\n" * 100): "is text, not audio",
+        pipe("nan.fifo", (tmp_path / "nan.wav").read_bytes()): "samples are NaN or infinite",
+        pipe("empty.fifo", b""): "no audio samples arrived",
+        pipe("header.fifo", wav[:30]): "ends inside the wav header",
+        pipe("cut.fifo", wav[: len(wav) // 2]): "breaks off after 3.4 of 6.8 s",
+    }
+
+
+def test_a_bad_source_costs_only_itself(cli, pipe, bad):
+    """Each bad source is one error line and exit code 1; the others are transcribed, and what it said is kept."""
+    good = pipe("good.fifo", CLIP.read_bytes(), 9999, 0.02)
+    code, out, err = cli(CLIP, *bad, good, *OPTIONS, "--output_format", "events")
+    streams = by_source(out)
+    assert code == 1 and len(err.splitlines()) == len(bad)
+    for path, words in bad.items():
+        assert sum(f"{path}: " in line and words in line for line in err.splitlines()) == 1, (path, err)
+    for name in ("digits", "good"):
+        assert streams[name][-1]["type"] == "end" and streams[name][-1]["text"] == CLIP_WORDS
+    assert set(streams) == {"digits", "good", "nan", "cut"}
+    for name in ("nan", "cut"):
+        error, end = streams[name][-2:]
+        assert error["type"] == "error" and error["problem"] in err and end["type"] == "end"
+        assert CLIP_WORDS.startswith(end["text"]) and end["text"].startswith("three one")
+
+
+def test_text_of_many_streams_names_its_source(cli, pipe, tmp_path):
+    """In a pipe each utterance is a line with its source, and a folder has the files of each stream."""
+    line = pipe("line.fifo", CLIP.read_bytes())
+    code, out, _ = cli(CLIP, line, *OPTIONS)
+    utterances = ["three one", "four one five", "nine two", "six"]
+    for path in (CLIP, line):
+        assert [text for name, text in (row.split(": ") for row in out.splitlines()) if name == str(path)] == utterances
+    line = pipe("again.fifo", CLIP.read_bytes())
+    assert cli(CLIP, line, *OPTIONS, "-o", tmp_path / "out", "--output_format", "srt,events")[:2] == (0, "")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("digits.srt", "digits.events", "again.srt", "again.events", "results.jsonl")
+    }
+    assert [entry["text"] for entry in lines(tmp_path / "out" / "results.jsonl")] == [CLIP_WORDS] * 2
+
+
+def test_documents_of_streams_keep_the_order_of_inputs(cli, tmp_path, digits):
+    """Formats of whole documents come in the order of the inputs, whichever stream ends first."""
+    audio, rate = digits
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.tile(audio, 3), rate)
+    code, out, _ = cli(long, CLIP, *OPTIONS, "--output_format", "jsonl")
+    assert code == 0 and [json.loads(line)["audio"] for line in out.splitlines()] == [str(long), str(CLIP)]
+
+
+def test_ctrl_c_ends_all_streams_with_what_is_known(start, pipe, pcm, tmp_path):
+    """A pipe that stays open, one whose writer never comes: Ctrl-C gives the text of what has come, and 130."""
+    path = tmp_path / "open.fifo"
+    os.mkfifo(path)
+    process = start(path, pipe("never.fifo", None), "--stream", "--raw", "--quiet", "--output_format", "events")
+    with open(path, "wb", buffering=0) as speaker:
+        speaker.write(pcm)
+        events = [json.loads(process.stdout.readline())]
+        while events[-1]["type"] != "partial" or events[-1]["text"] != " six":
+            events.append(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    streams = by_source(out.decode())
+    assert process.returncode == 130 and set(streams) == {"open"} and streams["open"][-1]["text"] == CLIP_WORDS
+    assert err == b"inference.py: interrupted: 1 of 2 not done\n"
+
+
+def test_silent_pipe_is_reported_once(cli, pipe, tmp_path, monkeypatch, capsys):
+    """A pipe from which nothing comes for long is one message; it goes on when something comes."""
+    monkeypatch.setattr(many_streams, "STALL_SECONDS", 0.3)
+    wav = CLIP.read_bytes()
+    slow = pipe("slow.fifo", wav, len(wav) // 2, 1.5)
+    code, out, err = cli("--stream", "--device", "cpu", CLIP, slow, "--output_format", "events")
+    assert code == 0 and by_source(out)["slow"][-1]["text"] == CLIP_WORDS
+    assert err.count(f"{slow}: no audio for 0.3 s (waiting for more)\n") == 1
+
+
+def test_killed_streams_keep_their_utterances(start, tmp_path, pcm):
+    """After kill -9 what each stream said up to its last utterance is on disk, whole."""
+    paths = [tmp_path / f"line{number}.fifo" for number in range(3)]
+    for path in paths:
+        os.mkfifo(path)
+    out = tmp_path / "out"
+    files = [out / f"line{number}.events" for number in range(3)]
+    process = start(*paths, "--stream", "--raw", "--quiet", "-o", out, stdout=subprocess.DEVNULL)
+    with ExitStack() as speakers:
+        for path in paths:
+            speakers.enter_context(open(path, "wb", buffering=0)).write(pcm)
+        deadline = time.monotonic() + 60
+        while not all(file.exists() and b'"text": " nine two"' in file.read_bytes() for file in files):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    for file in files:
+        (events,) = by_source(file.read_text()).values()
+        spoken = [event["text"] for event in events if event["type"] == "segment"]
+        assert spoken == [" three one", " four one five", " nine two"] and len(events) > 3
+
+
+def test_pipe_that_nobody_takes_makes_its_writer_wait(tmp_path):
+    """However much is written, a pipe holds its share, its writer waits, and no sample is lost."""
+    path = tmp_path / "fast.fifo"
+    os.mkfifo(path)
+    source = PipeInput(str(path), raw=True)
+    data = np.random.default_rng(0).integers(-9999, 9999, 4 * BACKLOG_BYTES // 2, np.int16).tobytes()
+    written = []
+
+    def write() -> None:
+        with open(path, "wb", buffering=0) as target:
+            for first in range(0, len(data), SECOND):
+                target.write(data[first : first + SECOND])
+                written.append(first)
+
+    threading.Thread(target=write, daemon=True).start()
+    time.sleep(1.0)
+    assert BACKLOG_BYTES <= source.received <= BACKLOG_BYTES + (1 << 16) and len(written) * SECOND < len(data) / 2
+    assert to_pcm(np.concatenate(list(source)) * 32768 / 32767) == data
+
+
+def test_pipe_is_closed_when_it_is_stopped(tmp_path):
+    """The writer of a pipe that is stopped is told so, and does not wait for ever."""
+    path = tmp_path / "stopped.fifo"
+    os.mkfifo(path)
+    source = PipeInput(str(path), raw=True)
+    with open(path, "wb", buffering=0) as target:
+        target.write(bytes(SECOND))
+        source.stop()
+        with pytest.raises(BrokenPipeError):
+            for _ in range(1000):
+                target.write(bytes(SECOND))
+                time.sleep(0.01)
+    assert is_pipe(str(path)) and not is_pipe(str(CLIP)) and not is_pipe(str(tmp_path / "missing"))
+    with pytest.raises(InputError, match="No such file"):
+        PipeInput(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("option", [["--raw"], ["--sample_rate", 8000]])
+def test_options_of_pipes_need_a_pipe(cli, option):
+    """What states the format of raw PCM is refused where no input is a pipe."""
+    code, _, err = cli(CLIP, *OPTIONS, *option)
+    assert code == 2 and f"{option[0]}: applies to stdin and pipes" in err
+
+
+def test_one_pipe_is_a_stream_like_stdin(cli, pipe, pcm, tmp_path):
+    """One named pipe, raw, of another rate, is transcribed as stdin is; --resume is refused."""
+    line = pipe("line.fifo", pcm[::1])
+    code, out, err = cli(line, *OPTIONS, "--raw", "--endpoint_ms", 0)
+    assert (code, out, err) == (0, f"{CLIP_WORDS}\n", "")
+    code, _, err = cli(line, *OPTIONS, "-o", tmp_path / "out", "--resume")
+    assert code == 2 and "--resume: applies to files, not to pipes" in err
