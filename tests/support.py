@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,14 @@ def assert_whole(folder: Path) -> int:
         assert json.loads((folder / f"{document['output']}.json").read_text())["text"] == CLIP_WORDS
     assert not list(folder.glob("*.part"))
     return len(record)
+
+
+def processes(session: int, name: str = "") -> list[int]:
+    """Return the processes of a session that live, those whose command has ``name`` in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            state, _, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            if int(sid) == session and state != "Z" and name in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+    return found

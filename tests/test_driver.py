@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import CLIP, ROOT, assert_same_run, take_certainties
+from support import CLIP, ROOT, assert_same_run, processes, take_certainties
 from worker_doubles import FakeNpuSetup, PretendSetup
 
 from nemotron_npu.checkpoint.hub import find_checkpoint
@@ -280,17 +280,6 @@ def wait_for(output: Path, lines: int) -> None:
     raise AssertionError("nothing was recognised")
 
 
-def processes(session: int, name: str = "") -> list[int]:
-    """Those of a session that live."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            state, _, _, sid = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(sid) == session and state != "Z" and name in (entry / "cmdline").read_text():
-                found.append(int(entry.name))
-    return found
-
-
 def test_workers_that_are_killed_lose_no_recording(tmp_path, cli):
     """A killed worker, Ctrl-C and a killed driver lose nothing: --resume completes the run with equal results."""
     pytest.importorskip("ray")
@@ -383,7 +372,6 @@ def test_workers_on_gpus_that_ray_lacks_are_refused(cluster, cli):
     "arguments, reason",
     [
         (["--num_workers", "2"], "needs AUDIO"),
-        ([CLIP, "--num_workers", "2", "--stream"], "applies to files"),
         (["-", "--num_workers", "2"], "applies to files"),
         ([CLIP, "--num_workers", "2", "--precision_compare"], "measures one device"),
         ([CLIP, "--ray_address", "auto", "--benchmark"], "omit --ray_address"),

@@ -8,16 +8,19 @@ from dataclasses import replace
 from ..cluster.driver import Workers
 from ..cluster.worker import Setup
 from ..host import signals
+from ..live_input import LiveInput
 from .exit_codes import OK
 from .files import Observer, take_results
+from .many_streams import ManyStreams, pipe_streams
 from .reports import report_word_errors
 from .run_info import RunInfo
 from .session import Session
 
 
-def distribute(session: Session) -> int:
+def distribute(session: Session, live: dict[int, LiveInput]) -> int:
     """Start workers and let them transcribe the session's recordings; return the exit code.
 
+    With --stream these are live streams, and those of pipes are ``live``, by index.
     Recordings that fail are counted in the session, and do not change this code.
     """
     options = session.options
@@ -35,6 +38,11 @@ def distribute(session: Session) -> int:
             workers.info.device_settings,
             load_seconds,
         )
+        if options.input.stream:
+            pools = workers.pools(options.stream, pipe_streams(session, len(live)))
+            ManyStreams(session, run, pools, live).run()
+            report_word_errors(session, run.as_dict())
+            return OK
         slots = options.device.batch_size or workers.batch_slots
         with session.progress() as progress:
             transcripts = workers.results(progress.counted(), slots, signals.check)

@@ -324,7 +324,7 @@ class ManyStreams:
         for line in list(self.lines.values()):
             if line.host is host:
                 self._close(line)
-                self._report_failure(line, InputError(self.results.recordings[line.number].name, str(error)))
+                self._report_failure(line, InputError(self.results.recordings[line.number].name, f"lost with {error}"))
                 self._conclude(line.number)
         if not self.outbox:
             raise error

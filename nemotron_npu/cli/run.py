@@ -242,7 +242,7 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
     if options.cluster.many:
         from .distribute import distribute  # the cluster's modules, which one process does not need
 
-        return distribute(session)
+        return distribute(session, live)
     if options.measure.given:
         with signals.held(), importing():  # C++ libraries do not survive an exception during their import
             from .measure import measure  # torch takes a second, the measurements 0.1 s more

@@ -9,6 +9,7 @@ see ``_replace``.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..device import TRAITS
-from ..engine import nothing
+from ..engine import StreamOptions, nothing
 from ..errors import InputError, SetupError, first_line, one_line
 from ..sources import CountedRecording
 from ..transcript import Transcript
@@ -25,6 +26,7 @@ from .connection import Connection
 from .jobs import Job, JobQueue, plan_jobs
 from .member import Loss, Member
 from .placement import cores_per_worker, place, threads_per_device
+from .pools import WorkerPool
 from .worker import JobResult, Keeper, MissingFile, Setup, Worker, WorkerInfo
 
 JOBS_AHEAD = 2  # jobs that a worker holds: it begins the second as soon as the first is done
@@ -124,6 +126,25 @@ class Workers:
             for result in self._next_events():
                 left -= 1
                 yield result
+
+    def pools(self, options: StreamOptions, streams: int) -> list[WorkerPool]:
+        """Return the pools of all workers that there is room for now, for so many pipes in all, and files.
+
+        What becomes of a worker is told by its pool from then on.  Raises SetupError as ``results`` does, and for a
+        checkpoint that cannot stream.
+        """
+        while sum(member.is_loaded for member in self._members) < min(self._placement.room, len(self._members)):
+            for _ in self._next_events():
+                pass
+            if all(member.is_loaded or not member.actor for member in self._members):
+                break
+        ready = [member for member in self._members if member.is_loaded and member.actor]
+        places = math.ceil(streams / len(ready)) + self.batch_slots + 1
+        try:
+            self._ray.get([member.actor.open_pool.remote(options, places) for member in ready])
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        return [WorkerPool(self._ray, member, self.batch_slots) for member in ready]
 
     # ------------------------------------------------------------------ events
 

@@ -9,7 +9,7 @@ import os
 import pickle
 import socket
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]  # missing in typeshed
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +19,9 @@ import numpy as np
 
 from ..audio import SAMPLE_RATE, AudioInfo
 from ..device import choose_device, device_name, device_settings, import_torch, traits_of, trim_memory
-from ..engine import ModelOptions
+from ..engine import ModelOptions, StreamOptions
 from ..errors import InputError
+from ..pool_exchange import Answer, PoolExchange, Request
 from ..sources import CountedRecording, Recording
 from ..transcript import Transcript
 from .connection import import_ray
@@ -102,6 +103,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.engine: Any = None
+        self.pool: Any = None
         self.seconds_read = 0.0
 
     def locate(self) -> tuple[str, str]:
@@ -156,6 +158,15 @@ class Worker:
         if has_failed:
             self.engine.transcribe([np.zeros(SAMPLE_RATE, np.float32)])
         return JobResult(results, self.seconds_read)
+
+    def open_pool(self, options: StreamOptions, max_streams: int) -> None:
+        """Get ready for live streams.  Raises SetupError where the checkpoint cannot stream."""
+        self.pool = PoolExchange(self.engine, options, max_streams)
+
+    def exchange(self, requests: list[Request]) -> Answer:
+        """Take the audio of live streams, and return what is known of them."""
+        updates, is_busy = self.pool.exchange(requests)
+        return Answer([replace(update, error=_portable(update.error)) for update in updates], is_busy)
 
     def status(self) -> float:
         """Return the seconds of audio that have been read so far."""

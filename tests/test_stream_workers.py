@@ -1,0 +1,68 @@
+"""Live streams over workers: they are spread, and end with the worker that transcribes them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+
+import pytest
+from support import CLIP, CLIP_WORDS, INFERENCE, processes, run_process
+
+
+def test_streams_over_workers_equal_one_process(cli):
+    """Files that are streamed by two workers give the documents of one process."""
+    pytest.importorskip("ray")
+    options = [CLIP, CLIP, CLIP, "--stream", "--device", "cpu", "--output_format", "jsonl", "--quiet"]
+    workers = run_process(INFERENCE, *options, "--num_workers", 2)
+    assert (workers.returncode, workers.stderr) == (0, "")
+    documents = [[json.loads(line) for line in out.splitlines()] for out in (cli(*options)[1], workers.stdout)]
+    assert len(documents[0]) == len(documents[1]) == 3
+    tokens = [[[(token["id"], token["frame"]) for token in d["tokens"]] for d in run] for run in documents]
+    assert tokens[0] == tokens[1] and documents[1][0]["text"] == CLIP_WORDS
+
+
+def test_streams_end_with_their_worker_and_others_go_on(start, tmp_path, pcm):
+    """Pipes are spread over workers; when one is killed, its streams end with an event, and the others go on."""
+    pytest.importorskip("ray")
+    paths = [tmp_path / f"line{number}.fifo" for number in range(4)]
+    for path in paths:
+        os.mkfifo(path)
+    options = ["--stream", "--raw", "--device", "cpu", "--num_workers", 2, "--output_format", "events"]
+    run = start(*paths, *options)
+    said = {path.stem: [] for path in paths}
+
+    def listen(until) -> None:
+        while not until():
+            event = json.loads(run.stdout.readline())
+            said[event["source"]].append(event)
+
+    with contextlib.ExitStack() as stack:
+        speakers = {path.stem: stack.enter_context(open(path, "wb", buffering=0)) for path in paths}
+        for speaker in speakers.values():
+            speaker.write(pcm)
+        listen(lambda: all(any(event.get("text") == " nine two" for event in events) for events in said.values()))
+        os.kill(processes(run.pid, "ray::Worker")[0], signal.SIGKILL)
+        failed = []
+        while len(failed) < 2:
+            event = json.loads(run.stdout.readline())
+            said[event["source"]].append(event)
+            if event["type"] == "error":
+                assert re.search(r"fifo: lost with worker \d on .*: its process died", event["problem"])
+                failed.append(event["source"])
+            for name in set(said) - set(failed):
+                speakers[name].write(pcm[:3200])  # the pools hear of it when they next have something to do
+        for name in set(said) - set(failed):
+            speakers[name].write(pcm)
+    out, err = run.communicate(timeout=60)
+    for line in out.splitlines():
+        event = json.loads(line)
+        said[event["source"]].append(event)
+    assert run.returncode == 1 and err.count(b"lost with worker") == 2
+    for name, events in said.items():
+        assert events[-1]["type"] == ("error" if name in failed else "end")
+        if name not in failed:
+            assert events[-1]["text"].startswith(CLIP_WORDS) and events[-1]["text"].endswith(CLIP_WORDS)
+            assert len(events[-1]["tokens"]) > 12
