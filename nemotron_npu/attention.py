@@ -33,12 +33,15 @@ def parts_of(device: torch.device) -> str:
 class RelativeAttention:
     """One layer's ``norm_self_att`` and ``self_attn`` with their weights (RelPositionMultiHeadAttention)."""
 
+    parts_axis = 1
+    """Of the projections of a frame, which are [heads, parts, head_width]."""
+
     def __init__(self, load: LayerLoader, width: int, heads: int) -> None:
         """Load the weights of ``width`` channels in ``heads`` heads."""
         self.width = width
         self.heads = heads
         self.head_width = width // heads
-        self.scale = 1 / math.sqrt(self.head_width)
+        self.scale = self.position_scale = 1 / math.sqrt(self.head_width)
         self.norm = load.norm("norm_self_att", width)
         self.parts = parts_of(load.weights.device)
         """What ``qkv`` gives for each head."""
@@ -48,7 +51,8 @@ class RelativeAttention:
             bias = self._stacked([load.weights(f"self_attn.linear_{part}.bias", width) for part in self.parts])[:, 0]
         if len(self.parts) == 4:
             bias = uv.new_zeros(len(self.parts) * width) if bias is None else bias
-            bias.view(heads, len(self.parts), self.head_width)[:, :2] += uv
+            u_and_v = [*uv.unbind(1), *torch.zeros_like(uv).unbind(1)]
+            bias = bias + self._stacked([part.reshape(width) for part in u_and_v])[:, 0]
         weights = [load.matrix(f"self_attn.linear_{part}", width, width) for part in self.parts]
         self.qkv = make_linear(self._stacked_weights(weights), bias, load.dtype)
         """Columns in the order [head, part, head_width], so that slots and heads are one dimension of a slice."""
@@ -66,23 +70,29 @@ class RelativeAttention:
 
     def _stacked(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """Return the rows of ``linear_q``, ``linear_k`` and ``linear_v`` in the order of ``qkv``."""
-        stacked = torch.stack([part.view(self.heads, self.head_width, -1) for part in parts], 1)
+        stacked = torch.stack([part.view(self.heads, self.head_width, -1) for part in parts], self.parts_axis)
         return stacked.view(len(parts) * self.width, -1)
 
     def __call__(
         self, x: torch.Tensor, window: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return ``x`` plus the attention of its norm, [n * slots, width].
+        """Return ``x`` plus the attention of its norm, [n * slots, width], see ``attended``."""
+        return self.out.add(x, self.attended(self.norm(x), window, position, mask))
+
+    def attended(
+        self, y: torch.Tensor, window: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the attention of the norm ``y``, [n * slots, width], before the output projection.
 
         ``window`` [left + n, slots, parts * width] holds the projections of the left context and receives those of the
         block; ``position`` [heads, head_width, left + 2 n - 1] comes from ``project``; ``mask`` from ``ContextMask``.
         """
         keys, slots, _ = window.shape
-        count = len(x) // slots
+        count = len(y) // slots
         left = keys - count
-        self.qkv(self.norm(x), out=window[left:].view(count * slots, -1))
+        self.qkv(y, out=window[left:].view(count * slots, -1))
         attend = self._attend if len(self.parts) == 3 else self._attend_by_few_kernels
-        return self.out.add(x, attend(window, left, position, mask))
+        return attend(window, left, position, mask)
 
     def _attend(
         self, window: torch.Tensor, left: int, position: torch.Tensor, mask: torch.Tensor | None
@@ -141,6 +151,13 @@ class RelativeAttention:
             by_position.storage_offset() + count - 1,
         )
 
+    def keys_and_values(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and the values of rows of a window, [..., parts * width], each [..., width]."""
+        shape = [self.heads, self.head_width]
+        shape.insert(self.parts_axis, len(self.parts))
+        *_, key, value = rows.unflatten(-1, shape).unbind(self.parts_axis - 3)
+        return key.flatten(-2), value.flatten(-2)
+
     def project(self, left: int, count: int) -> torch.Tensor:
         """Return ``linear_pos`` of the sinusoids for distances left + n - 1 down to -(n - 1), over sqrt(head_width).
 
@@ -153,7 +170,7 @@ class RelativeAttention:
         rates = torch.exp(columns * -(math.log(10000.0) / self.width))
         angles = distances[:, None] * rates
         sinusoids = torch.stack([angles.sin(), angles.cos()], -1).view(len(distances), self.width)
-        projected = torch.mm(sinusoids.to(self.position.dtype), self.position.t()) * self.scale
+        projected = torch.mm(sinusoids.to(self.position.dtype), self.position.t()) * self.position_scale
         return projected.view(-1, self.heads, self.head_width).permute(1, 2, 0).contiguous()
 
 

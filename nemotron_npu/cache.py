@@ -20,7 +20,8 @@ class LayerCache:
     """The cached rows of one layer, and room for the rows of the next n frames."""
 
     attention: torch.Tensor
-    """[left + n, slots, parts * width]: projected queries, keys and values, the kept ones first."""
+    """[left + n, slots, parts * width]: projected queries, keys and values, the kept ones first; with ``apart``
+    [parts, left + n, slots, width]."""
     convolution: torch.Tensor
     """[left + n + right, slots, width]: inputs of the depthwise convolution, the kept ones first."""
     ends: list[int | None]
@@ -34,13 +35,18 @@ class RollingCache:
     same addresses in each step: without ``slides`` the window moves back after each step instead.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int], room: int, *, slides: bool, **options: Any) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int, int], room: int, *, slides: bool, apart: int = 0, **options: Any
+    ) -> None:
         """Allocate the buffer.
 
         ``shape`` is [layers, keep, slots, width], ``room`` the largest number of new rows; ``options`` are the dtype
-        and the device.
+        and the device.  With ``apart`` the rows of a layer consist of so many parts, each in a matrix of its own.
         """
         layers, keep, slots, width = shape
+        self.apart = apart
+        if apart:
+            layers, width = layers * apart, width // apart
         length = (2 if slides else 1) * keep + room
         self.rows = torch.empty(layers, length, slots, width, **options)  # pages are allocated when they are touched
         self.rows[:, :keep].zero_()
@@ -50,7 +56,7 @@ class RollingCache:
 
     @property
     def kept(self) -> torch.Tensor:
-        """The kept rows of all layers, [layers, keep, slots, width]."""
+        """The kept rows of all layers, [layers, keep, slots, width]; with ``apart`` [layers * apart, ...]."""
         return self.rows[:, self.end - self.keep : self.end]
 
     def with_slots(self, slots: int) -> RollingCache:
@@ -66,8 +72,9 @@ class RollingCache:
             self._move_back()
 
     def window(self, layer: int, count: int) -> torch.Tensor:
-        """Return the kept rows of a layer and the ``count`` new ones after them, [keep + count, slots, width]."""
-        return self.rows[layer, self.end - self.keep : self.end + count]
+        """Return the kept rows of a layer and the ``count`` new ones after them, see ``LayerCache``."""
+        rows = self.rows[:, self.end - self.keep : self.end + count]
+        return rows[layer * self.apart : (layer + 1) * self.apart] if self.apart else rows[layer]
 
     def advance(self, count: int) -> None:
         """Keep the last rows of the window, after ``count`` new ones were written."""

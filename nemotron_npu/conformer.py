@@ -20,44 +20,6 @@ SILU_FLOOR = -0.2785  # the least value of silu is -0.27846, at -1.2785
 BATCH_NORM_EPSILON = 1e-5  # torch.nn.BatchNorm1d's own
 
 
-class ConformerLayer:
-    """``layers.N`` of a checkpoint."""
-
-    def __init__(self, load: LayerLoader, config: EncoderConfig) -> None:
-        """Load the weights; ``config`` is the checkpoint's ``encoder`` part."""
-        width = config.d_model
-        inner = width * config.ff_expansion_factor
-        self.feed_forward1 = FeedForward(load, 1, width, inner)
-        self.attention = RelativeAttention(load, width, config.n_heads)
-        self.convolution = Convolution(load, config)
-        self.feed_forward2 = FeedForward(load, 2, width, inner)
-        self.norm_out = load.norm("norm_out", width)
-        trim_memory()
-
-    def __call__(
-        self, x: torch.Tensor, cache: LayerCache, position: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the layer's output for the next frames; ``cache`` receives their projections.
-
-        ``position`` and ``mask`` belong to the attention, see ``RelativeAttention``.
-        """
-        x = self.feed_forward1(x)
-        x = self.attention(x, cache.attention, position, mask)
-        x = self.convolution(x, cache.convolution, cache.ends)
-        x = self.feed_forward2(x)
-        return self.norm_out(x)
-
-    def linears(self) -> Iterator[AnyLinear]:
-        """Yield the layer's matrix products."""
-        for feed_forward in (self.feed_forward1, self.feed_forward2):
-            yield feed_forward.linear1
-            yield feed_forward.linear2
-        yield self.attention.qkv
-        yield self.attention.out
-        yield self.convolution.pointwise1
-        yield self.convolution.pointwise2
-
-
 class FeedForward:
     """``norm_feed_forwardN`` and ``feed_forwardN``."""
 
@@ -98,14 +60,18 @@ class Convolution:
         self.pointwise2 = load.linear("conv.pointwise_conv2", (width, width, 1), floor=SILU_FLOOR)
 
     def __call__(self, x: torch.Tensor, window: torch.Tensor, ends: list[int | None]) -> torch.Tensor:
-        """Return ``x`` plus the convolution of its norm, [n * slots, width].
+        """Return ``x`` plus the convolution of its norm, [n * slots, width], see ``convolved``."""
+        return self.pointwise2.add(x, self.convolved(self.norm(x), window, ends))
+
+    def convolved(self, y: torch.Tensor, window: torch.Tensor, ends: list[int | None]) -> torch.Tensor:
+        """Return the convolution of the norm ``y``, [n * slots, width], before the last pointwise one.
 
         ``window`` [left + n + right, slots, width] holds the left context and receives the new rows; ``ends`` are the
         frames until the end of each slot's recording, None if it does not end in this block.
         """
         slots = window.shape[1]
-        count = len(x) // slots
-        y = self.pointwise1(self.norm(x))
+        count = len(y) // slots
+        y = self.pointwise1(y)
         new = window[self.left :]
         torch.ops.aten.glu.out(y, -1, out=new[:count].view(count * slots, -1))
         if self.right:  # a causal convolution of a frame before the end never sees a row past it
@@ -113,9 +79,11 @@ class Convolution:
                 if end is not None:
                     new[end:, slot].zero_()
         y = self._depthwise(window, count)
-        if self.depthwise_norm:
-            y = self.depthwise_norm(y)
-        return self.pointwise2.add(x, F.silu(y).view(count * slots, -1))
+        return self._activated(y).view(count * slots, -1)
+
+    def _activated(self, y: torch.Tensor) -> torch.Tensor:
+        """Return silu of the norm, if there is one."""
+        return F.silu(self.depthwise_norm(y) if self.depthwise_norm else y)
 
     def _depthwise(self, window: torch.Tensor, count: int) -> torch.Tensor:
         """[kernel - 1 + n, slots, width] -> [n, slots, width].
@@ -128,6 +96,47 @@ class Convolution:
         windows = window.as_strided((count, kernel, *window.shape[1:]), (step, step, *window.stride()[1:]))
         y = (windows * self.depthwise).sum(1)
         return y if self.depthwise_bias is None else y + self.depthwise_bias
+
+
+class ConformerLayer:
+    """``layers.N`` of a checkpoint."""
+
+    attention_class = RelativeAttention
+    convolution_class = Convolution
+
+    def __init__(self, load: LayerLoader, config: EncoderConfig) -> None:
+        """Load the weights; ``config`` is the checkpoint's ``encoder`` part."""
+        width = config.d_model
+        inner = width * config.ff_expansion_factor
+        self.feed_forward1 = FeedForward(load, 1, width, inner)
+        self.attention = self.attention_class(load, width, config.n_heads)
+        self.convolution = self.convolution_class(load, config)
+        self.feed_forward2 = FeedForward(load, 2, width, inner)
+        self.norm_out = load.norm("norm_out", width)
+        trim_memory()
+
+    def __call__(
+        self, x: torch.Tensor, cache: LayerCache, position: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the layer's output for the next frames; ``cache`` receives their projections.
+
+        ``position`` and ``mask`` belong to the attention, see ``RelativeAttention``.
+        """
+        x = self.feed_forward1(x)
+        x = self.attention(x, cache.attention, position, mask)
+        x = self.convolution(x, cache.convolution, cache.ends)
+        x = self.feed_forward2(x)
+        return self.norm_out(x)
+
+    def linears(self) -> Iterator[AnyLinear]:
+        """Yield the layer's matrix products."""
+        for feed_forward in (self.feed_forward1, self.feed_forward2):
+            yield feed_forward.linear1
+            yield feed_forward.linear2
+        yield self.attention.qkv
+        yield self.attention.out
+        yield self.convolution.pointwise1
+        yield self.convolution.pointwise2
 
 
 def convolution_context(config: EncoderConfig) -> tuple[int, int]:

@@ -49,6 +49,8 @@ class DeviceTraits:
     """Class in the kind's torch module that holds a captured graph; empty where there is nothing to capture."""
     no_graph_with: dict[str, str] = field(default_factory=dict)
     """Environment variables and their values with which the kind captures nothing."""
+    has_fused: bool = False
+    """Whether the kind has the operators of ``fused.py``."""
     max_slots: int = 16
     """Default limit of batch slots."""
     cached_values: int | None = None
@@ -219,6 +221,7 @@ TRAITS = {
             settings=_npu_settings,
             graph="NPUGraph",
             no_graph_with={"TASK_QUEUE_ENABLE": "2"},  # torch_npu prepares launches in a thread of its own
+            has_fused=True,
             tool="npu-smi info",
             ray_resource="NPU",
             ray_options={"resources": {"NPU": 1}},

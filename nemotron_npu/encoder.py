@@ -26,6 +26,7 @@ from .checkpoint.weights import Weights
 from .conformer import ConformerLayer, convolution_context
 from .device import traits_of
 from .errors import Unsupported
+from .fused import FusedLayer
 from .graph import CapturedStep, Captures
 from .linear import AnyLinear, LayerLoader
 from .prompt import Prompt
@@ -57,6 +58,8 @@ class EncoderOptions:
     """Frames of the largest block."""
     dtype: str = "float32"
     """Of the matrix products, see ``linear.make_linear``."""
+    npu_fused: bool = False
+    """Whether the layers consist of torch_npu's fused operators, see ``fused.py``."""
 
 
 class NotFinitePart(NamedTuple):
@@ -86,6 +89,7 @@ class Encoder:
         self.tensor_options: dict[str, Any] = {"dtype": weights.dtype, "device": weights.device}
         """dtype and device of the state, and of everything else but the matrix products."""
         self.dtype = options.dtype
+        self.npu_fused = options.npu_fused
         self.captures = captures
         """What captures steady steps, see ``graph.py``; None where all steps are eager."""
         self.max_block = options.max_block
@@ -103,8 +107,9 @@ class Encoder:
         self.lead = self.subsampling.lead
         """Rows of zeros before a recording's first feature frame."""
         loaders = [load.inside(f"layers.{index}.") for index in range(config.n_layers)]
+        layer = FusedLayer if options.npu_fused else ConformerLayer
         with ThreadPoolExecutor(min(LOADERS, torch.get_num_threads())) as pool:  # packing keeps one core busy
-            self.layers = list(pool.map(lambda loader: ConformerLayer(loader, config), loaders))
+            self.layers = list(pool.map(lambda loader: layer(loader, config), loaders))
         self.out = None
         if weights.has("out_proj.weight"):
             self.out = load.linear("out_proj", (config.feat_out, self.width))
@@ -164,8 +169,11 @@ class Encoder:
         """Return empty slots for blocks of at most ``block`` frames."""
         stages = self.subsampling.new_inputs(slots, block, self.tensor_options)
         layers, slides = len(self.layers), not self.captures
-        projected = len(parts_of(self.device)) * self.width
-        attention = RollingCache((layers, self.keep, slots, projected), block, slides=slides, **self.tensor_options)
+        parts = len(parts_of(self.device))
+        apart = parts if self.npu_fused else 0
+        attention = RollingCache(
+            (layers, self.keep, slots, parts * self.width), block, slides=slides, apart=apart, **self.tensor_options
+        )
         convolution = RollingCache(
             (layers, self.conv_left, slots, self.width), block + self.conv_right, slides=slides, **self.tensor_options
         )
@@ -297,10 +305,10 @@ class Encoder:
 
         Each is float32 [rows, width] on the host, the newest row last.
         """
-        attention = state.attention.kept[:, :, 0].float().cpu()
-        attention = attention.view(len(self.layers), self.keep, self.heads, -1, self.width // self.heads)
-        keys, values = (attention[:, :, :, part].flatten(2) for part in (-2, -1))
-        return list(zip(keys, values, state.convolution.kept[:, :, 0].float().cpu(), strict=True))
+        projected = state.attention.kept[:, :, 0].float().cpu()
+        projected = projected.unflatten(0, (len(self.layers), -1)).transpose(1, 2).flatten(2)
+        attention = self.layers[0].attention.keys_and_values(projected)
+        return list(zip(*attention, state.convolution.kept[:, :, 0].float().cpu(), strict=True))
 
 
 def _check(config: EncoderConfig) -> None:

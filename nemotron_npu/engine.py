@@ -42,6 +42,8 @@ class ModelOptions:
     """Whether an NPU may round float32 products to HF32, and a GPU to TF32, see ``device.configure``.
 
     The switch is the process's: the model that is loaded last sets it for all."""
+    npu_fused: bool = False
+    """Whether an NPU computes the encoder by torch_npu's fused operators, see ``fused.py``; experimental."""
     language: str | None = None
     """Language of the speech for a multilingual checkpoint, such as ``"en-US"``; None takes ``"auto"``."""
 

@@ -52,6 +52,13 @@ class Linear:
         self.elements = weight.numel()
         self.bytes = weight.nbytes
 
+    def fold_scale(self) -> None:
+        """Multiply weight and bias by ``scale``: the product has it then, ``scale`` is 1."""
+        if self.scale != 1:
+            self.weight = self.weight * self.scale
+            self.bias = None if self.bias is None else self.bias * self.scale
+            self.scale = 1.0
+
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Return the product, without ``scale``; write it into ``out`` if that is given."""
         if self.bias is None:
@@ -269,6 +276,9 @@ def _make_quantized(weight: Quantized, bias: torch.Tensor | None, scale: float, 
     return kernels(weight, bias, scale, floor)
 
 
+NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's own
+
+
 class Norm(NamedTuple):
     """A layer norm over the last axis."""
 
@@ -276,8 +286,8 @@ class Norm(NamedTuple):
     bias: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalize [..., width]; epsilon is 1e-5, as in torch.nn.LayerNorm."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
+        """Normalize [..., width]."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPSILON)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from .encoder import Encoder, EncoderOptions
 from .engine import ModelOptions
 from .errors import ModelError, SetupError, Unsupported, one_line
 from .features import FeatureStream, Frontend
+from .fused import check_fused
 from .graph import Captures, check_graphs
 from .prompt import Prompt
 from .spelling import Speller
@@ -92,6 +93,8 @@ class Model:
         device = to_device(device)
         if options.graph:
             check_graphs(device)
+        if options.npu_fused:
+            check_fused(device, graph=options.graph)
         configure(device, allow_hf32=options.allow_hf32)
         checkpoint = read_checkpoint(path)
         config = checkpoint.config
@@ -145,7 +148,7 @@ class Model:
             frames = round(options.block_ms / 1000 / self.frame_seconds)
         self.frontend = Frontend(config.preprocessor, on_host.inside("preprocessor.featurizer."))
         self.decoder = Decoder(config, for_decoder, self.dtype if traits.is_host else "float32")
-        encoder_options = EncoderOptions(context, frames, self.dtype)
+        encoder_options = EncoderOptions(context, frames, self.dtype, options.npu_fused)
         self.encoder = Encoder(config.encoder, for_encoder, encoder_options, captures)
         if self.language:
             weights = Weights(tensors, self.device, traits.storage_dtype(self.dtype), "prompt_kernel.", taken)

@@ -131,6 +131,7 @@ def _load_nemo(path: Path, device: torch.device, options: ModelOptions, announce
     given = {
         f"--dtype {options.dtype}": options.dtype not in (None, "float32"),
         "--graph on": options.graph,
+        "--npu_fused": options.npu_fused,
         "--block_ms": options.block_ms,
         "--decoder_device": options.decoder_device,
     }

@@ -10,6 +10,8 @@
 else can see.  It shows which tensor is on which device, what is moved when, which dtypes reach the device and which
 ``torch.npu`` functions are called.
 
+torch_npu's fused operators compute what their documentation tells, see ``fused_operators.py``.
+
 As on a real NPU, float32 convolutions compute in HF32 unless ``torch.npu.conv.allow_hf32`` is False, and matrix
 products do if ``torch.npu.matmul.allow_hf32`` is True.  HF32 is emulated: both factors are rounded to its mantissa, and
 the products are summed in float32.
@@ -47,6 +49,7 @@ import weakref
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import fused_operators
 import torch
 from torch._decomp import decompositions
 from torch.utils import _pytree as pytree
@@ -540,9 +543,13 @@ def install():
     fallback = torch.library.Library("_", "IMPL")
     fallback.fallback(lambda op, *a, **k: _run(op, a, k), "PrivateUse1")
     fallback.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # autocast('npu') casts nothing here
+    fused = torch.library.Library("npu", "DEF")
+    for schema in fused_operators.SCHEMAS:
+        name = fused.define(schema)
+        fused.impl(name, fused_operators.REFERENCES[f"npu::{name}"], "CPU")
     direct = torch.library.Library("aten", "IMPL")  # reached with __torch_dispatch__ switched off (torch.tensor)
     direct.impl("_copy_from", lambda *a, **k: _run(aten._copy_from.default, a, k), "PrivateUse1")
-    _lib.extend([fallback, direct])
+    _lib.extend([fallback, fused, direct])
     module = types.ModuleType("torch_npu")
     options = {"ALLOW_INTERNAL_FORMAT": lambda: b"enable" if npu.config.allow_internal_format else b"disable"}
     module._C = types.SimpleNamespace(_npu_getOption=lambda name: options[name]())

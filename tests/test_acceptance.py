@@ -47,10 +47,13 @@ def names(device, audio=()):
 
 
 def test_steps_are_those_that_suit_device_and_audio():
-    """A CPU has neither HF32 nor graphs; error rates need a manifest."""
+    """A CPU has neither HF32, graphs nor fused operators, a GPU no fused ones; error rates need a manifest."""
     assert names("cpu") == ["doctor", "precision", "benchmark", "benchmark_nemo"]
     everything = ["doctor", "precision", "precision_hf32", "benchmark", "benchmark_graph", "benchmark_nemo"]
-    assert names("npu:1") == everything and names("cuda", ("test.json",)) == [*everything, "wer"]
+    everything[5:5] = ["precision_fused", "benchmark_fused"]
+    assert names("npu:1") == everything
+    on_cuda = [name for name in everything if "fused" not in name]
+    assert names("cuda", ("test.json",)) == [*on_cuda, "wer"]
 
 
 def test_a_step_that_fails_or_crashes_costs_no_other(cli, scripted, tmp_path):

@@ -30,6 +30,9 @@ RUNS = {
     "boosting": ["--boost_words", "words.txt", "--boost_alpha", 8, "--decoder_device", "npu:0"],
     "tiny": [CLIP, "--model_path", "tiny.nemo"],
     "full width": [CLIP, "--model_path", "wide.nemo", "--stream", "--endpoint_ms", 0],
+    "fused": [CLIP, "--stream", "--endpoint_ms", 0, "--npu_fused"],
+    "fused, full width": [CLIP, "--model_path", "wide.nemo", "--stream", "--endpoint_ms", 0, "--npu_fused"],
+    "fused bfloat16": [CLIP, "--stream", "--endpoint_ms", 0, "--npu_fused", "--dtype", "bfloat16"],
     "precision": ["--precision_compare"],
 }
 POOLS = [1, 8, 64]
@@ -39,8 +42,8 @@ REPORTS = {"doctor", "precision"}
 TRANSCRIPTS = [name for name in RUNS if name not in REPORTS]
 WORDS = dict.fromkeys(TRANSCRIPTS, [CLIP_WORDS])
 WORDS["batch of 3"] = [f"{CLIP}: {CLIP_WORDS}"] * 3
-ON_CPU = ["boosting", "tiny", "full width"]
-"""Runs whose words are those of the same run on the CPU."""
+ON_CPU = {"boosting": "boosting", "tiny": "tiny", "full width": "full width", "fused, full width": "full width"}
+"""Runs whose words are those of a run on the CPU."""
 DEVICE_TO_HOST = {"aten._to_copy.default", "aten.copy_.default", "aten._local_scalar_dense.default"}
 """Operators that may copy to the host; one that falls back to the CPU copies its inputs."""
 
@@ -57,7 +60,8 @@ def runs(tmp_path_factory, tiny):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(problem)
 
     lines = {name: ["--device", "npu:0", *map(str, args)] for name, args in RUNS.items()}
-    lines |= {f"{name} on the CPU": [arg.replace("npu:0", "cpu") for arg in lines[name]] for name in ON_CPU}
+    on_cpu = set(ON_CPU.values())
+    lines |= {f"{name} on the CPU": [arg.replace("npu:0", "cpu") for arg in lines[name]] for name in on_cpu}
 
     def make(folder):
         (folder / "words.txt").write_text("three two\n")
@@ -88,7 +92,7 @@ def test_words_are_right_and_alone_on_stdout(runs, name):
     """Each run ends well, and its stdout has the words and nothing of torch_npu's own."""
     run = runs[name]
     assert run["code"] == 0, run["stderr"]
-    wanted = runs.get(f"{name} on the CPU")
+    wanted = runs.get(f"{ON_CPU.get(name)} on the CPU")
     assert run["stdout"].splitlines() == (wanted["stdout"].splitlines() if wanted else WORDS[name]), run["stderr"]
 
 
@@ -148,6 +152,9 @@ def test_capture_that_fails_is_one_line(runs, name):
         ("graph", "steady step of 2 frames, 1 slots", (148, 239)),
         ("demo", "step of 112 frames, 1 slots", (170, 278)),
         ("bfloat16", "step of 112 frames, 1 slots", (172, 280)),
+        ("fused, full width", "steady step of 14 frames, 1 slots", (37, 62)),
+        ("fused", "steady step of 14 frames, 1 slots", (125, 175)),
+        ("fused bfloat16", "steady step of 14 frames, 1 slots", (107, 157)),
     ],
 )
 def test_step_launches_no_more_than_before(runs, name, phase, most):

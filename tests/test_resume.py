@@ -25,6 +25,7 @@ OTHERS = {
     "confidence": "gibbs",
     "boost_words": "1 phrase, alpha 1, sha256 0123456789abcdef",
     "allow_hf32": True,
+    "npu_fused": True,
     "language": "de-DE",
     "engine": "nemo",
     "model_id": "fedcba9876543210",

@@ -116,4 +116,6 @@ def command_options(path: Path, device: torch.device, options: ModelOptions) -> 
         words += ["--graph", "on"]
     if options.allow_hf32:
         words.append("--allow_hf32")
+    if options.npu_fused:
+        words.append("--npu_fused")
     return words

@@ -94,7 +94,7 @@ def _is_published(model_path: str | None) -> bool:
 
 
 def steps(options: Options, folder: Path) -> Iterator[Step]:
-    """Yield the steps that suit the device: a CPU has neither HF32 nor graphs."""
+    """Yield the steps that suit the device: a CPU has neither HF32 nor graphs nor fused operators."""
     traits = _traits(options.device.device)
     yield Step("doctor", ("--doctor",))
     compare = ("--precision_compare", "--report")
@@ -106,6 +106,10 @@ def steps(options: Options, folder: Path) -> Iterator[Step]:
     if traits.graph:
         name = "benchmark_graph"
         yield Step(name, (*measure, str(folder / name), "--engine", "native", "--graph", "on"))
+    if traits.has_fused:
+        yield Step("precision_fused", (*compare, str(folder / "precision_fused"), "--npu_fused"))
+        name = "benchmark_fused"
+        yield Step(name, (*measure, str(folder / name), "--engine", "native", "--npu_fused"))
     yield Step("benchmark_nemo", (*measure, str(folder / "benchmark_nemo"), "--engine", "nemo"))
     if options.input.audio:
         yield Step("wer", (*options.input.audio, "--chunk_ms", "all"))

@@ -72,6 +72,7 @@ def _options(given: argparse.Namespace) -> Options:
             graph=given.graph == "on",
             block_ms=given.block_ms,
             allow_hf32=given.allow_hf32,
+            npu_fused=given.npu_fused,
         ),
         stream=StreamOptions(
             endpoint_ms=STREAM_DEFAULTS.endpoint_ms if given.endpoint_ms is None else given.endpoint_ms,

@@ -219,6 +219,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="let an NPU round the factors of float32 products to HF32 (a mantissa of 11 bits instead of 23), and "
         "a GPU to TF32 (10 bits): faster, but less exact (default: float32 is float32)",
     )
+    model.add_argument(
+        "--npu_fused",
+        action="store_true",
+        help="experimental: compute the encoder by torch_npu's fused operators, with fewer launches; no NPU has run "
+        "them yet",
+    )
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
@@ -369,7 +375,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
         type=types.path,
         metavar="DIR",
         help="for a new machine: run --doctor, --precision_compare (also with --allow_hf32), --benchmark (also with "
-        "--graph on) and, for a manifest as AUDIO, --chunk_ms all, and write everything to this folder",
+        "--graph on and --npu_fused) and, for a manifest as AUDIO, --chunk_ms all, and write everything to this folder",
     )
 
 

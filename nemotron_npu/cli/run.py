@@ -70,6 +70,7 @@ def run(options: Options, console: Console) -> int:
         confidence=search.confidence or _default_confidence(options.model.engine),
         boost_words=digest(phrases, search.boost_alpha),
         allow_hf32=options.model.allow_hf32,
+        npu_fused=options.model.npu_fused,
         language=config.choose_language(options.model.language),
         engine=options.model.engine,
         model_id=read_identity(checkpoint, config),

@@ -23,6 +23,8 @@ class RunSettings:
     """Digest of the boosted phrases and their weight."""
     allow_hf32: bool = False
     """Whether an NPU may compute float32 in HF32, and a GPU in TF32."""
+    npu_fused: bool = False
+    """Whether an NPU computes by its fused operators."""
     language: str | None = None
     """Prompt in use; None for a checkpoint without prompts."""
     engine: str | None = None
@@ -45,7 +47,8 @@ class RunSettings:
         values: dict[str, Any] = {name: document.get(name) for name in names}
         values["wer_normalizer"] = document.get("wer_normalizer", NORMALIZERS[0])
         engine = document.get("requested_engine", document.get("engine"))
-        return cls(model=model, engine=engine, allow_hf32=bool(document.get("allow_hf32")), **values)
+        values |= {name: bool(document.get(name)) for name in ("allow_hf32", "npu_fused")}
+        return cls(model=model, engine=engine, **values)
 
     def differences(self, other: RunSettings) -> list[tuple[str, Any, Any]]:
         """Return (name, own value, other value) of each setting that differs.

@@ -27,6 +27,7 @@ TEMPLATES = jinja2.Environment(
 LABELS = {
     "device_name": "device name",
     "allow_hf32": "HF32 or TF32 allowed",
+    "npu_fused": "fused operators",
     "device_settings": "device settings",
     "chunk_ms": "chunk, ms",
     "boost_words": "boosted phrases",

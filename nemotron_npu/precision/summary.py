@@ -22,8 +22,9 @@ def format_precision(precision: Precision, candidate: dict) -> str:
     whole = precision.totals["recording"]
     count = len(precision.recordings)
     audio = precision.recordings[0]["audio"] if count == 1 else f"{count} recordings"
+    fused = ", fused operators" if candidate.get("npu_fused") else ""
     title = (
-        f"{candidate['device']} ({candidate['engine']}, {candidate['dtype']}) against NeMo (cpu, float32), "
+        f"{candidate['device']} ({candidate['engine']}, {candidate['dtype']}{fused}) against NeMo (cpu, float32), "
         f"stage by stage: {audio}, {precision.seconds:.1f} s"
     )
     streams = [(name, _stream(precision, name)) for name, total in precision.totals.items() if total.live]

@@ -19,6 +19,8 @@ COMPUTES = {
     "aclnnConvolution": ["TransData", "TransData", "Conv2D", "TransData"],  # input, weight, and output
 }
 """Calls that compute by more than one kernel."""
+FUSED = {"aclnnAddLayerNorm": 2, "aclnnFlashAttentionScore": 4, "aclnnFFNV2": 3, "aclnnGroupNormSilu": 1}
+"""Calls of one kernel with several outputs, and how many of their tensors are factors."""
 
 
 class Operand(NamedTuple):
@@ -113,6 +115,8 @@ def kernels(line: str) -> list[str]:
         return before + (written(output) or [] if before else ["TensorMove" if output.is_contiguous else "ViewCopy"])
     if call in ("aclnnMm", "aclnnBatchMatMul", "aclnnAddmm", "aclnnBaddbmm"):
         return _product(call, inputs, output)
+    if call in FUSED:
+        return [kernel for x in operands[: FUSED[call]] for kernel in made_contiguous(x)] + [call.removeprefix("aclnn")]
     if call == "aclnnLayerNorm":
         return made_contiguous(inputs[0]) + ["LayerNormV4"]
     if call.startswith("aclnnInplace"):
