@@ -185,3 +185,15 @@ def test_text_in_a_pipe_is_a_line_an_utterance(capsys):
     view.preview(words_of("three"))
     view.finish()
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("columns", [24, 40, 80, 120])
+def test_utterances_of_many_streams_wrap(monkeypatch, capsys, columns):
+    """On a terminal lines of several streams break between words, wide ones too, and all but the first are indented."""
+    monkeypatch.setattr(live_views, "_terminal_width", lambda: columns)
+    view = TextLines(Console(), "run/line1.fifo: ")
+    view.update([event("segment", words_of(TEXT))], [])
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines).split() == f"run/line1.fifo: {TEXT}".split()
+    assert all(sum(map(width_of, line)) < columns for line in lines)
+    assert [line.startswith("  ") for line in lines] == [False] + [True] * (len(lines) - 1)

@@ -18,6 +18,8 @@ from ..utterances import LiveEvent
 from .console import Console
 from .session import Session
 
+INDENT = "  "  # of the lines of an utterance after the first, among those of other streams
+
 
 class LiveView(Protocol):
     """Shows one stream."""
@@ -70,7 +72,7 @@ class EventLines:
 
 
 class TextLines:
-    """A line of text for each utterance, after ``prefix``."""
+    """A line of text for each utterance, after ``prefix``; on a terminal as many as it needs, the others indented."""
 
     def __init__(self, console: Console, prefix: str) -> None:
         self.console = console
@@ -81,7 +83,7 @@ class TextLines:
         """Write the utterances that have ended."""
         for event in events:
             if event.type == "segment":
-                self.console.result(self.prefix + event.segment.text)
+                self.console.result(_wrapped(printable(self.prefix + event.segment.text), _terminal_width()))
                 self.lines += 1
 
     def preview(self, words: list[Word]) -> None:
@@ -246,6 +248,21 @@ def views_of(session: Session, index: int, *, grows: bool) -> list[LiveView]:
 
 def _text(words: list[Word]) -> str:
     return make_segment(words, words[-1].end).text if words else ""
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Return text in lines of less than ``width`` columns, broken between words; 0: in one line."""
+    if not width:
+        return text
+    lines, column = [""], 0
+    for piece in re.findall(r" ?[^ ]+", text):
+        if column and column + _columns(piece) >= width:
+            lines.append(INDENT)
+            column = len(INDENT)
+            piece = piece.lstrip(" ")
+        lines[-1] += piece
+        column += _columns(piece)
+    return "\n".join(lines)
 
 
 def _columns(text: str) -> int:
