@@ -160,11 +160,28 @@ def test_ctrl_c_ends_all_streams_with_what_is_known(start, pipe, pcm, tmp_path):
     assert err == b"inference.py: interrupted: 1 of 2 not done\n"
 
 
-def test_silent_pipe_is_reported_once(cli, pipe, tmp_path, monkeypatch, capsys):
+def test_silent_pipe_is_reported_once(cli, tmp_path, monkeypatch):
     """A pipe from which nothing comes for long is one message; it goes on when something comes."""
     monkeypatch.setattr(many_streams, "STALL_SECONDS", 0.3)
-    wav = CLIP.read_bytes()
-    slow = pipe("slow.fifo", wav, len(wav) // 2, 1.5)
+    reported, note = threading.Event(), many_streams.ManyStreams._note_silence
+
+    def noted(self, source) -> None:
+        note(self, source)
+        if source.is_stalled:
+            reported.set()
+
+    monkeypatch.setattr(many_streams.ManyStreams, "_note_silence", noted)
+    slow, wav = tmp_path / "slow.fifo", CLIP.read_bytes()
+    os.mkfifo(slow)
+
+    def write() -> None:
+        with open(slow, "wb", buffering=0) as target:
+            target.write(wav[: len(wav) // 2])
+            assert reported.wait(60)
+            target.write(wav[len(wav) // 2 :])
+            time.sleep(1.0)
+
+    threading.Thread(target=write, daemon=True).start()
     code, out, err = cli("--stream", "--device", "cpu", CLIP, slow, "--output_format", "events")
     assert code == 0 and by_source(out)["slow"][-1]["text"] == CLIP_WORDS
     assert err.count(f"{slow}: no audio for 0.3 s (waiting for more)\n") == 1
