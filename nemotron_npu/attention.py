@@ -158,20 +158,25 @@ class RelativeAttention:
         *_, key, value = rows.unflatten(-1, shape).unbind(self.parts_axis - 3)
         return key.flatten(-2), value.flatten(-2)
 
-    def project(self, left: int, count: int) -> torch.Tensor:
-        """Return ``linear_pos`` of the sinusoids for distances left + n - 1 down to -(n - 1), over sqrt(head_width).
+    def project(self, sinusoids: torch.Tensor) -> torch.Tensor:
+        """Return ``linear_pos`` of ``encode_positions``, over sqrt(head_width), [heads, head_width, positions].
 
-        RelPositionalEncoding: sin and cos of distance * 10000^(-2 i / width).  Returns [heads, head_width,
-        left + 2 n - 1] in the dtype of the weights.
+        It has the dtype of the weights.
         """
-        device = self.position.device
-        distances = torch.arange(left + count - 1, -count, -1, dtype=torch.float32, device=device)
-        columns = torch.arange(0, self.width, 2, dtype=torch.float32, device=device)
-        rates = torch.exp(columns * -(math.log(10000.0) / self.width))
-        angles = distances[:, None] * rates
-        sinusoids = torch.stack([angles.sin(), angles.cos()], -1).view(len(distances), self.width)
         projected = torch.mm(sinusoids.to(self.position.dtype), self.position.t()) * self.position_scale
         return projected.view(-1, self.heads, self.head_width).permute(1, 2, 0).contiguous()
+
+
+def encode_positions(left: int, count: int, width: int, device: torch.device) -> torch.Tensor:
+    """Return the sinusoids of the distances left + n - 1 down to -(n - 1), float32 [left + 2 n - 1, width].
+
+    RelPositionalEncoding: sin and cos of distance * 10000^(-2 i / width).
+    """
+    distances = torch.arange(left + count - 1, -count, -1, dtype=torch.float32, device=device)
+    columns = torch.arange(0, width, 2, dtype=torch.float32, device=device)
+    rates = torch.exp(columns * -(math.log(10000.0) / width))
+    angles = distances[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], -1).view(len(distances), width)
 
 
 @dataclass(frozen=True)

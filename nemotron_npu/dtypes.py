@@ -96,7 +96,7 @@ def has_fbgemm() -> bool:
     quantized = getattr(torch.backends, "quantized", None)
     if "fbgemm" not in getattr(quantized, "supported_engines", []):
         return False
-    if not hasattr(torch, "_make_per_channel_quantized_tensor"):
+    if not hasattr(torch, "_make_per_tensor_quantized_tensor"):
         return False
     return all(hasattr(torch.ops.quantized, name) for name in FBGEMM_OPERATORS)
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-from .attention import ContextMask, parts_of
+from .attention import ContextMask, encode_positions, parts_of
 from .cache import EncoderState, RollingCache
 from .checkpoint.config import EncoderConfig
 from .checkpoint.weights import Weights
@@ -115,8 +115,8 @@ class Encoder:
             self.out = load.linear("out_proj", (config.feat_out, self.width))
         self.prompt: Prompt | None = None
         """What follows the encoder in a multilingual checkpoint."""
-        self.positions = self._project_positions() if self.streams else {}
-        """Each layer's projected positions by the frames of the block; empty where a recording is one block."""
+        self.positions: dict[int, list[torch.Tensor]] = {}
+        """Each layer's projected positions by the frames of the block, from its first use on."""
         weights.release()
         self.observer: Observer | None = None
         """For comparisons; a step with an observer is never captured."""
@@ -136,10 +136,6 @@ class Encoder:
         chunk = self.chunk if self.streams else None
         self.mask = ContextMask((left, right), self.chunked, self.keep, chunk, self.tensor_options)
 
-    def _project_positions(self) -> dict[int, list[torch.Tensor]]:
-        """Return each layer's projected positions for the largest block; smaller blocks take a part of them."""
-        return {self.block: [layer.attention.project(self.keep, self.block) for layer in self.layers]}
-
     def at_context(self, context: list[int]) -> Encoder:
         """Return this encoder with another [left, right] attention context.
 
@@ -147,8 +143,8 @@ class Encoder:
         """
         other = copy.copy(self)
         Encoder._set_context(other, context)
-        if other.streams and (other.keep, other.block) != (self.keep, self.block):
-            other.positions = Encoder._project_positions(other)
+        if other.keep != self.keep:
+            other.positions = {}
         return other
 
     def frames(self, features: int) -> int:
@@ -240,9 +236,10 @@ class Encoder:
         end_keys = [None if left is None else self.keep + left for left in frames_left]
         mask = self.mask(count, first_keys, end_keys)
         state.reserve(count)
-        for index, layer in enumerate(self.layers):
+        positions = self._projected_positions(count)
+        for index, (layer, position) in enumerate(zip(self.layers, positions, strict=True)):
             x = self._observed(index, x)
-            x = layer(x, state.layer(index, count, frames_left), self._position(index, count), mask)
+            x = layer(x, state.layer(index, count, frames_left), position, mask)
         x = self._observed(len(self.layers), x)
         if self.out is not None:
             x = self.out(x)
@@ -255,17 +252,22 @@ class Encoder:
     def _observed(self, index: int, x: torch.Tensor) -> torch.Tensor:
         return self.observer(index, x) if self.observer else x
 
-    def _position(self, index: int, count: int) -> torch.Tensor:
-        """Return a layer's projected positions for a block of ``count`` frames."""
-        if not self.positions:
-            return self.layers[index].attention.project(self.keep, count)
-        if count not in self.positions:
-            spare = self.block - count
-            parts = [layer[:, :, spare : spare + self.keep + 2 * count - 1] for layer in self.positions[self.block]]
-            if not traits_of(self.device).is_host and count == self.block_for(count):
-                parts = [part.contiguous() for part in parts]  # a device would copy them in each step
-            self.positions[count] = parts
-        return self.positions[count][index]
+    def _projected_positions(self, count: int) -> Iterable[torch.Tensor]:
+        """Return each layer's projected positions for a block of ``count`` frames.
+
+        Those of the usual sizes of blocks are kept, and other sizes take a part of the next larger ones, so that they
+        do not depend on the blocks before.
+        """
+        size = max(count, self.block_for(count))
+        if size not in self.positions:
+            sinusoids = encode_positions(self.keep, size, self.width, self.device)
+            projected = (layer.attention.project(sinusoids) for layer in self.layers)
+            if not self.streams:  # as long as the recording: one layer's at a time
+                return projected
+            self.positions[size] = list(projected)
+        kept = self.positions[size]
+        first = size - count
+        return [layer[:, :, first : first + self.keep + 2 * count - 1] for layer in kept] if first else kept
 
     @torch.inference_mode()
     def first_not_finite(

@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
 PAIR = 128  # the largest sum of two neighboring weights of one sign: 128 * 255 < 2**15
 PIECE = 1 << 18  # weights that are quantized together: they stay in the cache meanwhile
 
-QUANTIZED_TENSOR = "_make_per_channel_quantized_tensor"  # torch has no public name for it
+QUANTIZED_TENSOR = "_make_per_tensor_quantized_tensor"  # torch has no public name for it
 
 
 class Linear:
@@ -92,10 +92,12 @@ class PackedLinear:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dtype = dtype
-        weight = (weight if scale == 1 else weight * scale).to(dtype).contiguous()
+        weight = weight.to(dtype).contiguous()
         self.elements = weight.numel()
         self.bytes = weight.nbytes
         self.weight = _onednn("_reorder_linear_weight")(weight, self.ROWS)
+        if scale != 1:
+            self.weight.mul_(torch.tensor(scale))  # in place: a scaled copy takes three times as long
         self.bias = None if bias is None else (bias * scale).to(dtype)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -134,22 +136,26 @@ class QuantizedLinear:
 
     def __init__(self, weight: Quantized, bias: torch.Tensor | None, scale: float, floor: float | None) -> None:
         quantized, scales = weight
-        scales = scales * scale
+        self.scales = scales * scale
+        """Of the outputs, [out].  They follow the product: FBGEMM would read each by itself when it packs."""
         self.elements = quantized.numel()
         self.bytes = quantized.nbytes
         self.floor = floor
         self.bias = None if bias is None else bias * scale
         if floor:  # it is subtracted from the activations, and its product is added again
-            lowest = floor * quantized.sum(1, dtype=torch.float32) * scales
+            lowest = floor * quantized.sum(1, dtype=torch.float32) * self.scales
             self.bias = lowest if self.bias is None else self.bias + lowest
-        self._pack(quantized, scales)
+        self._pack(quantized)
 
-    def _pack(self, weight: torch.Tensor, scales: torch.Tensor) -> None:
-        """Pack int8 [out, in] and its scales [out] for the kernel."""
+    def _pack(self, weight: torch.Tensor) -> None:
+        """Pack int8 [out, in] for the kernel."""
         raise NotImplementedError
 
     def _multiply(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        """Return float32 x / largest @ weight.T; ``largest`` [rows, 1] is the maximum of |x|, or of x with a floor."""
+        """Return float32 x / largest @ int8 weight.T, finite where a row is 0.
+
+        ``largest`` [rows, 1] is the maximum of |x|, or of x with a floor.
+        """
         raise NotImplementedError
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
@@ -158,15 +164,14 @@ class QuantizedLinear:
         else:
             x = x - self.floor if self.floor else x
             largest = x.amax(1, keepdim=True)
-        largest.clamp_(min=1e-30)  # a row of zeros
         return self._multiply(x, largest).mul_(largest)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Return scale * (x @ weight.T + bias); write it into ``out`` if that is given."""
         y = self._product(x)
-        if self.bias is not None:
-            y.add_(self.bias)
-        return y if out is None else out.copy_(y)
+        if self.bias is None:
+            return torch.mul(y, self.scales, out=y if out is None else out)
+        return torch.addcmul(self.bias, y, self.scales, out=y if out is None else out)
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
         """Return silu of the product."""
@@ -174,15 +179,17 @@ class QuantizedLinear:
 
     def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return ``residual`` + the product."""
-        return self(x).add_(residual)
+        if self.bias is not None:
+            return self(x).add_(residual)
+        y = self._product(x)
+        return torch.addcmul(residual, y, self.scales, out=y)
 
 
 class FbgemmLinear(QuantizedLinear):
     """``QuantizedLinear`` by FBGEMM: the fastest without AMX."""
 
-    def _pack(self, weight: torch.Tensor, scales: torch.Tensor) -> None:
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        weight = getattr(torch, QUANTIZED_TENSOR)(weight, scales.double(), zeros, 0)
+    def _pack(self, weight: torch.Tensor) -> None:
+        weight = getattr(torch, QUANTIZED_TENSOR)(weight, 1.0, 0)
         engine = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"
         try:
@@ -199,17 +206,16 @@ class FbgemmLinear(QuantizedLinear):
 class OnednnLinear(QuantizedLinear):
     """``QuantizedLinear`` by oneDNN, which alone uses AMX, faster from a few rows on, and which needs no AVX2."""
 
-    def _pack(self, weight: torch.Tensor, scales: torch.Tensor) -> None:
+    def _pack(self, weight: torch.Tensor) -> None:
         self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        self.scales = scales
-        self.zeros = torch.zeros(len(scales), dtype=torch.long)
+        self.unit = torch.ones(1), torch.zeros(1, dtype=torch.long)
+        """Scale and zero point of the weight."""
         self.top, self.dtype = (127, torch.int8) if self.floor is None else (255, torch.uint8)
 
     def _multiply(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
         quantized = (x * (self.top / largest)).round_().to(self.dtype)
-        weight = (self.packed, self.scales, self.zeros, None)
         output: tuple = (1.0, 0, torch.float32, "none", [], "")
-        return torch.ops.onednn.qlinear_pointwise(quantized, 1 / self.top, 0, *weight, *output)
+        return torch.ops.onednn.qlinear_pointwise(quantized, 1 / self.top, 0, self.packed, *self.unit, None, *output)
 
 
 def quantize(weight: torch.Tensor) -> Quantized:

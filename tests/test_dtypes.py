@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 
 import numpy as np
 import pytest
@@ -88,6 +89,9 @@ def test_int8_row_does_not_depend_on_the_others(kernel):
     layer = kernel(quantize(torch.randn(128, 256)), torch.randn(128), 1.0, None)
     for rows in (1, 3, 8):
         assert torch.allclose(layer(x)[:rows], layer(x[:rows].clone()), rtol=1e-6)
+    assert torch.equal(layer(x)[3], layer.bias), "the product of a row of zeros is 0"
+    x[3, 0] = math.nan
+    assert layer(x)[3].isnan().all() and layer(x)[:3].isfinite().all()
 
 
 def test_int8_layer_keeps_the_quantized_engine_of_torch():
@@ -100,7 +104,7 @@ def test_int8_layer_keeps_the_quantized_engine_of_torch():
 
 def test_int8_without_quantized_tensors_uses_onednn(monkeypatch):
     """Where torch lacks quantized tensors, int8 layers use oneDNN."""
-    monkeypatch.delattr(torch, "_make_per_channel_quantized_tensor")
+    monkeypatch.delattr(torch, "_make_per_tensor_quantized_tensor")
     assert not dtypes.has_fbgemm()
     if "int8" in OFFERED:
         assert isinstance(make_linear(torch.ones(4, 4), None, "int8"), OnednnLinear)

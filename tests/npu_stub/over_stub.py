@@ -232,8 +232,9 @@ def main() -> None:
     cann.stub_on_replay(callback)
     watch(mode, encoder.Encoder, "_encode", encoder_phase)
     watch(mode, encoder.Encoder, "__init__", lambda *args: "encoder's start")
+    watch(mode, encoder.Encoder, "_projected_positions", lambda *args: "encoder's start")
     watch(mode, decoder.Decoder, "step", lambda *args: "decoder")
-    watch(mode, pool.Pool, "_step", lambda pool, ready: "step of a pool")
+    watch(mode, pool.Pool, "_step", lambda *args, **kwargs: "step of a pool")
     results = []
     with mode:
         for each in json.loads(Path(sys.argv[1]).read_text()):
