@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .transcript import Word
     from .utterances import LiveEvent
 
+LONG_TOKENS = 1000  # from so many on, a transcript takes longer to write than the other streams are to wait
+LOOK_SECONDS = 0.02  # until the next look whether one is written
 STEP_STREAMS = 64  # in a step at most: more make it longer, and each stream waits for it
 
 
@@ -66,6 +69,9 @@ class PoolExchange:
         self.options = options
         self.streams: dict[int, PooledStream] = {}
         self.numbers: dict[PooledStream, int] = {}
+        self.closing: dict[int, Future[Transcript]] = {}
+        """Transcripts of streams that have ended, by number, which a thread writes."""
+        self.writer = ThreadPoolExecutor(1)
 
     def exchange(self, requests: Sequence[Request]) -> Answer:
         """Take audio, make a step of the streams that have a chunk ready, and return what is known then."""
@@ -91,7 +97,11 @@ class PoolExchange:
         touched = {self.numbers[stream] for stream in self.pool.step()}
         touched.update(request.stream for request in requests if request.stream not in refused)
         updates = [self._update(number, partial.get(number, [])) for number in sorted(touched)]
-        return Answer([*updates, *refused.values()], any(stream.is_ready for stream in self.streams.values()))
+        is_ready = any(stream.is_ready for stream in self.streams.values())
+        if self.closing and not is_ready:
+            wait(self.closing.values(), LOOK_SECONDS)
+        updates += [self._last_update(number) for number, written in [*self.closing.items()] if written.done()]
+        return Answer([*updates, *refused.values()], is_ready or bool(self.closing))
 
     def _stream(self, number: int) -> PooledStream:
         if number not in self.streams:
@@ -102,7 +112,19 @@ class PoolExchange:
     def _update(self, number: int, partial: list[Word]) -> Update:
         stream = self.streams[number]
         transcript = None
-        if stream.is_done:
-            transcript = stream.transcript()
-            del self.streams[number], self.numbers[stream]
+        if stream.is_done and number not in self.closing:
+            if len(stream.emissions) < LONG_TOKENS:
+                transcript = stream.transcript()
+                self._forget(number)
+            else:
+                self.closing[number] = self.writer.submit(stream.transcript)
         return Update(number, stream.events(), partial, stream.decoded_seconds, transcript, stream.error)
+
+    def _last_update(self, number: int) -> Update:
+        stream = self.streams[number]
+        self._forget(number)
+        transcript = self.closing.pop(number).result()
+        return Update(number, [], [], stream.decoded_seconds, transcript, stream.error)
+
+    def _forget(self, number: int) -> None:
+        del self.numbers[self.streams.pop(number)]

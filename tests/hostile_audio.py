@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -417,8 +417,8 @@ def gone_after_the_check(folder: Path) -> Iterator[None]:
 
     check = Results.check
 
-    def check_and_remove(results: Results, **options: bool) -> None:
-        check(results, **options)
+    def check_and_remove(results: Results, pipes: Collection[int], **options: bool) -> None:
+        check(results, pipes, **options)
         (folder / "x.wav").unlink()
 
     Results.check = check_and_remove

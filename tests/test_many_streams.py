@@ -18,9 +18,11 @@ import soundfile
 from live_audio import SECOND, to_pcm
 from support import CLIP, CLIP_WORDS, ROOT, lines
 
+from nemotron_npu import pool_exchange
 from nemotron_npu.cli import many_streams
 from nemotron_npu.errors import InputError
 from nemotron_npu.pipe_input import BACKLOG_BYTES, PipeInput, is_pipe
+from nemotron_npu.streaming import Stream
 
 SCHEMA = json.loads((ROOT / "nemotron_npu" / "events.schema.json").read_text())
 OPTIONS = ["--stream", "--device", "cpu", "--quiet"]
@@ -112,11 +114,34 @@ def test_a_bad_source_costs_only_itself(cli, pipe, bad):
         assert sum(f"{path}: " in line and words in line for line in err.splitlines()) == 1, (path, err)
     for name in ("digits", "good"):
         assert streams[name][-1]["type"] == "end" and streams[name][-1]["text"] == CLIP_WORDS
-    assert set(streams) == {"digits", "good", "nan", "cut"}
+    assert set(streams) == {"digits", "good"} | {path.stem for path in bad if path.suffix == ".fifo"}
+    assert {event["type"] for name in ("text", "empty", "header") for event in streams[name]} == {"error"}
     for name in ("nan", "cut"):
         error, end = streams[name][-2:]
         assert error["type"] == "error" and error["problem"] in err and end["type"] == "end"
         assert CLIP_WORDS.startswith(end["text"]) and end["text"].startswith("three one")
+
+
+def test_long_transcripts_are_written_beside_the_steps(cli, monkeypatch, digits, tmp_path):
+    """A thread writes the transcript of a stream that was long, so that the others go on; all texts are whole."""
+    monkeypatch.setattr(pool_exchange, "LONG_TOKENS", 10)
+    names, transcript = [], Stream.transcript
+
+    def noted(self):
+        names.append((len(self.emissions), threading.current_thread() is threading.main_thread()))
+        time.sleep(0.1)
+        return transcript(self)
+
+    monkeypatch.setattr(Stream, "transcript", noted)
+    audio, rate = digits
+    soundfile.write(tmp_path / "long.wav", np.tile(audio, 3), rate)
+    soundfile.write(tmp_path / "short.wav", audio[: 2 * rate], rate)
+    paths = [tmp_path / "long.wav", tmp_path / "short.wav", tmp_path / "long.wav"]
+    code, out, err = cli(*paths, *OPTIONS, "--endpoint_ms", 0)
+    assert (code, err) == (0, "") and len(out.splitlines()) == 3 and len(names) == 3
+    assert all(count < 10 if is_main else count >= 10 for count, is_main in names)
+    texts = {line.split(": ")[1] for line in out.splitlines()}
+    assert texts == {"three one", " ".join([CLIP_WORDS] * 3)}
 
 
 def test_text_of_many_streams_names_its_source(cli, pipe, tmp_path):
@@ -256,8 +281,11 @@ def test_options_of_pipes_need_a_pipe(cli, option):
 
 def test_one_pipe_is_a_stream_like_stdin(cli, pipe, pcm, tmp_path):
     """One named pipe, raw, of another rate, is transcribed as stdin is; --resume is refused."""
-    line = pipe("line.fifo", pcm[::1])
+    line = pipe("line.fifo", pcm)
     code, out, err = cli(line, *OPTIONS, "--raw", "--endpoint_ms", 0)
     assert (code, out, err) == (0, f"{CLIP_WORDS}\n", "")
+    twice = pipe("twice.fifo", pcm)
+    code, out, err = cli(twice, twice, *OPTIONS, "--raw", "--endpoint_ms", 0)
+    assert code == 1 and out == f"{twice}: {CLIP_WORDS}\n" and "twice.fifo: is named twice" in err
     code, _, err = cli(line, *OPTIONS, "-o", tmp_path / "out", "--resume")
     assert code == 2 and "--resume: applies to files, not to pipes" in err

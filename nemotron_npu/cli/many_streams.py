@@ -23,7 +23,7 @@ from ..pool_exchange import Answer, PoolExchange, Request, Update
 from ..sources import CountedRecording
 from ..transcript import Transcript
 from .delay import CATCH_UP_SECONDS, DelayReport
-from .live_views import views_of
+from .live_views import LiveView, views_of
 from .options import EACH
 from .run_info import RunInfo
 from .session import Session
@@ -224,7 +224,10 @@ class ManyStreams:
                 self._ask(line, Request(line.number, ends=True))
             if not source.lines:
                 if source.error:
-                    self.results.fail(source.index, source.error)
+                    views: list[LiveView] = []
+                    with suppress(InputError):  # its name may be what has failed
+                        views = views_of(self.session, source.index, grows=False)
+                    self._report_failure(source.index, views, source.error)
                 self._conclude(source.index)
 
     def _open(self, source: StreamSource, samples: np.ndarray) -> list[Line]:
@@ -277,7 +280,7 @@ class ManyStreams:
         is_cut = self.is_stopping and not source.live and source.is_stopped
         is_kept = bool(source.live and transcript.duration) if error else not (is_cut and self.results.folder)
         if error:
-            self._report_failure(line, error)
+            self._report_failure(line.number, line.views, error)
         if is_kept:
             if not error:
                 for view in line.views:
@@ -293,11 +296,11 @@ class ManyStreams:
         if not source.has_ended and all(line.is_done for line in source.lines):
             source.ignore()  # the model has failed, or the pool is lost
 
-    def _report_failure(self, line: Line, error: Exception) -> None:
-        problem = self.results.problem(line.number, error)
-        for view in line.views:
+    def _report_failure(self, index: int, views: list[LiveView], error: Exception) -> None:
+        problem = self.results.problem(index, error)
+        for view in views:
             view.fail(problem)
-        self.results.fail(line.number, error)
+        self.results.fail(index, error)
 
     def _add(self, line: Line, transcript: Transcript, *, is_cut: bool) -> None:
         fields = self.run_info.result_fields(transcript.duration, time.perf_counter() - line.began)
@@ -324,7 +327,8 @@ class ManyStreams:
         for line in list(self.lines.values()):
             if line.host is host:
                 self._close(line)
-                self._report_failure(line, InputError(self.results.recordings[line.number].name, f"lost with {error}"))
+                lost = InputError(self.results.recordings[line.number].name, f"lost with {error}")
+                self._report_failure(line.number, line.views, lost)
                 self._conclude(line.number)
         if not self.outbox:
             raise error

@@ -265,10 +265,14 @@ def _open_pipes(session: Session) -> dict[int, LiveInput]:
             raise SetupError("-", "stdin is closed", "pipe audio into it")
         return {0: LiveInput(sys.stdin.fileno(), given.sample_rate, raw=given.raw, selection=selection)}
     live: dict[int, LiveInput] = {}
+    opened = set()
     for index in results.todo if given.stream else ():
         path = results.recordings[index].path
         if is_pipe(path):
             try:
+                if path in opened:
+                    raise InputError(path, "is named twice", "each stream needs a pipe of its own")
+                opened.add(path)
                 live[index] = PipeInput(path, given.sample_rate, raw=given.raw, selection=selection)
             except InputError as error:
                 results.fail(index, error)
