@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .checkpoint.weights import Quantized
-from .device import traits_of
+from .device import traits_of, upload
 from .linear import LayerLoader, make_linear
 
 MASKED = -10000.0  # added to the score of a hidden key, NeMo's INF_VAL; exp() of it is 0 in float32
@@ -181,7 +181,10 @@ def encode_positions(left: int, count: int, width: int, device: torch.device) ->
 
 @dataclass(frozen=True)
 class ContextMask:
-    """Masks of one attention context (ConformerEncoder._create_masks)."""
+    """Masks of one attention context (ConformerEncoder._create_masks).
+
+    They are made on the host, since each slot whose recording begins or ends here differs, and copied to the device.
+    """
 
     context: tuple[int, int]
     """[left, right] in frames; -1 is no limit."""
@@ -193,8 +196,8 @@ class ContextMask:
     """Frames of a chunk where blocks are encoded as they come; None where a recording is one block."""
     options: dict[str, Any]
     """dtype and device."""
-    bands: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    """Masks of the attention context alone, by (frames, slots)."""
+    bands: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """Masks of the attention context alone on the host and on the device, by (frames, slots)."""
 
     def __call__(self, count: int, first_keys: list[int], end_keys: list[int | None]) -> torch.Tensor | None:
         """Return the mask for a block of ``count`` frames, to be added to the position scores before their shift.
@@ -205,42 +208,42 @@ class ContextMask:
         slots = len(first_keys)
         band = self._band(count, slots)
         if not any(first_keys) and all(end is None for end in end_keys):
-            return band
-        mask = self._empty(count, slots) if band is None else band.clone()
+            return band and band[1]
+        mask = self._empty(count, slots) if band is None else band[0].clone()
         shifted = self._shifted(mask, count, slots)
         for slot, (first, end) in enumerate(zip(first_keys, end_keys, strict=True)):
             if first:
                 shifted[:, slot, :first].fill_(MASKED)
             if end is not None:
                 shifted[:, slot, end:].fill_(MASKED)
-        return mask
+        return upload(mask, self.options["device"])
 
     def _empty(self, count: int, slots: int) -> torch.Tensor:
-        return torch.zeros(1, count * slots, self.keep + 2 * count - 1, **self.options)
+        return torch.zeros(1, count * slots, self.keep + 2 * count - 1, dtype=self.options["dtype"])
 
     def _shifted(self, mask: torch.Tensor, count: int, slots: int) -> torch.Tensor:
         """Return the view [n, slots, keys] of a mask that is laid out as the position scores before their shift."""
         columns = mask.shape[2]
         return mask.as_strided((count, slots, self.keep + count), (slots * columns - 1, columns, 1), count - 1)
 
-    def _band(self, count: int, slots: int) -> torch.Tensor | None:
-        """Return the mask of the attention context alone; None if it hides nothing."""
+    def _band(self, count: int, slots: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the mask of the attention context alone, see ``bands``; None if it hides nothing."""
         if count == self.chunk:
             return None
         if (count, slots) in self.bands:
             return self.bands[count, slots]
         mask = self._empty(count, slots)
         self._shifted(mask, count, slots).masked_fill_(self._hidden(count)[:, None], MASKED)
+        band = mask, upload(mask, self.options["device"])
         if self.chunk:  # otherwise the mask is as large as the recording, and the next recording has another size
-            self.bands[count, slots] = mask
-        return mask
+            self.bands[count, slots] = band
+        return band
 
     def _hidden(self, count: int) -> torch.Tensor:
         """Return which keys the attention context hides, bool [n, keys]."""
-        device = self.options["device"]
         left, right = self.context
-        query = torch.arange(self.keep, self.keep + count, device=device)[:, None]
-        key = torch.arange(self.keep + count, device=device)
+        query = torch.arange(self.keep, self.keep + count)[:, None]
+        key = torch.arange(self.keep + count)
         hidden = torch.zeros_like(query - key, dtype=torch.bool)
         if self.chunked and right >= 0:
             chunks = query // (right + 1) - key // (right + 1)
