@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import queue
 import select
-import struct
 import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
-import soundfile
 
-from .audio import DEFAULT, SAMPLE_RATE, AudioInfo, Mixer, Part, Resampler, Selection, check_samples, no_track
+from .audio import DEFAULT, SAMPLE_RATE, Mixer, Part, Selection, no_track
 from .containers import (
     ARCHIVES,
     BIG_ENDIAN,
-    MAX_CHUNKS,
-    MAX_RATE,
-    MIN_RATE,
     SNIFF_BYTES,
     ForeignFormat,
     identify,
@@ -33,57 +26,11 @@ from .containers import (
 )
 from .errors import InputError, SetupError
 from .media import is_media, open_media
-from .media_pipe import MAX_CHANNELS
+from .wav_stream import HEADER, HEADER_BYTES, StreamFormat, held_back, read_header
 
 READ_BYTES = 1 << 16  # what a pipe holds
 PROBE_BYTES = 1 << 14  # in which a decoder looks for a format without a signature: 0.5 s of raw PCM
 BACKLOG_BYTES = 1 << 23  # held of a stream that is faster than real time: four minutes of raw PCM
-MAX_HEADER_BYTES = 1 << 26  # of a wav
-MAX_KNOWN_SIZE = 0x7FFFF000  # a wav that is written into a pipe states 0, or this and more, for "unknown"
-EXTENSIBLE = 0xFFFE  # format tag of a WAVEFORMATEXTENSIBLE
-SUBTYPES = {  # (format tag, bits) of a wav -> libsndfile's name
-    (1, 8): "PCM_U8",
-    (1, 16): "PCM_16",
-    (1, 24): "PCM_24",
-    (1, 32): "PCM_32",
-    (3, 32): "FLOAT",
-    (3, 64): "DOUBLE",
-    (6, 8): "ALAW",
-    (7, 8): "ULAW",
-}
-
-
-@dataclass(frozen=True)
-class StreamFormat:
-    """How the samples of a stream are encoded: little-endian, channels interleaved."""
-
-    sample_rate: int = SAMPLE_RATE
-    channels: int = 1
-    subtype: str = "PCM_16"
-    """The encoding of a sample, as libsndfile names it."""
-    frame_bytes: int = 2
-    """Bytes of one sample of all channels."""
-    container: str = "RAW"
-    """As libsndfile names it."""
-
-    @property
-    def info(self) -> AudioInfo:
-        """What ``check_audio`` returns for a file."""
-        return AudioInfo(self.sample_rate, self.channels, self.container)
-
-    def decode(self, data: bytes) -> np.ndarray:
-        """Decode whole samples to float32 [samples, channels]."""
-        samples, _ = soundfile.read(
-            io.BytesIO(data),
-            samplerate=self.sample_rate,
-            channels=self.channels,
-            dtype="float32",
-            always_2d=True,
-            format="RAW",
-            subtype=self.subtype,
-            endian="LITTLE",
-        )
-        return samples
 
 
 class LiveInput:
@@ -128,6 +75,8 @@ class LiveInput:
         """Data that the consumer has received and not yet used."""
         self.ended = False
         self.is_stopped = False
+        self.cut_off: str | None = None
+        """How much of a wav has arrived, if not all that its header states."""
         threading.Thread(target=self._read, daemon=True).start()
 
     def stop(self) -> None:
@@ -150,30 +99,11 @@ class LiveInput:
             return
         if self.track > 1:
             raise no_track("stdin", self.track)
-        size = self._read_header()
-        frame_bytes = self.format.frame_bytes
-        resampler = Resampler(self.format.sample_rate)
-        decoded = 0  # bytes
-        while True:
-            available = int(min(len(self.data), size - decoded))
-            available -= available % frame_bytes
-            if available:
-                samples = self.format.decode(self._take(available))
-                check_samples(samples, self.name)
-                yield resampler(self.mixer(samples))
-                decoded += available
-            if not self._receive():
-                break
-            if decoded + frame_bytes > size:  # chunks after the samples
-                self._take(len(self.data))
-        if not decoded and not self.failure:
-            raise InputError(self.name, "no audio samples arrived", "check the program that writes into the pipe")
-        yield resampler.finish()
-        if self.failure:
-            raise InputError(self.name, f"cannot be read: {self.failure.strerror}")
-        if decoded + frame_bytes <= size < math.inf and not self.is_stopped:
-            seconds = [count / frame_bytes / self.format.sample_rate for count in (decoded, size)]
-            raise InputError(self.name, f"breaks off after {seconds[0]:.1f} of {seconds[1]:.1f} s")
+        blocks = self._pcm_blocks() if self.raw or not _is_wav(self.data) else self._wav_blocks()
+        yield from Part(self.name, self.format.sample_rate).cut(self._checked(blocks), self.mixer)
+        self._raise_failure()
+        if self.cut_off and not self.is_stopped:
+            raise InputError(self.name, f"breaks off after {self.cut_off}")
 
     # ------------------------------------------------------------------ the thread that reads
 
@@ -224,16 +154,82 @@ class LiveInput:
         return not self.ended
 
     def _take(self, count: int) -> bytes:
-        """Return the next ``count`` bytes and drop them.  Raises InputError if the stream ends before."""
-        while len(self.data) < count:
-            if not self._receive():
-                reason = "stream ends inside the wav header"
-                if self.failure:
-                    reason = f"cannot be read: {self.failure.strerror}"
-                raise InputError(self.name, reason)
+        """Return the next ``count`` bytes, which have been received, and drop them."""
         taken = bytes(self.data[:count])
         del self.data[:count]
         return taken
+
+    def _peek(self, offset: int, count: int) -> bytes:
+        """Return bytes of a wav's header without dropping them.  Raises InputError if the stream ends before."""
+        self._wait_for(offset + count)
+        if len(self.data) < offset + count:
+            self._raise_failure()
+            raise InputError(self.name, "stream ends inside the wav header")
+        return bytes(self.data[offset : offset + count])
+
+    def _raise_failure(self) -> None:
+        """Raise InputError if the stream could not be read to its end."""
+        if self.failure:
+            raise InputError(self.name, f"cannot be read: {self.failure.strerror}")
+
+    def _checked(self, blocks: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield ``blocks``.  Raises InputError if there are none."""
+        is_empty = True
+        for block in blocks:
+            is_empty = False
+            yield block
+        if is_empty:
+            self._raise_failure()
+            raise InputError(self.name, "no audio samples arrived", "check the program that writes into the pipe")
+
+    def _wav_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield rate (Hz) and samples, float32 [samples, channels], of every wav in the stream."""
+        while self._skip_to_header():
+            header = read_header(self._peek, self.name)
+            self._take(header.length)
+            self.format = header.format
+            yield from self._pcm_blocks(header.size or math.inf, is_wav=True)
+
+    def _pcm_blocks(self, size: float = math.inf, *, is_wav: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield rate and samples from ``size`` bytes, of a wav only up to the header of the next one.
+
+        Some recorders begin each of their chunks with a header, of a length that nobody knows.
+        """
+        frame_bytes = self.format.frame_bytes
+        left = size
+        while left >= frame_bytes:
+            following = HEADER.search(self.data) if is_wav else None
+            end = len(self.data)
+            if following:
+                end = following.start()
+            elif is_wav and not self.ended:
+                end -= held_back(self.data)
+            available = int(min(end, left)) // frame_bytes * frame_bytes
+            if available:
+                yield self.format.sample_rate, self.format.decode(self._take(available))
+                left -= available
+            elif following:
+                return
+            elif self.ended:
+                self._note_cut_off(size - left, size)
+                return
+            else:
+                self._receive()
+
+    def _note_cut_off(self, received: float, size: float) -> None:
+        if size < math.inf:
+            seconds = [count / self.format.frame_bytes / self.format.sample_rate for count in (received, size)]
+            self.cut_off = f"{seconds[0]:.1f} of {seconds[1]:.1f} s"
+
+    def _skip_to_header(self) -> bool:
+        """Drop what is before the header of the next wav, for instance titles; return False if there is none."""
+        while not (header := HEADER.search(self.data)):
+            self._take(max(0, len(self.data) - HEADER_BYTES + 1))
+            if not self._receive():
+                self.data.clear()
+                return False
+        self._take(header.start())
+        return True
 
     def _find_container(self) -> str | None:
         """Return what PyAV is to decode; None for wav and raw PCM.  Raises InputError for an archive and for text."""
@@ -246,13 +242,23 @@ class LiveInput:
             raise InputError(self.name, f"is {container} data", "unpack it first")
         if container == BIG_ENDIAN:  # ffmpeg 8 takes its samples for little-endian ones
             raise InputError(self.name, f"unsupported {container} stream", "convert it: sox - -t wav -")
-        if container or _is_wav(start):
+        if container:
             return container
+        if _is_wav(start):
+            return self._foreign_wav()
         self._wait_for(PROBE_BYTES)
         start = bytes(self.data[:READ_BYTES])
         if len(start) >= SNIFF_BYTES and is_text(start):
             raise InputError(self.name, "is text, not audio")
         return "audio" if is_media(start) else None
+
+    def _foreign_wav(self) -> str | None:
+        """Return "wav" if PyAV is to decode the wav."""
+        try:
+            read_header(self._peek, self.name)
+        except ForeignFormat:
+            return "wav"
+        return None
 
     def _decode_media(self, container: str) -> Iterator[np.ndarray]:
         try:
@@ -267,8 +273,7 @@ class LiveInput:
             info = media.info
             self.format = StreamFormat(info.sample_rate, info.channels, container=info.format)
             yield from Part(self.name, info.sample_rate).cut(media.blocks(), self.mixer)
-        if self.failure:
-            raise InputError(self.name, f"cannot be read: {self.failure.strerror}")
+        self._raise_failure()
 
     def _pass_on(self, pipe: IO[bytes]) -> None:
         """Write the stream into the decoder; a thread of its own does."""
@@ -282,54 +287,9 @@ class LiveInput:
         while len(self.data) < count and self._receive():
             pass
 
-    def _read_header(self) -> float:
-        """Set ``format`` from the header of a wav, which raw PCM lacks; return the bytes of the samples to come."""
-        if self.raw or not _is_wav(bytes(self.data[:SNIFF_BYTES])):
-            return math.inf
-        self._take(12)
-        return self._read_chunks() or math.inf
 
-    def _read_chunks(self) -> int:
-        """Read the chunks before a wav's samples, set ``format``; return the bytes of the samples, 0 if unknown."""
-        found = None
-        real_size = 0  # of the samples, in an RF64
-        left = MAX_HEADER_BYTES
-        for _ in range(MAX_CHUNKS):
-            name = self._take(4)
-            size = int.from_bytes(self._take(4), "little")
-            if name == b"data":
-                if found is None:
-                    raise InputError(self.name, "wav stream without a fmt chunk")
-                self.format = found
-                return real_size or (size if size < MAX_KNOWN_SIZE else 0)
-            left -= size
-            if left < 0:
-                break
-            chunk = self._take(size + size % 2)
-            if name == b"ds64" and len(chunk) >= 16:  # EBU Tech 3306
-                (real_size,) = struct.unpack_from("<Q", chunk, 8)
-            if name == b"fmt ":
-                found = _parse_format(chunk, self.name)
-        raise InputError(self.name, "wav header that does not end")
-
-
-def _is_wav(start: bytes) -> bool:
-    return start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE"
-
-
-def _parse_format(chunk: bytes, name: str) -> StreamFormat:
-    """Parse the ``fmt `` chunk of the wav ``name`` (Microsoft's WAVEFORMATEX and WAVEFORMATEXTENSIBLE)."""
-    if len(chunk) < 16:
-        raise InputError(name, "broken fmt chunk in the wav stream")
-    tag, channels, rate, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", chunk)
-    if tag == EXTENSIBLE and len(chunk) >= 26:
-        (tag,) = struct.unpack_from("<H", chunk, 24)
-    subtype = SUBTYPES.get((tag, bits))
-    is_valid = 0 < channels <= MAX_CHANNELS and MIN_RATE <= rate <= MAX_RATE and frame_bytes == channels * bits // 8
-    if subtype is None or not is_valid:
-        problem = f"unsupported wav stream: format {tag}, {bits} bits, {channels} channels, {rate} Hz"
-        raise InputError(name, problem, "pipe 16-bit PCM")
-    return StreamFormat(rate, channels, subtype, frame_bytes, "WAV")
+def _is_wav(start: bytes | bytearray) -> bool:
+    return HEADER.match(start) is not None
 
 
 def with_silence(blocks: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray | None]:

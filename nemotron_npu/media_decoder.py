@@ -149,7 +149,10 @@ def _samples(frame: Any) -> np.ndarray:
     channels = frame.layout.nb_channels
     if channels > MAX_CHANNELS:
         raise Broken(f"it has {channels} channels")
-    values = frame.to_ndarray()
+    try:
+        values = frame.to_ndarray()
+    except ValueError as error:
+        raise Broken(f"its samples are of the type {frame.format.name}") from error
     values = values.T if frame.format.is_planar else values.reshape(-1, channels)
     if values.dtype == np.uint8:
         values = (values.astype(np.float32) - 128) / 128

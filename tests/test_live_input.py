@@ -226,7 +226,7 @@ def test_raw_is_not_looked_at(listen):
         (wav(pcm_format())[:30], "ends inside the wav header"),
         (wav(chunk(b"LIST", b"INFO" * 1000, FOREVER)), "header"),
         (encoded(np.array([0.0, np.nan, 0.1]), 16000, format="WAV", subtype="FLOAT"), "samples are NaN"),
-        (encoded(NOISE, 16000, format="WAV", subtype="IMA_ADPCM"), "unsupported wav stream"),
+        (wav(chunk(b"fmt ", struct.pack("<HHIIHH", 99, 1, 16000, 32000, 2, 16)), chunk(b"data", pcm(NOISE))), "unsupp"),
         (encoded(NOISE, 16000, format="WAV", endian="BIG"), "big-endian"),
         (b"these are words, not sound\n" * 9, "is text, not audio"),
     ],
@@ -345,8 +345,92 @@ def test_pipe_faster_than_real_time_waits_unless_live(monkeypatch, live):
     os.close(reading)
 
 
+def rf64(size: int) -> bytes:
+    """A wav whose size is in its ds64 chunk, with a note behind the samples."""
+    ds64 = chunk(b"ds64", struct.pack("<QQQI", 0, size, len(NOISE), 0))
+    data = ds64 + pcm_format() + chunk(b"data", pcm(NOISE), FOREVER)
+    return b"RF64" + struct.pack("<I", FOREVER) + b"WAVE" + data
+
+
+NOTE = chunk(b"LIST", bytes(200_000))
+ONE = wav(pcm_format(), chunk(b"data", pcm(NOISE)), size=36 + 2 * len(NOISE))
+ENDLESS = wav(pcm_format(), chunk(b"data", pcm(NOISE), FOREVER))
+EMPTY = wav(pcm_format(), chunk(b"data", pcm(NOISE), 0))
+
+
 def test_rf64_stream_ends_with_its_samples(listen):
     """The size is in the ds64 chunk; chunks behind the samples are not audio."""
-    ds64 = chunk(b"ds64", struct.pack("<QQQI", 0, 2 * len(NOISE), len(NOISE), 0))
-    data = ds64 + pcm_format() + chunk(b"data", pcm(NOISE), FOREVER) + chunk(b"LIST", bytes(200_000))
-    assert np.array_equal(listen(b"RF64" + struct.pack("<I", FOREVER) + b"WAVE" + data), NOISE)
+    assert np.array_equal(listen(rf64(2 * len(NOISE)) + NOTE), NOISE)
+
+
+@pytest.mark.parametrize("size", [0, (1 << 64) - 1])
+def test_rf64_stream_of_unknown_size_is_read_to_its_end(listen, size):
+    """A recorder fills the ds64 chunk in when it ends."""
+    assert np.array_equal(listen(rf64(size)), NOISE)
+
+
+@pytest.mark.parametrize(
+    "data, wavs",
+    [
+        (ONE * 2, 2),
+        (ONE + NOTE + ONE + b"\0" * 512 + ONE, 3),
+        (ENDLESS * 3, 3),
+        (EMPTY * 3, 3),
+        (EMPTY + ENDLESS + ONE, 3),
+        (rf64(2 * len(NOISE)) + NOTE + ONE, 2),
+        (rf64(0) * 2, 2),
+    ],
+    ids=["sized", "notes and zeros between", "unknown size", "size 0", "mixed", "rf64", "rf64 of unknown size"],
+)
+def test_several_wavs_in_a_stream_are_all_samples(listen, listen_in_pieces, data, wavs):
+    """Each header begins the next wav, whatever the one before stated; a header is not audio."""
+    expected = np.tile(NOISE, wavs)
+    assert np.array_equal(listen(data), expected)
+    assert np.array_equal(listen_in_pieces([data[i : i + 37] for i in range(0, len(data), 37)]), expected)
+
+
+def test_several_wavs_of_other_rates_and_channels_are_joined(listen):
+    """Each wav has its own rate and channels."""
+    stereo = wav(pcm_format(8000, 2), chunk(b"data", pcm(np.repeat(NOISE, 2))))
+    samples = listen(ONE + stereo)
+    assert np.array_equal(samples[: len(NOISE)], NOISE)
+    np.testing.assert_allclose(samples[len(NOISE) :], soxr.resample(NOISE, 8000, 16000), atol=1e-6)
+
+
+def test_wav_with_a_large_chunk_first_does_not_wait():
+    """A header larger than the backlog does not wait for real time."""
+    began = time.monotonic()
+    data = wav(pcm_format(), chunk(b"LIST", bytes(12 << 20)), chunk(b"data", pcm(NOISE)))
+    reading, writing = os.pipe()
+    source = LiveInput(reading)
+    threading.Thread(target=lambda: os.write(writing, data), daemon=True).start()
+    first = next(samples for samples in source if len(samples))
+    assert np.array_equal(first, NOISE[: len(first)])
+    assert time.monotonic() - began < 20
+
+
+def packed(bits: int, width: int) -> bytes:
+    """NOISE as integers of so many bits, the upper ones of so many bytes."""
+    values = np.round(NOISE * (1 << (bits - 1))).astype(np.int64) << (8 * width - bits)
+    return values.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
+
+
+@pytest.mark.parametrize("bits, width", [(20, 3), (20, 4), (24, 4), (18, 3)])
+@pytest.mark.parametrize("header", ["plain", "valid bits", "bits of the container"])
+def test_wav_samples_fill_the_upper_bits_of_whole_bytes(listen, bits, width, header):
+    """20 bits lie in 24, and 24 in 32: both kinds of header that programs write for it."""
+    stated = 8 * width if header == "bits of the container" else bits
+    tag = 1 if header == "plain" else 0xFFFE
+    layout = struct.pack("<HHIIHH", tag, 1, 16000, 16000 * width, width, stated)
+    if tag != 1:
+        layout += struct.pack("<HHI", 22, bits, 0) + bytes.fromhex("0100000000001000800000aa00389b71")
+    assert np.array_equal(listen(wav(chunk(b"fmt ", layout), chunk(b"data", packed(bits, width)))), NOISE)
+
+
+@pytest.mark.parametrize("subtype", ["IMA_ADPCM", "MS_ADPCM"])
+def test_compressed_wav_streams_are_decoded(listen, subtype):
+    """What is not PCM goes through PyAV; the last block of the codec is filled up."""
+    quiet = NOISE[:1] + np.sin(np.arange(4001, dtype=np.float32) / 40) / 2
+    samples = listen(encoded(quiet, 16000, format="WAV", subtype=subtype))
+    assert 0 <= len(samples) - len(quiet) < 1024
+    np.testing.assert_allclose(samples[500:4000], quiet[500:4000], atol=0.02)
