@@ -47,6 +47,13 @@ class ModelOptions:
     language: str | None = None
     """Language of the speech for a multilingual checkpoint, such as ``"en-US"``; None takes ``"auto"``."""
 
+    @property
+    def switches(self) -> list[str]:
+        """What is switched on for the device, in the words of the command line."""
+        words = ["--graph", "on"] if self.graph else []
+        words += ["--allow_hf32"] if self.allow_hf32 else []
+        return words + (["--npu_fused"] if self.npu_fused else [])
+
 
 @dataclass(frozen=True)
 class StreamOptions:

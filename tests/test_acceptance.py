@@ -99,6 +99,14 @@ def test_links_are_replaced_and_passwords_left_out(cli, scripted, tmp_path):
     assert "https://...@127.0.0.1/x.nemo" in summary and "secret" not in summary
 
 
+def test_a_long_message_does_not_widen_the_table(cli, scripted, tmp_path):
+    """The table has the beginning of a long message; the log has all of it."""
+    scripted.write_text("import sys; sys.exit('problem ' * 50)")
+    code, out, _ = cli("--acceptance", tmp_path / "out", "--device", "cpu")
+    assert code == 1 and max(map(len, out.splitlines())) < 140 and "problem [...]" in out
+    assert (tmp_path / "out" / "benchmark.log").read_text().count("problem") == 50
+
+
 def test_a_step_that_hangs_is_ended(cli, scripted, tmp_path, monkeypatch):
     """A step that does not end is killed with its children, and the next one follows."""
     monkeypatch.setattr(acceptance, "STEP_SECONDS", 0.1)

@@ -181,6 +181,14 @@ def test_benchmark_uses_the_options_of_one_candidate(cli, unstarted, monkeypatch
     assert (effort.BATCH, 3, 28) in seen
 
 
+def test_switches_of_the_device_reach_the_commands(tmp_path):
+    """What is switched on for the device is in the commands of the processes that are started."""
+    options = ModelOptions(dtype="float32", graph=True, npu_fused=True, allow_hf32=True)
+    assert options.switches == ["--graph", "on", "--allow_hf32", "--npu_fused"]
+    assert run.command_options(tmp_path, torch.device("cpu"), options)[-4:] == options.switches
+    assert ModelOptions().switches == []
+
+
 def test_benchmark_of_a_model_that_cannot_stream_has_no_steps(cli, unstarted, tmp_path):
     """A checkpoint with full attention is measured on recordings only, and there is no plot."""
     path = tmp_path / "whole.nemo"

@@ -112,10 +112,4 @@ def command_options(path: Path, device: torch.device, options: ModelOptions) -> 
         words += ["--chunk_ms", options.chunk_ms]
     if options.decoder_device:
         words += ["--decoder_device", options.decoder_device]
-    if options.graph:
-        words += ["--graph", "on"]
-    if options.allow_hf32:
-        words.append("--allow_hf32")
-    if options.npu_fused:
-        words.append("--npu_fused")
-    return words
+    return words + options.switches

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, BinaryIO
 
 from ..benchmark.startup import child_process, command
@@ -31,6 +32,7 @@ from .reports import make_report_folder
 SUMMARY = "acceptance.json"
 STEP_SECONDS = 2 * 3600
 """A step that takes longer hangs: in a driver, for example."""
+RESULT_CHARACTERS = 100  # of an error in the table: the log has all of it
 DOCTOR_STATES = ("ok", "warnings", "problems")  # by exit code
 YARDSTICK = (
     "for comparison: 2.20 % at 160 ms and 2.03 % at 1120 ms, normalized, on the first 200 utterances of LibriSpeech "
@@ -160,7 +162,7 @@ def _result(step: Step, exit_code: int | None, folder: Path) -> str:
         return _precision(figures)
     if exit_code != OK:
         lines = (folder / f"{step.name}.log").read_text(errors="replace").splitlines()
-        return f"exit code {exit_code}: {lines[-1] if lines else 'no message'}"
+        return shorten(f"exit code {exit_code}: {lines[-1] if lines else 'no message'}", RESULT_CHARACTERS)
     if step.name.startswith("benchmark") and (figures := _figures(folder / step.name / "benchmark.json")):
         return _benchmark(figures["benchmark"]["candidates"])
     return f"see {step.name}.txt"

@@ -131,7 +131,7 @@ def _chunk_line(chunk_ms: int, evaluation: Evaluation, seconds: float) -> str:
 def run_benchmark(session: Session, device: torch.device, run: RunInfo) -> None:
     """Measure engines and dtypes, print the table, and write figures and a plot with --report."""
     options = session.options
-    name = session.checkpoint.name
+    name = " ".join([session.checkpoint.name, *options.model.switches])
     candidates = _candidates(session, device)
     request = BenchmarkOptions(tuple(candidates), options.model, options.device.batch_size)
     result = benchmark(session.checkpoint, device, _speech(session), request, session.console.notify)
