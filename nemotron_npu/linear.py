@@ -142,10 +142,11 @@ class QuantizedLinear:
         self.bytes = quantized.nbytes
         self.floor = floor
         self.bias = None if bias is None else bias * scale
-        if floor:  # it is subtracted from the activations, and its product is added again
-            lowest = floor * quantized.sum(1, dtype=torch.float32) * self.scales
-            self.bias = lowest if self.bias is None else self.bias + lowest
         self._pack(quantized)
+        if floor:  # it is subtracted from the activations, and its product is added again
+            ones = torch.ones(1, quantized.shape[1])
+            lowest = self._multiply(ones, ones[:, :1])[0] * floor * self.scales
+            self.bias = lowest if self.bias is None else self.bias + lowest
 
     def _pack(self, weight: torch.Tensor) -> None:
         """Pack int8 [out, in] for the kernel."""
@@ -318,6 +319,8 @@ class LayerLoader:
         """Return the weight of a matrix product, [out, in].  Raises SetupError as Weights."""
         if self.weights.tensors.quantized:
             return self.weights.quantized(f"{name}.weight", *shape)
+        if self.dtype == "int8":
+            return self.weights.quantized_by(quantize, f"{name}.weight", *shape)
         weight = self.weights.stored(f"{name}.weight", *shape)
         is_ready = traits_of(self.weights.device).is_host and str(weight.dtype) == f"torch.{self.dtype}"
         return (weight if is_ready else self.weights.converted(weight)).view(shape[0], -1)

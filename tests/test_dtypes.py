@@ -13,8 +13,10 @@ from support import CLIP, CLIP_WORDS, ROOT
 
 from nemotron_npu import dtypes, linear
 from nemotron_npu.audio import read_audio
+from nemotron_npu.checkpoint.weights import Tensors, Weights
 from nemotron_npu.engine import ModelOptions
-from nemotron_npu.linear import FbgemmLinear, Linear, OnednnLinear, make_linear, quantize
+from nemotron_npu.errors import SetupError
+from nemotron_npu.linear import FbgemmLinear, LayerLoader, Linear, OnednnLinear, make_linear, quantize
 from nemotron_npu.precision.metrics import difference
 from nemotron_npu.recognizer import Recognizer
 
@@ -92,6 +94,17 @@ def test_int8_row_does_not_depend_on_the_others(kernel):
     assert torch.equal(layer(x)[3], layer.bias), "the product of a row of zeros is 0"
     x[3, 0] = math.nan
     assert layer(x)[3].isnan().all() and layer(x)[:3].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", OFFERED)
+def test_weight_that_is_not_finite_is_refused_by_name(dtype, value):
+    """One number of a weight that is NaN or infinite is found in each dtype, and the line names the weight."""
+    weight = torch.randn(8, 16)
+    weight[5, 7] = value
+    load = LayerLoader(Weights(Tensors({"layer.weight": weight}), CPU, torch.float32), dtype)
+    with pytest.raises(SetupError, match="layer.weight has NaN or infinite values"):
+        load.linear("layer", (8, 16))
 
 
 def test_int8_layer_keeps_the_quantized_engine_of_torch():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -49,7 +49,7 @@ def read_weights(path: Path) -> Tensors:
 
     A plain tar is mapped: torch's zip in it stores each tensor uncompressed and aligned, so the tensors lie in the page
     cache, are read at their first use, and are shared between processes.  A gzipped tar is unpacked into memory once.
-    Nothing is written to disk.  The tensors have no more bytes than the file.  ``check_weight`` looks at their values.
+    Nothing is written to disk.  The tensors have no more bytes than the file.  ``Weights`` looks at their values.
 
     Raises SetupError when the weights are missing or broken or hold anything but tensors, and for any member of the
     archive that a checkpoint does not have.
@@ -88,17 +88,21 @@ def _check_tensors(weights: object, size: int) -> Tensors:
     return Tensors(weights)
 
 
-def check_weight(name: str, tensor: torch.Tensor, shape: Sequence[int | None], member: str = WEIGHTS) -> None:
-    """Raise SetupError unless ``tensor`` has finite floats in this shape; None stands for any length.
+def check_finite(name: str, tensor: torch.Tensor, member: str = WEIGHTS) -> None:
+    """Raise SetupError unless ``tensor`` has finite values.
 
     The sum is not finite if a number is not: one pass over pages that have to be read anyway.
     """
+    if not tensor.sum().isfinite() and not tensor.isfinite().all():
+        raise SetupError(member, f"{shown(name)} has NaN or infinite values", AGAIN)
+
+
+def check_floats(name: str, tensor: torch.Tensor, shape: Sequence[int | None], member: str = WEIGHTS) -> None:
+    """Raise SetupError unless ``tensor`` has floats in this shape; None stands for any length."""
     if not tensor.is_floating_point():
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise SetupError(member, f"{shown(name)} has dtype {dtype}, not a float", AGAIN)
     check_shape(name, tensor, shape, member)
-    if not tensor.sum().isfinite() and not tensor.isfinite().all():
-        raise SetupError(member, f"{shown(name)} has NaN or infinite values", AGAIN)
 
 
 def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int | None], member: str = WEIGHTS) -> None:
@@ -147,9 +151,23 @@ class Weights:
 
     def stored(self, name: str, *shape: int | None) -> torch.Tensor:
         """Return the same as it is stored, on the CPU."""
-        tensor = self._find(name)
-        check_weight(self.prefix + name, tensor, shape, self.tensors.member)
+        tensor = self._unchecked(name, *shape)
+        check_finite(self.prefix + name, tensor, self.tensors.member)
         return tensor
+
+    def _unchecked(self, name: str, *shape: int | None) -> torch.Tensor:
+        tensor = self._find(name)
+        check_floats(self.prefix + name, tensor, shape, self.tensors.member)
+        return tensor
+
+    def quantized_by(self, quantize: Callable[[torch.Tensor], Quantized], name: str, *shape: int) -> Quantized:
+        """Return ``quantize`` of a weight, float32 [out, in], on the CPU.  Raises SetupError as ``__call__``.
+
+        A scale is not finite if a number of its row is not, which saves a pass over the weight.
+        """
+        result = quantize(self._unchecked(name, *shape).float().view(shape[0], -1))
+        check_finite(self.prefix + name, result.scales, self.tensors.member)
+        return result
 
     def converted(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a stored tensor in ``dtype`` on ``device``."""
