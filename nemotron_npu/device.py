@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .errors import ModelError, SetupError, first_line
+from .host import ascend
 
 if TYPE_CHECKING:
     import torch
@@ -89,14 +90,14 @@ def traits_of(device: torch.device) -> DeviceTraits:
 def choose_device(name: str | None) -> tuple[torch.device, str | None]:
     """Return the device called ``name``; without a name ``npu:0`` if it is usable, else ``cpu``.
 
-    Returns (device, reason): ``reason`` tells why the default is not the NPU, or is None.
+    Returns (device, reason): ``reason`` tells why the default is not the NPU, where one may be, or is None.
     Raises SetupError when a device that was asked for is not usable.
     """
     if name is None:
         try:
             return TRAITS[PREFERRED].open(0), None
         except SetupError as error:
-            return TRAITS["cpu"].open(0), str(error)
+            return TRAITS["cpu"].open(0), str(error) if _may_have_npu() else None
     if not DEVICE.fullmatch(name):
         raise SetupError(name, "no such device", f"use {DEVICE_NAMES}")
     kind, _, index = name.partition(":")
@@ -156,6 +157,12 @@ def _cuda_settings() -> dict[str, bool]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return {"conv.allow_tf32": backends.cudnn.allow_tf32, "matmul.allow_tf32": backends.cuda.matmul.allow_tf32}
+
+
+def _may_have_npu() -> bool:
+    """Return whether an NPU, CANN or torch_npu is seen on this host."""
+    has_package = "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu") is not None
+    return has_package or ascend.is_here() or ascend.cann_is_loaded() or ascend.find_cann() is not None
 
 
 def _open_cpu(_: int) -> torch.device:

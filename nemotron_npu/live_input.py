@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import IO
 
 import numpy as np
 
-from .audio import DEFAULT, SAMPLE_RATE, Mixer, Part, Selection, no_track
+from .audio import CANCELS, DEFAULT, SAMPLE_RATE, AudioInfo, Mixer, Part, Selection, no_track
 from .containers import (
     ARCHIVES,
     BIG_ENDIAN,
@@ -78,6 +79,12 @@ class LiveInput:
         self.cut_off: str | None = None
         """How much of a wav has arrived, if not all that its header states."""
         threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def info(self) -> AudioInfo:
+        """What is known of the stream by now."""
+        info = self.format.info
+        return replace(info, remark=CANCELS) if self.mixer.cancels else info
 
     def stop(self) -> None:
         """Accept no more audio: iteration ends with what has arrived until now."""

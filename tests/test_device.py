@@ -27,8 +27,25 @@ def test_cpu_is_always_available():
     assert device_name(torch.device("cpu")) == "cpu"
 
 
-def test_default_device_without_torch_npu_is_the_cpu(no_torch_npu):
-    """Without torch_npu the default device is the CPU, with the reason."""
+def test_default_device_without_any_npu_is_the_cpu(no_torch_npu, monkeypatch):
+    """Where nothing of Ascend is seen, the CPU needs no reason."""
+    monkeypatch.setattr("nemotron_npu.device.ascend.is_here", lambda: False)
+    monkeypatch.setattr("nemotron_npu.device.ascend.find_cann", lambda: None)
+    monkeypatch.delenv("ASCEND_OPP_PATH", raising=False)
+    assert choose_device(None) == (torch.device("cpu"), None)
+
+
+@pytest.mark.parametrize("sign", ["CANN", "its settings", "an NPU"])
+def test_default_device_on_an_ascend_host_has_a_reason(no_torch_npu, monkeypatch, tmp_path, sign):
+    """Without torch_npu the default device is the CPU, with the reason where an NPU or CANN is seen."""
+    if sign == "CANN":
+        (tmp_path / "set_env.sh").touch()
+        monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+    elif sign == "its settings":
+        monkeypatch.setenv("ASCEND_OPP_PATH", str(tmp_path))
+    else:
+        (tmp_path / "davinci0").touch()
+        monkeypatch.setattr("nemotron_npu.host.ascend.DEVICES", tmp_path)
     device, reason = choose_device(None)
     assert device == torch.device("cpu") and "torch_npu is not installed" in reason
 

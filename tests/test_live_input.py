@@ -434,3 +434,15 @@ def test_compressed_wav_streams_are_decoded(listen, subtype):
     samples = listen(encoded(quiet, 16000, format="WAV", subtype=subtype))
     assert 0 <= len(samples) - len(quiet) < 1024
     np.testing.assert_allclose(samples[500:4000], quiet[500:4000], atol=0.02)
+
+
+@pytest.mark.parametrize("sign, remark", [(-1, "cancel each other out"), (1, "None")])
+def test_channels_of_a_stream_that_cancel_are_noticed(sign, remark):
+    """One channel is the other, inverted: nothing is left of both."""
+    reading, writing = os.pipe()
+    source = LiveInput(reading)
+    data = wav(pcm_format(16000, 2), chunk(b"data", pcm(np.stack([NOISE, sign * NOISE], 1))))
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(data)
+    assert sum(map(len, source)) == len(NOISE)
+    assert remark in str(source.info.remark)

@@ -234,7 +234,7 @@ class ManyStreams:
         """Open the streams of an input, whose first block has come: one, or one for each channel."""
         recording = self.results.recordings[source.index]
         if source.live:
-            recording.info = source.live.format.info
+            recording.info = source.live.info
         numbers = [source.index]
         if samples.ndim == 2 and samples.shape[1] > 1:
             numbers = self.results.split(source.index, samples.shape[1])

@@ -84,7 +84,7 @@ def _live_blocks(session: Session, source: LiveInput) -> Iterator[np.ndarray | N
         yield samples
         if samples is None:
             continue
-        session.results.recordings[0].info = source.format.info
+        session.results.recordings[0].info = source.info
         fed += len(samples) / SAMPLE_RATE
         report.report(source.delay(fed), loading if fed < CATCH_UP_SECONDS else 0.0)
 
