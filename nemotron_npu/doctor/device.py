@@ -95,7 +95,9 @@ def memory(context: Context) -> list[Finding]:
 def _host_memory(context: Context, need: float) -> Finding:
     free, total, limited = free_memory()
     limit = " (the limit of a container)" if limited else ""
-    room = f"{free / GB:.1f} of {total / GB:.1f} GB free{limit}, {cores():g} cores"
+    count = cores()
+    noun = "core" if count == 1 else "cores"
+    room = f"{free / GB:.1f} of {total / GB:.1f} GB free{limit}, {count:g} {noun}"
     found = f"{room}; this model needs about {need / GB:.1f} GB"
     if free >= need:
         return Finding(OK, found)

@@ -133,7 +133,8 @@ def audio(_: Context) -> list[Finding]:
             "PyAV is missing" if isinstance(av, ModuleNotFoundError) else f"av cannot be imported: {error_text(av)}"
         )
         return [Finding(WARNING, f"{found}; no video, m4a or webm: {lacking}", f"{REINSTALL} --no-deps av")]
-    return [Finding(OK, f"{found}; PyAV {av.__version__} decodes video, m4a, webm ...")]
+    codecs = ".".join(map(str, av.library_versions["libavcodec"]))  # of the ffmpeg inside PyAV's wheel
+    return [Finding(OK, f"{found}; PyAV {av.__version__} (ffmpeg's libavcodec {codecs}) decodes video, m4a, webm ...")]
 
 
 def disk(context: Context) -> list[Finding]:

@@ -21,6 +21,13 @@ def demo():
     return context
 
 
+@pytest.mark.parametrize("count, words", [(1.0, "1 core;"), (1.5, "1.5 cores;"), (2.0, "2 cores;")])
+def test_cores_are_counted_in_singular_and_plural(demo, monkeypatch, count, words):
+    """A container may have a part of a core."""
+    monkeypatch.setattr(device, "cores", lambda: count)
+    assert f", {words} this model" in found("memory", demo)[0].found
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")
 def test_device_that_is_missing_is_a_problem():
     (finding,) = found("device", device="cuda:0")

@@ -1,6 +1,7 @@
 """``doctor/environment.py``: Python, packages, torch, triton's patches, NeMo, codecs, disk."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -109,7 +110,8 @@ def test_nemo_is_needed_only_where_it_is_requested(monkeypatch):
 def test_audio_libraries_that_lack_a_codec_or_fail(monkeypatch, package):
     import soundfile
 
-    assert "wav, flac, ogg, opus, mp3" in found("audio")[0].found
+    whole = found("audio")[0].found
+    assert "wav, flac, ogg, opus, mp3" in whole and re.search(r"PyAV [\d.]+ \(ffmpeg's libavcodec \d+\.\d+", whole)
     monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "FLAC": "", "OGG": ""})
     (finding,) = found("audio")
     assert finding.state == "warning" and finding.found.endswith("but not mp3")
