@@ -22,6 +22,7 @@ from .media_pipe import BLOCK, FAILED, MAX_CHANNELS, NO_TRACK, NOT_RECOGNIZED
 
 MAX_BYTES = 4 << 30  # of address space
 SNIFF_BYTES = 12
+JOINED = 1 << 16  # values that are written together: a frame has a few thousand, and costs its reader as much
 # Formats that are audio or video by themselves.  Playlists (hls, concat, dash) would open other files and addresses.
 DEMUXERS = """
 aa aac aax ac3 aea aiff amr amrnb amrwb ape asf ast au avi avr caf dsf dts dtshd eac3 flac flv gxf iff ilbc ircam lc3
@@ -61,13 +62,13 @@ def main() -> int:
     try:
         with _open(source) as container:
             stream = _choose(container.streams.audio, int(track))
-            for number, frame in enumerate(_frames(container, stream)):
+            joined = 0 if live or mode == "probe" else JOINED
+            for number, (rate, samples) in enumerate(_blocks(_frames(container, stream), joined)):
                 if not number:
-                    out.write(json.dumps(_describe(container, stream, frame)).encode() + b"\n")
+                    out.write(json.dumps(_describe(container, stream, rate, samples)).encode() + b"\n")
                 if mode == "probe":
                     break
-                samples = _samples(frame)
-                out.write(BLOCK.pack(frame.sample_rate, samples.shape[1], len(samples)) + samples.tobytes())
+                out.write(BLOCK.pack(rate, samples.shape[1], len(samples)) + samples.tobytes())
                 if live:
                     out.flush()
     except NotRecognized:
@@ -125,6 +126,31 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         raise NotRecognized
 
 
+def _blocks(frames: Iterator[Any], least: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the rate and the samples of frames, joined to ``least`` values or more; of those before an error, too."""
+    parts: list[np.ndarray] = []
+    joined = (0, 0)
+    error = None
+    try:
+        for frame in frames:
+            samples = _samples(frame)
+            form = (frame.sample_rate, samples.shape[1])
+            if parts and form != joined:
+                yield joined[0], np.concatenate(parts)
+                parts = []
+            joined = form
+            parts.append(samples)
+            if sum(part.size for part in parts) >= least:
+                yield joined[0], np.concatenate(parts)
+                parts = []
+    except Exception as broken:
+        error = broken
+    if parts:
+        yield joined[0], np.concatenate(parts)
+    if error:
+        raise error
+
+
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the track's packets.  Raises Broken where PyAV loses count of the tracks: one began in the middle."""
     try:
@@ -161,7 +187,7 @@ def _samples(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(values, "<f4")
 
 
-def _describe(container: Any, stream: Any, frame: Any) -> dict:
+def _describe(container: Any, stream: Any, rate: int, samples: np.ndarray) -> dict:
     seconds = None
     if stream.duration and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
@@ -169,8 +195,8 @@ def _describe(container: Any, stream: Any, frame: Any) -> dict:
         seconds = container.duration / 1e6
     return {
         "format": container.format.name,
-        "sample_rate": frame.sample_rate,
-        "channels": frame.layout.nb_channels,
+        "sample_rate": rate,
+        "channels": samples.shape[1],
         "seconds": seconds,
     }
 
