@@ -115,6 +115,20 @@ def test_stream_without_a_file_uses_the_bundled_clip(cli):
     assert (code, out) == (0, UTTERANCES)
 
 
+@pytest.mark.parametrize(
+    "args, line",
+    [
+        ([], "live: new words every 1.12 s (sooner: --chunk_ms 80, 160 or 560)"),
+        (["--chunk_ms", "560"], "live: new words every 0.56 s"),
+        (["--quiet"], None),
+    ],
+)
+def test_stream_begins_with_its_delay_and_how_to_shorten_it(cli, args, line):
+    """The first line tells how often a stream has new words, and by which option they come sooner."""
+    code, _, err = cli("--stream", CLIP, *args)
+    assert code == 0 and next(iter(err.splitlines()), None) == line
+
+
 def test_invalid_files_do_not_stop_the_other_streams(cli, tmp_path):
     """Files that cannot be read are one error line each, and the other files are transcribed."""
     broken = tmp_path / "broken.flac"

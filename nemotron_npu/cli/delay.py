@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .console import Console
 
 CATCH_UP_SECONDS = 5  # of audio, in which a stream may make up for the time of loading
+
+
+def describe_chunks(chunk_ms: int, offered: Iterable[int], *, is_chosen: bool) -> str:
+    """Return how often a live stream has new words, and unless the user has chosen that, how to have them sooner."""
+    line = f"live: new words every {chunk_ms / 1000:g} s"
+    *others, last = [str(ms) for ms in sorted(offered) if ms < chunk_ms] or [""]
+    if is_chosen or not last:
+        return line
+    return f"{line} (sooner: --chunk_ms {', '.join(others) + ' or ' if others else ''}{last})"
 
 
 class DelayReport:

@@ -29,6 +29,7 @@ from ..sources import Recording, find_recordings
 from .acceptance import accept
 from .bundled import DEMO_CLIP, DEMO_MODEL
 from .console import Console
+from .delay import describe_chunks
 from .exit_codes import OK, SOME_FAILED
 from .options import EACH, MIX, InputOptions, MeasureOptions, Options, OutputOptions
 from .output_folder import OutputFolder
@@ -87,7 +88,7 @@ def run(options: Options, console: Console) -> int:
         results = Results(recordings, unusable, folder, printer, left_out)
         session = Session(options, checkpoint, settings, phrases, results)
         try:
-            code = _transcribe(session, tolerances)
+            code = _transcribe(session, tolerances, config)
         except KeyboardInterrupt as stop:
             stop.args = results.missing()
             raise
@@ -229,7 +230,7 @@ def _output_folder(output: OutputOptions, settings: RunSettings) -> AbstractCont
     return OutputFolder(output.folder, output.formats, settings, resume=output.resume, layout=output.layout)
 
 
-def _transcribe(session: Session, tolerances: Tolerances) -> int:
+def _transcribe(session: Session, tolerances: Tolerances, config: ModelConfig) -> int:
     """Transcribe what is still to be done; return the exit code, without regard to recordings that failed."""
     options = session.options
     results = session.results
@@ -240,6 +241,10 @@ def _transcribe(session: Session, tolerances: Tolerances) -> int:
         results.conclude(0)
         report_word_errors(session, session.settings.as_dict())
         return OK
+    chunk_ms = session.settings.chunk_ms
+    if chunk_ms and (live or options.input.stream):
+        is_chosen = options.model.chunk_ms is not None
+        session.console.notify(describe_chunks(chunk_ms, config.contexts, is_chosen=is_chosen))
     if options.cluster.many:
         from .distribute import distribute  # the cluster's modules, which one process does not need
 
