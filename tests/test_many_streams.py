@@ -114,12 +114,29 @@ def test_a_bad_source_costs_only_itself(cli, pipe, bad):
         assert sum(f"{path}: " in line and words in line for line in err.splitlines()) == 1, (path, err)
     for name in ("digits", "good"):
         assert streams[name][-1]["type"] == "end" and streams[name][-1]["text"] == CLIP_WORDS
-    assert set(streams) == {"digits", "good"} | {path.stem for path in bad if path.suffix == ".fifo"}
-    assert {event["type"] for name in ("text", "empty", "header") for event in streams[name]} == {"error"}
+    assert set(streams) == {"digits", "good"} | {path.stem for path in bad}
+    assert {event["type"] for name in ("missing", "text", "empty", "header") for event in streams[name]} == {"error"}
     for name in ("nan", "cut"):
         error, end = streams[name][-2:]
         assert error["type"] == "error" and error["problem"] in err and end["type"] == "end"
         assert CLIP_WORDS.startswith(end["text"]) and end["text"].startswith("three one")
+
+
+@pytest.mark.parametrize("channel", ["mix", "each"])
+@pytest.mark.parametrize("names", [["missing.wav"], ["missing.wav", "empty.wav"]])
+def test_files_refused_before_the_model_loads_have_error_events(cli, tmp_path, names, channel):
+    """Each is an error line, and an event on stdout or in its file; the model is not loaded for them."""
+    paths = [tmp_path / name for name in names]
+    (tmp_path / "empty.wav").touch()
+    options = ["--stream", "--device", "cpu", "--channel", channel, "--output_format", "events"]
+    code, out, err = cli(*paths, *options)
+    events = [event for (event,) in by_source(out).values()]
+    assert code == 1 and "loading" not in err
+    assert [(event["type"], event["audio"]) for event in events] == [("error", str(path)) for path in paths]
+    assert all(f"inference.py: {event['problem']}\n" in err for event in events)
+    assert cli(*paths, *options, "-o", tmp_path / "out")[:2] == (1, "")
+    written = [json.loads((tmp_path / "out" / name).with_suffix(".events").read_text()) for name in names]
+    assert written == events
 
 
 def test_long_transcripts_are_written_beside_the_steps(cli, monkeypatch, digits, tmp_path):

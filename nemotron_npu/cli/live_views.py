@@ -7,10 +7,11 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
 
-from ..errors import printable
+from ..errors import InputError, printable
 from ..formats import to_event, to_json
 from ..sources import Recording
 from ..transcript import Word, make_segment
@@ -244,6 +245,18 @@ def views_of(session: Session, index: int, *, grows: bool) -> list[LiveView]:
         folder.add_event(index, "", first=True)
         views.append(EventLines(partial(folder.add_event, index), recording))
     return views
+
+
+def report_failure(session: Session, index: int, error: Exception, views: list[LiveView] | None = None) -> None:
+    """Report a stream that has failed, to its views as well; None: it has failed before it began."""
+    if views is None:
+        views = []
+        with suppress(InputError):  # its name may be what has failed
+            views = views_of(session, index, grows=False)
+    problem = session.results.problem(index, error)
+    for view in views:
+        view.fail(problem)
+    session.results.fail(index, error)
 
 
 def _text(words: list[Word]) -> str:

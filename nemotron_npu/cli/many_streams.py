@@ -23,7 +23,7 @@ from ..pool_exchange import Answer, PoolExchange, Request, Update
 from ..sources import CountedRecording
 from ..transcript import Transcript
 from .delay import CATCH_UP_SECONDS, DelayReport
-from .live_views import LiveView, views_of
+from .live_views import report_failure, views_of
 from .options import EACH
 from .run_info import RunInfo
 from .session import Session
@@ -224,10 +224,7 @@ class ManyStreams:
                 self._ask(line, Request(line.number, ends=True))
             if not source.lines:
                 if source.error:
-                    views: list[LiveView] = []
-                    with suppress(InputError):  # its name may be what has failed
-                        views = views_of(self.session, source.index, grows=False)
-                    self._report_failure(source.index, views, source.error)
+                    report_failure(self.session, source.index, source.error)
                 self._conclude(source.index)
 
     def _open(self, source: StreamSource, samples: np.ndarray) -> list[Line]:
@@ -280,7 +277,7 @@ class ManyStreams:
         is_cut = self.is_stopping and not source.live and source.is_stopped
         is_kept = bool(source.live and transcript.duration) if error else not (is_cut and self.results.folder)
         if error:
-            self._report_failure(line.number, line.views, error)
+            report_failure(self.session, line.number, error, line.views)
         if is_kept:
             if not error:
                 for view in line.views:
@@ -295,12 +292,6 @@ class ManyStreams:
         source = line.source
         if not source.has_ended and all(line.is_done for line in source.lines):
             source.ignore()  # the model has failed, or the pool is lost
-
-    def _report_failure(self, index: int, views: list[LiveView], error: Exception) -> None:
-        problem = self.results.problem(index, error)
-        for view in views:
-            view.fail(problem)
-        self.results.fail(index, error)
 
     def _add(self, line: Line, transcript: Transcript, *, is_cut: bool) -> None:
         fields = self.run_info.result_fields(transcript.duration, time.perf_counter() - line.began)
@@ -328,7 +319,7 @@ class ManyStreams:
             if line.host is host:
                 self._close(line)
                 lost = InputError(self.results.recordings[line.number].name, f"lost with {error}")
-                self._report_failure(line.number, line.views, lost)
+                report_failure(self.session, line.number, lost, line.views)
                 self._conclude(line.number)
         if not self.outbox:
             raise error

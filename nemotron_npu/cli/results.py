@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ..errors import InputError, ModelError, shown
@@ -63,9 +63,12 @@ class Results:
         for remark in folder.remarks if folder else ():
             self.console.notify(remark)
 
-    def check(self, pipes: Collection[int] = (), *, lengths: bool, sort: bool) -> None:
+    def check(
+        self, report: Callable[[int, InputError], None], pipes: Collection[int] = (), *, lengths: bool, sort: bool
+    ) -> None:
         """Read headers before the model is loaded, so that unusable files are reported at once; ``pipes`` are none.
 
+        ``report`` is ``fail``, or calls it: it is called with each unusable recording.
         ``lengths``: read those of the first ``EARLY_LENGTHS`` recordings whose length is unknown, not only of the
         first ``EARLY_CHECKS``.  ``sort``: order a folder's recordings by length, so that a batch has similar lengths.
         """
@@ -76,7 +79,7 @@ class Results:
             try:
                 recording.check()
             except InputError as error:
-                self.fail(index, error)
+                report(index, error)
         self.todo = [index for index in self.todo if index not in self.broken]
         if self.folder and sort:
             seconds = [self.recordings[index].seconds for index in self.todo]

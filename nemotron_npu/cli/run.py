@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..audio import EVERY_CHANNEL, SINE, Selection, sine
@@ -31,6 +33,7 @@ from .bundled import DEMO_CLIP, DEMO_MODEL
 from .console import Console
 from .delay import describe_chunks
 from .exit_codes import OK, SOME_FAILED
+from .live_views import report_failure
 from .options import EACH, MIX, InputOptions, MeasureOptions, Options, OutputOptions
 from .output_folder import OutputFolder
 from .output_names import name_outputs
@@ -187,7 +190,8 @@ def _channels(recording: Recording, given: InputOptions) -> list[Recording]:
         return [replace(recording, channel=int(given.channel))]
     if given.stream and is_pipe(recording.path):  # its channels are known when audio comes
         return [recording]
-    recording.check()
+    with suppress(InputError):  # reported with those of the other recordings
+        recording.check()
     count = recording.info.channels if recording.info else 1
     return [recording.of_channel(number) for number in range(1, count + 1)] if count > 1 else [recording]
 
@@ -234,9 +238,10 @@ def _transcribe(session: Session, tolerances: Tolerances, config: ModelConfig) -
     """Transcribe what is still to be done; return the exit code, without regard to recordings that failed."""
     options = session.options
     results = session.results
-    live = _open_pipes(session)
+    report = partial(report_failure, session) if options.input.stream else results.fail
+    live = _open_pipes(session, report)
     if not options.input.live:
-        results.check(set(live), lengths=options.cluster.given, sort=options.device.batch_size != 1)
+        results.check(report, set(live), lengths=options.cluster.given, sort=options.device.batch_size != 1)
     if not results.todo:
         results.conclude(0)
         report_word_errors(session, session.settings.as_dict())
@@ -260,8 +265,8 @@ def _transcribe(session: Session, tolerances: Tolerances, config: ModelConfig) -
     return transcribe(session, live)
 
 
-def _open_pipes(session: Session) -> dict[int, LiveInput]:
-    """Begin to read stdin, or the pipes among the inputs of --stream; return them by index."""
+def _open_pipes(session: Session, report: Callable[[int, InputError], None]) -> dict[int, LiveInput]:
+    """Begin to read stdin, or the pipes among the inputs of --stream; return them by index; report the others."""
     given, results = session.options.input, session.results
     channel = {MIX: None, EACH: EVERY_CHANNEL}[given.channel] if isinstance(given.channel, str) else given.channel
     selection = Selection(channel, given.track)
@@ -280,5 +285,5 @@ def _open_pipes(session: Session) -> dict[int, LiveInput]:
                 opened.add(path)
                 live[index] = PipeInput(path, given.sample_rate, raw=given.raw, selection=selection)
             except InputError as error:
-                results.fail(index, error)
+                report(index, error)
     return live
