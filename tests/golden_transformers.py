@@ -77,20 +77,6 @@ def write_folder(nemo: Path, folder: Path, *, prompted: bool) -> None:
         default_num_lookahead_tokens=pairs[0][1],
         **prompts,
     ).save_pretrained(folder)
-    encoder_config = transformers.NemotronAsrStreamingEncoderConfig(
-        hidden_size=encoder["d_model"],
-        num_hidden_layers=encoder["n_layers"],
-        num_attention_heads=encoder["n_heads"],
-        intermediate_size=encoder["d_model"] * encoder["ff_expansion_factor"],
-        attention_bias=encoder["use_bias"],
-        convolution_bias=encoder["use_bias"],
-        conv_kernel_size=encoder["conv_kernel_size"],
-        subsampling_conv_channels=encoder["subsampling_conv_channels"],
-        num_mel_bins=encoder["feat_in"],
-        scale_input=encoder["xscaling"],
-        sliding_window=pairs[0][0] + 1,
-        default_num_lookahead_tokens=pairs[0][1],
-    )
     prednet = config["decoder"]["prednet"]
     blank = checkpoint.tokenizers[0].get_piece_size()
     options: dict[str, Any] = {}
@@ -106,13 +92,34 @@ def write_folder(nemo: Path, folder: Path, *, prompted: bool) -> None:
             decoder_hidden_size=prednet["pred_hidden"],
             num_decoder_layers=prednet["pred_rnn_layers"],
             max_symbols_per_step=config["decoding"]["greedy"]["max_symbols"],
-            encoder_config=encoder_config.to_dict(),
+            encoder_config=encoder_config(encoder).to_dict(),
             **options,
         )
     )
     tensors = hub_tensors(checkpoint.tensors)
     model.load_state_dict({name: tensor for name, tensor in tensors.items() if prompted or "prompt" not in name})
     model.bfloat16().save_pretrained(folder)  # the numbers of prompted.nemo are bfloat16 ones
+
+
+def encoder_config(encoder: dict) -> Any:
+    """Return transformers' configuration of an encoder from NeMo's."""
+    import transformers
+
+    pairs = encoder["att_context_size"]
+    return transformers.NemotronAsrStreamingEncoderConfig(
+        hidden_size=encoder["d_model"],
+        num_hidden_layers=encoder["n_layers"],
+        num_attention_heads=encoder["n_heads"],
+        intermediate_size=encoder["d_model"] * encoder["ff_expansion_factor"],
+        attention_bias=encoder["use_bias"],
+        convolution_bias=encoder["use_bias"],
+        conv_kernel_size=encoder["conv_kernel_size"],
+        subsampling_conv_channels=encoder["subsampling_conv_channels"],
+        num_mel_bins=encoder["feat_in"],
+        scale_input=encoder["xscaling"],
+        sliding_window=pairs[0][0] + 1,
+        default_num_lookahead_tokens=pairs[0][1],
+    )
 
 
 def _tokenizer(model: bytes, folder: Path):
