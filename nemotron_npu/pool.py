@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from copy import copy
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -44,6 +45,15 @@ class PooledStream(Stream):
         """Of features and rows: one thread feeds while another steps."""
         self.ready_since: float | None = None
         """When the rows that wait for a step became a chunk, by ``time.monotonic``; None while they are none."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Finish the stream; after an exception give up its place, and drop the audio that waits."""
+        if kind is None:
+            self.finish()
+            return
+        with self.pool.stepping:  # a step that has taken it writes into its place
+            self.error = self.error or ValueError("the stream was left by an exception: start a new one")
+        self.pool.notice(self)
 
     @property
     def is_ready(self) -> bool:

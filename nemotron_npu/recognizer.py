@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -84,8 +85,13 @@ class Recognizer(Model):
         return Stream(self, options)
 
     def pool(self, max_streams: int) -> Pool:
-        """Return a pool of up to ``max_streams`` live streams that step together.  Raises SetupError as ``stream``."""
+        """Return a pool of up to ``max_streams`` live streams that step together.
+
+        Raises SetupError as ``stream``, and ValueError for less than one.
+        """
         self._check_streams()
+        if operator.index(max_streams) < 1:
+            raise ValueError(f"max_streams is {max_streams}: expected at least 1")
         return Pool(self, max_streams)
 
     def _check_streams(self) -> None:

@@ -120,6 +120,29 @@ def test_a_pool_refuses_what_it_cannot_hold(demo_native, monkeypatch):
     assert pool.stream().finish().text == ""
 
 
+def test_a_stream_left_by_an_exception_gives_up_its_place(demo_native):
+    """A program whose client breaks off opens the next stream; the audio of the old one is dropped."""
+    clip = read_audio(CLIP)
+    pool = demo_native.pool(1)
+    for _ in range(2):
+        with pytest.raises(ConnectionError), pool.stream() as stream:
+            stream.feed(clip)
+            raise ConnectionError
+    with pytest.raises(ValueError, match="left by an exception"):
+        stream.feed(clip)
+    assert pool.step() == []
+    with pool.stream() as stream:
+        stream.feed(clip)
+    assert stream.transcript().text == CLIP_WORDS
+
+
+@pytest.mark.parametrize(("places", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (None, TypeError)])
+def test_a_pool_has_a_whole_number_of_places(demo_native, places, error):
+    """Anything else is an error where the pool is made, not where its first stream is opened."""
+    with pytest.raises(error):
+        demo_native.pool(places)
+
+
 def test_streams_with_other_phrases_share_a_pool(demo_native):
     """Streams keep the phrases that they were opened with, also where they share a pool."""
     clip = read_audio(str(CLIP))
