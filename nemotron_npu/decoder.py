@@ -21,7 +21,7 @@ from .checkpoint.config import ModelConfig
 from .checkpoint.weights import Weights
 from .confidence import confidence, statistic
 from .device import traits_of
-from .errors import SetupError, Unsupported
+from .errors import SetupError, Unsupported, shown
 from .linear import AnyLinear, make_linear
 
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
@@ -356,6 +356,10 @@ def _check(config: ModelConfig) -> None:
         raise Unsupported("an LSTM with projections (decoder.prednet.rnn_hidden_size)")
     if config.joint.num_extra_outputs:
         raise Unsupported("a joint network with extra outputs (TDT durations)")
+    if config.decoding.big_blank_durations:
+        raise Unsupported(f"decoding.big_blank_durations: {shown(config.decoding.big_blank_durations)}")
+    if config.decoding.boosts:
+        raise Unsupported("phrases that decoding.greedy.boosting_tree prefers")
     activation = config.joint.jointnet.activation.lower()
     if activation not in ACTIVATIONS:
         raise Unsupported(f"joint.jointnet.activation: {activation}")

@@ -24,9 +24,7 @@ class Frontend:
             raise Unsupported(f"features normalized over the whole recording (normalize: {shown(config.normalize)})")
         if config.frame_splicing != 1:
             raise Unsupported("spliced feature frames")
-        rate = config.sample_rate
-        self.hop = config.n_window_stride or int(config.window_stride * rate)
-        window_length = config.n_window_size or int(config.window_size * rate)
+        self.hop, window_length = config.hop_length, config.window_length
         self.n_fft = config.n_fft or 1 << (window_length - 1).bit_length()
         if max(self.hop, window_length) > self.n_fft:
             raise SetupError(

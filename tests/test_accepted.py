@@ -108,6 +108,61 @@ def test_part_that_computes_the_same_runs_natively(tiny, tmp_path, short, expect
     assert token_frames(Recognizer(path, CPU).transcribe(short)) == expected
 
 
+@pytest.mark.parametrize(
+    "part, changes, problem",
+    [
+        ("preprocessor", {"frame_splicing": 2}, "spliced feature frames"),
+        ("decoding", {"big_blank_durations": [2, 4]}, "decoding.big_blank_durations: [2, 4]"),
+        (
+            "decoding",
+            {"greedy": {"max_symbols": 10, "boosting_tree": {"key_phrases_list": ["seven"]}}},
+            "phrases that decoding.greedy.boosting_tree prefers",
+        ),
+    ],
+)
+def test_what_only_nemo_computes_is_left_to_it(tiny, tmp_path, part, changes, problem):
+    """It is named, neither ignored nor taken for damage."""
+
+    def change(config: dict) -> None:
+        config[part].update(changes)
+        config["encoder"]["feat_in"] *= config["preprocessor"]["frame_splicing"]
+
+    with pytest.raises(Unsupported) as caught:
+        Recognizer(edited(tiny, tmp_path / "m.nemo", change), CPU)
+    assert str(caught.value) == problem
+
+
+UNUSUAL = {
+    "encoder": {
+        **{"feat_out": 48, "use_bias": True, "xscaling": True, "n_heads": 8, "ff_expansion_factor": 2},
+        **{"att_context_size": [[-1, 13], [-1, 1]], "subsampling_conv_channels": -1, "pos_emb_max_len": 16},
+    },
+    "model_defaults": {"enc_hidden": 48},
+    "preprocessor": {
+        **{"window_size": None, "n_window_size": 480, "window_stride": None, "n_window_stride": 200, "mag_power": 1},
+        **{"preemph": None, "pad_to": 16, "log_zero_guard_value": "eps", "normalize": None, "window": "blackman"},
+    },
+    "decoder": {"prednet": {"pred_hidden": 32, "pred_rnn_layers": 3, "t_max": 10, "dropout": 0.0}},
+    "joint": {"jointnet": {"joint_hidden": 32, "activation": "sigmoid"}, "log_softmax": True},
+    "decoding": {"strategy": "greedy", "greedy": {"max_symbols": None, "max_symbols_per_step": 2}},
+}
+"""Values that NeMo takes and that the published file does not have."""
+
+
+def test_unusual_values_give_nemos_results(tmp_path, clip):
+    """All of them in one checkpoint that NeMo has saved."""
+    path = tmp_path / "unusual.nemo"
+    make_random_checkpoint(path, TINY_SIZE, seed=1, **UNUSUAL)
+    ours, theirs = Recognizer(path, CPU), load_recognizer(path, CPU, options=NEMO)
+    assert ours.parameters == theirs.parameters and ours.frame_seconds == 0.1
+    encoded, frames = ours.encode(*ours.preprocess([clip]))
+    expected, their_frames = theirs.encode(*theirs.preprocess([clip]))
+    assert frames.tolist() == their_frames.tolist()
+    assert float((encoded - expected).abs().max()) < 1e-4
+    tokens = token_frames(ours.transcribe(clip))
+    assert len(tokens) > 3 and tokens == token_frames(theirs.transcribe(clip))
+
+
 # ---------------------------------------------------------------- arguments
 
 MODULES = {

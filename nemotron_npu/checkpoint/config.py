@@ -25,7 +25,7 @@ MAX_SYMBOLS = 100  # tokens of a frame where the config sets no limit: broken we
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessorConfig:
-    """AudioToMelSpectrogramPreprocessor; windows in seconds or samples."""
+    """AudioToMelSpectrogramPreprocessor; windows in seconds or, where these are null, in samples."""
 
     HARMLESS: ClassVar[tuple[str, ...]] = (
         *("window", "lowfreq", "highfreq", "mel_norm"),  # the window and the filters are stored tensors
@@ -36,8 +36,8 @@ class PreprocessorConfig:
     unknown: tuple[str, ...] = ()
     target: str = word(key="_target_")
     sample_rate: int = number(16000, 16000, 16000)
-    window_size: float = number(0.001, 1.0, 0.02)
-    window_stride: float = number(0.001, 1.0)
+    window_size: float | None = number(0.001, 1.0, 0.02, nullable=True)
+    window_stride: float | None = number(0.001, 1.0, 0.01, nullable=True)
     n_window_size: int | None = number(16, 16000, None)
     n_window_stride: int | None = number(16, 16000, None)
     n_fft: int | None = number(16, 16384, None)
@@ -52,6 +52,21 @@ class PreprocessorConfig:
     log_zero_guard_type: str = word("add")
     log_zero_guard_value: Any = anything(2**-24)
     normalize: Any = anything("per_feature")
+
+    @property
+    def window_length(self) -> int:
+        """Samples of a window."""
+        return self.n_window_size or int((self.window_size or 0) * self.sample_rate)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples from one window to the next."""
+        return self.n_window_stride or int((self.window_stride or 0) * self.sample_rate)
+
+    @property
+    def hop_seconds(self) -> float:
+        """Seconds from one window to the next, as the config has them."""
+        return self.window_stride or self.hop_length / self.sample_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +189,7 @@ class GreedyConfig:
 
     max_symbols: int | None = number(1, 1000, None)
     max_symbols_per_step: int | None = number(1, 1000, None)
+    boosting_tree: Any = anything(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +204,7 @@ class DecodingConfig:
     """How tokens are chosen."""
 
     strategy: str = word("greedy_batch")
+    big_blank_durations: Any = anything(None)
     greedy: GreedyConfig = part(GreedyConfig)
     beam: BeamConfig = part(BeamConfig)
 
@@ -195,6 +212,12 @@ class DecodingConfig:
     def is_greedy(self) -> bool:
         """Whether the best token of each step is taken."""
         return self.strategy in ("greedy", "greedy_batch")
+
+    @property
+    def boosts(self) -> bool:
+        """Whether NeMo would prefer phrases that are kept in the config."""
+        tree = self.greedy.boosting_tree
+        return isinstance(tree, dict) and bool(tree.get("key_phrases_list") or tree.get("key_phrase_items_list"))
 
     @property
     def max_symbols(self) -> int:
@@ -297,7 +320,7 @@ class ModelConfig:
     @property
     def frame_seconds(self) -> float:
         """Seconds of audio in one encoder frame: the mel stride times the encoder's subsampling."""
-        return self.preprocessor.window_stride * self.encoder.subsampling_factor
+        return self.preprocessor.hop_seconds * self.encoder.subsampling_factor
 
     @property
     def contexts(self) -> dict[int, list[int]]:

@@ -115,7 +115,7 @@ def _checked(rule: Rule, value: object, name: str) -> object:
     if value is None:
         if rule.nullable:
             return None
-        raise Refusal(f"has {name}: null, not {rule}")
+        raise Refusal(f"has {name}: null, not {rule}", "")
     if not rule.allows(value):
-        raise Refusal(f"has {name}: {shown(value)}, not {rule}")
+        raise Refusal(f"has {name}: {shown(value)}, not {rule}", "")
     return value

@@ -121,7 +121,7 @@ def make_config(values: dict[str, Any]) -> ModelConfig:
     )
     _check_references(values)
     _check_preprocessor(config.preprocessor)
-    _check_encoder(config.encoder, config.preprocessor.features)
+    _check_encoder(config.encoder, config.preprocessor)
     if config.class_name == PROMPT_CLASS:
         _check_prompts(config.model_defaults)
     return config
@@ -197,12 +197,14 @@ def _read_tokenizer(values: object) -> TokenizerConfig:
 
 
 def _check_preprocessor(preprocessor: PreprocessorConfig) -> None:
+    if not preprocessor.window_length or not preprocessor.hop_length:
+        raise Refusal("has preprocessor windows of no length", "")
     guard = preprocessor.log_zero_guard_value
     if guard in ("tiny", "eps"):
         return
     is_number = isinstance(guard, (int, float)) and not isinstance(guard, bool)
     if not is_number or not 0 <= guard <= 1:
-        raise Refusal(f"has preprocessor.log_zero_guard_value: {shown(guard)}, not 0.0 to 1.0, tiny or eps")
+        raise Refusal(f"has preprocessor.log_zero_guard_value: {shown(guard)}, not 0.0 to 1.0, tiny or eps", "")
 
 
 def _check_prompts(defaults: DefaultsConfig) -> None:
@@ -218,19 +220,20 @@ def _check_prompts(defaults: DefaultsConfig) -> None:
             raise Refusal(f"has the prompt {name}: {shown(index)}, not 0 to {defaults.num_prompts - 1}")
 
 
-def _check_encoder(encoder: EncoderConfig, features: int) -> None:
+def _check_encoder(encoder: EncoderConfig, preprocessor: PreprocessorConfig) -> None:
+    features = preprocessor.features * preprocessor.frame_splicing
     if encoder.feat_in != features:
-        raise Refusal(f"has encoder.feat_in: {encoder.feat_in}, but {features} preprocessor.features")
+        raise Refusal(f"has encoder.feat_in: {encoder.feat_in}, but {features} preprocessor.features", "")
     if encoder.d_model % encoder.n_heads or encoder.d_model % 2:
-        raise Refusal(f"has encoder.d_model: {encoder.d_model}, not a multiple of {encoder.n_heads} heads and of 2")
+        raise Refusal(f"has encoder.d_model: {encoder.d_model}, not a multiple of {encoder.n_heads} heads and of 2", "")
     for pair in encoder.contexts:
         if not _is_context(pair, chunked=encoder.chunked):
-            raise Refusal(f"has encoder.att_context_size: {shown(pair)}, not [left, right] of whole chunks")
+            raise Refusal(f"has encoder.att_context_size: {shown(pair)}, not [left, right] of whole chunks", "")
     context = encoder.conv_context_size
     if context in (None, "causal"):
         return
     if not _are_frames(context, 0) or sum(context) + 1 != encoder.conv_kernel_size:
-        raise Refusal(f"has encoder.conv_context_size: {shown(context)}, not causal")
+        raise Refusal(f"has encoder.conv_context_size: {shown(context)}, not causal", "")
 
 
 def _is_context(pair: Any, *, chunked: bool) -> bool:

@@ -64,8 +64,7 @@ def read_ported_weights(path: Path, config: PreprocessorConfig) -> Tensors:
     except Refusal as refusal:
         raise refusal.of(path, shown(member)) from refusal
     tensors.member = WEIGHTS
-    window = round(config.window_size * config.sample_rate)
-    tensors[f"{FEATURES}window"] = torch.hann_window(window, periodic=False)
+    tensors[f"{FEATURES}window"] = torch.hann_window(config.window_length, periodic=False)
     filters = mel_filters(config.sample_rate, config.n_fft or 512, config.features)
     tensors[f"{FEATURES}fb"] = torch.from_numpy(filters)[None]
     return tensors
