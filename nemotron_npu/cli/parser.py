@@ -121,7 +121,7 @@ def _add_audio(parser: argparse.ArgumentParser) -> None:
         type=types.channel,
         default=MIX,
         metavar="C",
-        help="mix averages the channels; N takes one, from 1 on; each transcribes every channel of a file by itself "
+        help="mix averages the channels; N takes one, from 1 on; each transcribes every channel by itself "
         "(default: mix)",
     )
     audio.add_argument(
