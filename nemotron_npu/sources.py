@@ -151,9 +151,13 @@ class CountedRecording:
     recording: Recording
     on_read: Callable[[float], None]
     """Called with the seconds of each block, from the thread that reads it."""
+    on_begin: Callable[[Recording], None] | None = None
+    """Called when it begins to be read."""
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield the recording's blocks; see ``audio.blocks``."""
+        if self.on_begin:
+            self.on_begin(self.recording)
         return audio.counted(self.recording.blocks(), self.on_read)
 
 

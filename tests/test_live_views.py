@@ -66,7 +66,7 @@ def screen(monkeypatch):
 
     def make(columns: int, prefix: str = "") -> tuple[Screen, GrowingText]:
         screen = Screen(columns)
-        monkeypatch.setattr(live_views, "_terminal_width", lambda: screen.columns)
+        monkeypatch.setattr(live_views, "terminal_width", lambda stream: screen.columns)
         console = Console()
         monkeypatch.setattr(console, "result", lambda text, end="\n", **_: screen.write(text + end))
         return screen, GrowingText(console, prefix)
@@ -190,7 +190,7 @@ def test_text_in_a_pipe_is_a_line_an_utterance(capsys):
 @pytest.mark.parametrize("columns", [24, 40, 80, 120])
 def test_utterances_of_many_streams_wrap(monkeypatch, capsys, columns):
     """On a terminal lines of several streams break between words, wide ones too, and all but the first are indented."""
-    monkeypatch.setattr(live_views, "_terminal_width", lambda: columns)
+    monkeypatch.setattr(live_views, "terminal_width", lambda stream: columns)
     view = TextLines(Console(), "run/line1.fifo: ")
     view.update([event("segment", words_of(TEXT))], [])
     lines = capsys.readouterr().out.splitlines()

@@ -13,6 +13,7 @@ import pytest
 from support import INFERENCE, ROOT, words_of
 
 from nemotron_npu.cli import progress
+from nemotron_npu.cli.columns import columns_of
 from nemotron_npu.cli.progress import Progress
 from nemotron_npu.sources import Recording
 
@@ -94,6 +95,28 @@ def test_terminal_of_unknown_size_has_a_bar(terminal, monkeypatch):
         os.set_blocking(ours, False)
         assert re.search(r"\d%\|.+\| 0/1 files", os.read(ours, 65536).decode())
         shown.close()
+
+
+@pytest.mark.parametrize("columns", [20, 31, 40, 80, 111, 200])
+@pytest.mark.parametrize(
+    "name", ["talk.wav", "a/long/folder/" + "quite a long name of a call " * 4 + "7.wav", "录音" * 30 + ".wav"]
+)
+def test_bar_names_the_file_at_hand_and_fits_its_columns(monkeypatch, columns, name):
+    """The text of the bar names the file that is read, by the end of its name where it is long, and never wraps."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    others = [Recording(f"{i}", f"{i}", length=60.0) for i in range(499)]
+    shown = Progress([Recording(name, "0", length=60.0), *others], [].append)
+    next(iter(shown.counted())).on_begin(shown.recordings[0])
+    clock[0] = 100.0
+    shown.read(600.0)
+    text = shown.text(columns)
+    assert columns_of(text) <= columns and text.startswith("0/500")
+    assert text.endswith(os.path.basename(name)[-4:])
+    if columns >= 80:
+        assert text.startswith("0/500 files, 0.17/8.33 h of audio, RTFx 6.0, 1:21:40 left: ")
+    elif columns >= 40:
+        assert text.startswith("0/500 files, 1:21:40 left: ")
 
 
 def test_remaining_time_without_lengths_follows_files(monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ from ..formats import to_event, to_json
 from ..sources import Recording
 from ..transcript import Word, make_segment
 from ..utterances import LiveEvent
+from .columns import columns_of, terminal_width
 from .console import Console
 from .session import Session
 
@@ -84,7 +84,7 @@ class TextLines:
         """Write the utterances that have ended."""
         for event in events:
             if event.type == "segment":
-                self.console.result(_wrapped(printable(self.prefix + event.segment.text), _terminal_width()))
+                self.console.result(_wrapped(printable(self.prefix + event.segment.text), terminal_width(sys.stdout)))
                 self.lines += 1
 
     def preview(self, words: list[Word]) -> None:
@@ -169,7 +169,7 @@ class GrowingText:
         if kept == self.line_start - 1:  # a preview has begun this line
             self._take_back(self.line_start)
             self.line_start = kept
-        elif kept < self.line_start or _columns(self.shown[kept:]) > self.column:
+        elif kept < self.line_start or columns_of(self.shown[kept:]) > self.column:
             self._new_line(0)  # lines above stay as they are: show the utterance again
             kept = 0
         else:
@@ -184,8 +184,8 @@ class GrowingText:
                 self._append_below(piece)
 
     def _fits(self, piece: str) -> bool:
-        width = _terminal_width()
-        return not width or not self.column or self.column + _columns(piece) < width
+        width = terminal_width(sys.stdout)
+        return not width or not self.column or self.column + columns_of(piece) < width
 
     def _append(self, piece: str) -> None:
         self.shown += piece
@@ -200,7 +200,7 @@ class GrowingText:
         if not piece.startswith(" "):
             start = max(self.shown.rfind(" ") + 1, self.line_start)
         word = self.shown[start:]
-        if (start == self.line_start and word) or _columns(word) > self.column:
+        if (start == self.line_start and word) or columns_of(word) > self.column:
             self._append(piece)  # longer than a line: the terminal breaks it
             return
         self._take_back(start)
@@ -209,7 +209,7 @@ class GrowingText:
 
     def _take_back(self, kept: int) -> None:
         """Erase what is shown after the first ``kept`` characters; they are on the cursor's line."""
-        count = _columns(self.shown[kept:])
+        count = columns_of(self.shown[kept:])
         if count:
             back = "\b" * count
             self.console.grow(back + " " * count + back)
@@ -223,8 +223,8 @@ class GrowingText:
 
     def _write(self, text: str) -> None:
         self.console.grow(text)
-        self.column += _columns(text)
-        width = _terminal_width()
+        self.column += columns_of(text)
+        width = terminal_width(sys.stdout)
         if width and self.column > width:
             self.column %= width
 
@@ -269,29 +269,10 @@ def _wrapped(text: str, width: int) -> str:
         return text
     lines, column = [""], 0
     for piece in re.findall(r" ?[^ ]+", text):
-        if column and column + _columns(piece) >= width:
+        if column and column + columns_of(piece) >= width:
             lines.append(INDENT)
             column = len(INDENT)
             piece = piece.lstrip(" ")
         lines[-1] += piece
-        column += _columns(piece)
+        column += columns_of(piece)
     return "\n".join(lines)
-
-
-def _columns(text: str) -> int:
-    """Return the columns that a terminal takes for ``text``: 2 for wide characters, 0 for combining ones."""
-    return sum(_width(char) for char in text)
-
-
-def _width(char: str) -> int:
-    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-def _terminal_width() -> int:
-    """Return the columns of the terminal now; 0 if it does not state them."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError):
-        return 0

@@ -12,12 +12,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import printable
 from ..sources import CountedRecording, Recording
+from .columns import clip, columns_of, terminal_width
 from .console import Console
 
 LINE_SECONDS = 60  # between two lines of a log
 BAR_SECONDS = 0.1  # between two updates of the bar
 BAR_AFTER_SECONDS = 1  # a shorter run needs no bar
+BAR_COLUMNS = 9  # of the share and a bar of two: the least beside the text
+NO_WIDTH = 80  # columns of a terminal that states none (containers, scripts)
+MIN_NAME = 12  # columns for a file's name, or all of it, before the text gets longer
 
 
 class Progress:
@@ -35,6 +40,8 @@ class Progress:
         """Seconds of audio; None if a length is unknown."""
         self.files = 0
         self.audio_seconds = 0.0
+        self.name = ""
+        """Of the file that was begun last."""
         self.began = time.monotonic()
         self.shown = self.began
         self.lock = threading.RLock()  # threads read audio
@@ -43,7 +50,11 @@ class Progress:
 
     def counted(self) -> Sequence[CountedRecording]:
         """Return the recordings; the audio that is read from them counts here."""
-        return _Counted(self.recordings, self.read)
+        return _Counted(self.recordings, self.read, self.begin)
+
+    def begin(self, recording: Recording) -> None:
+        """Name this recording from now on."""
+        self.name = printable(os.path.basename(recording.path))
 
     def finished(self) -> None:
         """Count a file that is done or has failed."""
@@ -72,16 +83,23 @@ class Progress:
             total = self.total
         return min(1.0, done / total) if total else 0.0
 
-    def text(self) -> str:
-        """Return ``120/500 files, 0.45/1.90 h of audio, RTFx 38, 2:10 left``."""
+    def text(self, columns: int = 0) -> str:
+        """Return ``120/500 files, 0.45/1.90 h of audio, RTFx 38, 2:10 left: talk.wav``, or what fits into columns.
+
+        0 is a log, which names no file: a line a minute would name one of many.
+        """
         hours = f"{self.audio_seconds / 3600:.2f}"
         if self.total is not None:
             hours += f"/{self.total / 3600:.2f}"
         rtfx = self.audio_seconds / max(self.seconds, 1e-9)
-        text = f"{self.files}/{len(self.recordings)} files, {hours} h of audio, RTFx {rtfx:.1f}"
-        if self.share:
-            text += f", {_clock(self.seconds * (1 / self.share - 1))} left"
-        return text
+        files = f"{self.files}/{len(self.recordings)}"
+        left = f", {_clock(self.seconds * (1 / self.share - 1))} left" if self.share else ""
+        texts = [f"{files} files, {hours} h of audio, RTFx {rtfx:.1f}{left}", f"{files} files{left}", files]
+        if not columns:
+            return texts[0]
+        name = min(columns_of(self.name), MIN_NAME)
+        text = next((text for text in texts if columns_of(text) + 2 + name <= columns), texts[-1])
+        return f"{text}: {clip(self.name, columns - len(text) - 2)}" if self.name else text
 
     def _show(self) -> None:
         interval = BAR_SECONDS if self.terminal else LINE_SECONDS
@@ -93,11 +111,12 @@ class Progress:
             if not self.terminal:
                 self.notify(self.text())
                 return
+            text = self.text(max((terminal_width(sys.stderr) or NO_WIDTH) - BAR_COLUMNS, 1))
             if self.bar is None and self.seconds >= BAR_AFTER_SECONDS:
-                self.bar = _make_bar(self.text())
+                self.bar = _make_bar(text)
             if self.bar is not None:
                 self.bar.n = self.share
-                self.bar.set_description_str(self.text())
+                self.bar.set_description_str(text)
 
     @contextmanager
     def without_bar(self) -> Iterator[None]:
@@ -123,9 +142,11 @@ class Progress:
 class _Counted(Sequence):
     """Recordings that count; each is made when it is taken, as half a million would take 50 MB."""
 
-    def __init__(self, recordings: list[Recording], on_read: Callable[[float], None]) -> None:
+    def __init__(
+        self, recordings: list[Recording], on_read: Callable[[float], None], on_begin: Callable[[Recording], None]
+    ) -> None:
         self.recordings = recordings
-        self.on_read = on_read
+        self.calls = on_read, on_begin
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -133,14 +154,14 @@ class _Counted(Sequence):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return CountedRecording(self.recordings[index], self.on_read)
+        return CountedRecording(self.recordings[index], *self.calls)
 
 
 class Search(Progress):
     """Count inputs while folders and lists are read."""
 
-    def text(self) -> str:
-        """Return ``120,000 inputs found``."""
+    def text(self, columns: int = 0) -> str:
+        """Return ``120,000 inputs found``, which fits anywhere."""
         return f"{self.files:,} inputs found"
 
 
@@ -168,16 +189,8 @@ def _shown(console: Console, progress: Progress) -> Iterator[Progress]:
 
 def _make_bar(text: str) -> Any:
     tqdm.monitor_interval = 0  # no thread of its own: each block of audio updates the bar
-    size = {"dynamic_ncols": True} if _has_size() else {"ncols": 80, "nrows": 24}
+    size = {"dynamic_ncols": True} if terminal_width(sys.stderr) else {"ncols": NO_WIDTH, "nrows": 24}  # else no bar
     return tqdm(total=1, leave=False, bar_format="{percentage:3.0f}%|{bar}| {desc}", desc=text, **size)
-
-
-def _has_size() -> bool:
-    """Return whether the terminal has a width: tqdm draws nothing on 0 columns (containers, scripts)."""
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (OSError, ValueError):
-        return False
 
 
 def _clock(seconds: float) -> str:

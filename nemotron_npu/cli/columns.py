@@ -1,0 +1,38 @@
+"""How many columns a text takes on a terminal, and how many there are."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from typing import TextIO
+
+
+def columns_of(text: str) -> int:
+    """Return the columns that a terminal takes for ``text``: 2 for wide characters, 0 for combining ones."""
+    return sum(_width(char) for char in text)
+
+
+def _width(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def clip(text: str, columns: int) -> str:
+    """Return ``text`` if it fits, else its end behind an ellipsis: the end of a file's name tells most."""
+    if columns_of(text) <= columns:
+        return text
+    if columns <= 0:
+        return ""
+    text = text[-columns:]
+    while columns_of(text) >= columns:
+        text = text[1:]
+    return f"…{text}"
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Return the columns of the terminal now; 0 if it does not state them."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 0
