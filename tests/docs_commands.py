@@ -85,12 +85,14 @@ def make_folder(folder: Path) -> None:
         if path.name not in (".git", ".venv", "out"):
             (folder / path.name).symlink_to(path)
     import soundfile
+    from media_files import media_bytes
 
     samples, rate = soundfile.read(CLIP)
     for name in ("talk.wav", "talk.mp3", "a.wav", "b.wav", "b.flac", "c.mp3", "calls/mon/a.flac", "calls/b.wav"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, samples, rate)
+    (folder / "talk.mp4").write_bytes(media_bytes("mp4", video=True))
     data = (samples * 32767).astype("<i2").tobytes()
     (folder / "call.raw").write_bytes(data)
     entry = {"audio_filepath": "talk.wav", "duration": None, "text": CLIP_WORDS}

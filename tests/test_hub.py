@@ -4,18 +4,22 @@ import http.server
 import json
 import os
 import re
+import shutil
 import threading
 import zlib
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from golden_transformers import FOLDERS
+from shards import sharded
 from support import ROOT, run_process
 
+from nemotron_npu.checkpoint.transformers_config import INDEX
 from nemotron_npu.errors import SetupError
 
 PROMPTED = FOLDERS / "prompted"
-ENTRIES = tuple(f"/acme/{name}/" for name in ("empty", "other", "port", "tdt"))
+ENTRIES = tuple(f"/acme/{name}/" for name in ("empty", "other", "parts", "port", "tdt"))
 """Models that exist: what they lack is a file."""
 
 
@@ -23,6 +27,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """As much of Hugging Face as a download needs: one file of one model, and one that is cut off."""
 
     content = b"weights"
+    parts = Path()
+    """A folder with the files of acme/parts, whose weights are several files."""
+    asked: ClassVar[list[str]] = []
+    """The files of acme/parts that were sent."""
 
     def do_HEAD(self):
         self._answer(body=False)
@@ -45,7 +53,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self._list("config.json", "model.safetensors", "tokenizer.json")
         elif self.path.startswith("/api/models/acme/port/tree/main"):
             self._list("README.md", *(path.name for path in PROMPTED.iterdir()))
+        elif self.path.startswith("/api/models/acme/parts/tree/main"):
+            self._list(*(path.name for path in self.parts.iterdir()))
         elif content:
+            if body and "/parts/" in self.path:
+                self.asked.append(Path(self.path).name)
             self._send(content, {"X-Repo-Commit": "3" * 40, "ETag": f'"{zlib.crc32(content)}"'}, body=body)
         elif cut or known:
             self.send_response(200)
@@ -70,8 +82,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def _ported(self):
         """A file of a model of transformers; of acme/tdt, which is of another kind, there is only the config."""
         owner, name = Path(self.path).parent, Path(self.path).name
-        if str(owner) == "/acme/port/resolve/main" and (PROMPTED / name).exists():
-            return (PROMPTED / name).read_bytes()
+        folder = {"/acme/port/resolve/main": PROMPTED, "/acme/parts/resolve/main": self.parts}.get(str(owner))
+        if folder and (folder / name).exists():
+            return (folder / name).read_bytes()
         return b'{"model_type": "parakeet_tdt"}' if self.path == "/acme/tdt/resolve/main/config.json" else b""
 
     def _list(self, *names):
@@ -89,6 +102,17 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """The folder of acme/parts."""
+    folder = tmp_path / "parts"
+    shutil.copytree(PROMPTED, folder)
+    sharded(folder)
+    monkeypatch.setattr(Hub, "parts", folder)
+    monkeypatch.setattr(Hub, "asked", [])
+    return folder
 
 
 @pytest.fixture
@@ -128,6 +152,29 @@ def test_downloaded_id_needs_no_connection(find):
 def test_revision_is_downloaded_beside_the_main_branch(find):
     main, other = find("acme/voice"), find("acme/voice@v2")
     assert Path(main).read_bytes() == Path(other).read_bytes() and "0" * 40 in main and "2" * 40 in other
+
+
+def test_weights_in_several_files_are_downloaded_once(find, parts):
+    """All files of the index come, after the config; a download that was interrupted fetches what is missing."""
+    folder = Path(find("acme/parts"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in parts.iterdir()
+    }
+    assert Hub.asked[0] == "config.json" and sorted(Hub.asked) == sorted(path.name for path in parts.iterdir())
+    assert find("acme/parts", HF_ENDPOINT="http://127.0.0.1:9") == str(folder)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    assert "cannot be downloaded" in find("acme/parts", HF_ENDPOINT="http://127.0.0.1:9")
+    Hub.asked.clear()
+    assert find("acme/parts") == str(folder) and Hub.asked in ([], ["model-00002-of-00003.safetensors"])
+    assert (folder / "model-00002-of-00003.safetensors").exists()
+
+
+def test_index_is_followed_inside_its_repository_alone(find, parts):
+    index = json.loads((parts / INDEX).read_text())
+    index["weight_map"]["x"] = "../../secret.safetensors"
+    (parts / INDEX).write_text(json.dumps(index))
+    assert re.match(r"acme/parts: .* names ../../secret.safetensors, which the repository lacks", find("acme/parts"))
+    assert not [name for name in Hub.asked if "secret" in name]
 
 
 def test_model_of_transformers_is_downloaded_once(find):

@@ -11,6 +11,7 @@ import torch
 from golden_prompted import CONTEXTS, DATA
 from golden_transformers import FOLDERS
 from sentencepiece import SentencePieceProcessor
+from shards import sharded
 from support import DEMO, token_frames
 
 from nemotron_npu.checkpoint.load import read_checkpoint
@@ -53,29 +54,6 @@ def test_folder_has_config_and_weights_of_the_nemo():
     assert pieces_of(ours.tokenizers[0]) == pieces_of(nemo.tokenizers[0])
     assert ours.config.prompts == nemo.config.prompts and ours.config.contexts == nemo.config.contexts
     assert ours.config.decoding.max_symbols == nemo.config.decoding.max_symbols
-
-
-def sharded(folder: Path) -> dict:
-    """Split the weights of a folder into three files and an index, and return the index."""
-    content = (folder / WEIGHTS).read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
-    header.pop("__metadata__", None)
-    placed: dict = {}
-    for number in range(3):
-        file = f"model-0000{number + 1}-of-00003.safetensors"
-        part, blocks = {}, b""
-        for name, entry in list(header.items())[number::3]:
-            begin, end = entry["data_offsets"]
-            part[name] = {**entry, "data_offsets": [len(blocks), len(blocks) + end - begin]}
-            blocks += data[begin:end]
-            placed[name] = file
-        text = json.dumps(part).encode()
-        (folder / file).write_bytes(struct.pack("<Q", len(text)) + text + blocks)
-    (folder / WEIGHTS).unlink()
-    index = {"metadata": {"total_size": len(data)}, "weight_map": placed}
-    (folder / INDEX).write_text(json.dumps(index))
-    return index
 
 
 def test_weights_in_several_files_are_those_of_one(folder):

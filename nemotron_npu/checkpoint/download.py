@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -17,7 +18,8 @@ from huggingface_hub.errors import (
 from ..errors import SetupError, first_line, shown
 from .archive import PORTED_CONFIG
 from .config_reader import read_config
-from .transformers_config import PROCESSOR, TOKENIZER, WEIGHTS
+from .refusal import AGAIN, Refusal
+from .transformers_config import INDEX, PROCESSOR, TOKENIZER, WEIGHTS, weight_files
 
 FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError, KeyError)
 try:
@@ -27,9 +29,6 @@ try:
 except ModuleNotFoundError:
     pass
 
-PORTED = {PORTED_CONFIG, TOKENIZER, WEIGHTS}
-"""The files of a model of transformers."""
-
 
 def download(repo: str, name: str, revision: str | None = None) -> Path:
     """Return the file ``name`` of a model on Hugging Face, from the cache if it was downloaded before.
@@ -38,10 +37,8 @@ def download(repo: str, name: str, revision: str | None = None) -> Path:
     ``revision`` is a branch, tag or commit; None is the main branch.
     Raises SetupError when there is no such model, revision or file, or it cannot be downloaded.
     """
-    for wanted in (name, WEIGHTS):
-        cached = huggingface_hub.try_to_load_from_cache(repo, wanted, revision=revision)
-        if isinstance(cached, str):  # the hub would be asked first, and without a connection many times
-            return Path(cached) if wanted == name else Path(cached).parent
+    if cached := _find_cached(repo, name, revision):  # the hub would be asked first, and offline many times
+        return cached
     try:
         return Path(huggingface_hub.hf_hub_download(repo, name, revision=revision))
     except GatedRepoError as error:
@@ -55,14 +52,35 @@ def download(repo: str, name: str, revision: str | None = None) -> Path:
             raise _unreachable(repo, name, _reason(error)) from error
         files = _list_files(repo, revision)
         found = [shown(file) for file in files if file.endswith(".nemo")]
-        if not found and {*files} >= PORTED:
-            return _download_ported(repo, [file for file in (PORTED_CONFIG, PROCESSOR) if file in files], revision)
+        if not found and {*files} >= {PORTED_CONFIG, TOKENIZER} and {WEIGHTS, INDEX} & {*files}:
+            return _download_ported(repo, files, revision)
         others = f", but {', '.join(found[:10])}" if found else ", nor another .nemo file"
         raise SetupError(
             repo, f"has no file {name}{others if files else ''}", "download one and give its path"
         ) from error
     except FAILURES as error:
         raise _unreachable(repo, name, _reason(error)) from error
+
+
+def _find_cached(repo: str, name: str, revision: str | None) -> Path | None:
+    """Return what ``download`` has left in the cache, if that is all of a model."""
+    for wanted in (name, WEIGHTS, INDEX):
+        cached = huggingface_hub.try_to_load_from_cache(repo, wanted, revision=revision)
+        if not isinstance(cached, str):
+            continue
+        if wanted == name:
+            return Path(cached)
+        folder = Path(cached).parent
+        if all((folder / file).exists() for file in _weight_files(folder)):
+            return folder
+    return None
+
+
+def _weight_files(folder: Path) -> list[str]:
+    try:
+        return weight_files(folder)
+    except Refusal as refusal:
+        raise refusal.of(folder, INDEX) from refusal
 
 
 def _reason(error: Exception) -> str:
@@ -87,14 +105,24 @@ def _list_files(repo: str, revision: str | None) -> list[str]:
         return []
 
 
-def _download_ported(repo: str, configs: list[str], revision: str | None) -> Path:
-    """Return the folder with a model of transformers; its weights come last, and only if its config is supported."""
+def _download_ported(repo: str, files: list[str], revision: str | None) -> Path:
+    """Return the folder with a model of transformers; its weights come last, and only if its config is supported.
+
+    ``files`` are those of the repository: no index of weights is followed anywhere else.
+    """
+    fetch = partial(huggingface_hub.hf_hub_download, repo, revision=revision)
     try:
-        for file in configs:
-            folder = Path(huggingface_hub.hf_hub_download(repo, file, revision=revision)).parent
+        for file in (PORTED_CONFIG, PROCESSOR):
+            if file in files:
+                folder = Path(fetch(file)).parent
         read_config(folder)
-        for file in (TOKENIZER, WEIGHTS):
-            huggingface_hub.hf_hub_download(repo, file, revision=revision)
+        for file in (TOKENIZER, WEIGHTS if WEIGHTS in files else INDEX):
+            fetch(file)
+        for file in _weight_files(folder):
+            if file not in files:
+                raise SetupError(f"{repo}: {INDEX}", f"names {shown(file)}, which the repository lacks", AGAIN)
+            if not (folder / file).exists():
+                fetch(file)
     except FAILURES as error:
         raise _unreachable(repo, WEIGHTS, first_line(error)) from error
     return folder
