@@ -12,15 +12,16 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import TINY_SIZE, make_random_checkpoint
 from support import CLIP, CLIP_WORDS, ROOT
 
-from nemotron_npu.benchmark import effort, run, startup
+from nemotron_npu.benchmark import effort, recordings, run, startup
 from nemotron_npu.benchmark.machine import step_work
 from nemotron_npu.benchmark.plot import plot_steps
-from nemotron_npu.benchmark.results import Rates, Start, Work
+from nemotron_npu.benchmark.results import Candidate, Rates, Start, Work
 from nemotron_npu.benchmark.steps import steady_step
 from nemotron_npu.benchmark.table import BUSY
 from nemotron_npu.benchmark.timing import count_operators, measure_in_turn
@@ -110,6 +111,21 @@ def test_benchmark_json_has_every_figure(report):
     assert (nemo["rtfx"].keys(), native["rtfx"].keys()) == ({"2"}, {"2", "4"})
     assert native["live"].keys() == native["steps"].keys() and not nemo["live"]
     assert report["environment"]["command"]
+
+
+def test_recordings_that_would_take_minutes_are_left_out(monkeypatch):
+    """On a slow machine the longer recordings and the batch are left out, each with a line."""
+    monkeypatch.setattr(recordings, "measure_ms", lambda *args: 40_000.0)
+    engine = SimpleNamespace(
+        engine="native", device=CPU, decoder=SimpleNamespace(step=None), transcribe=lambda audio: None
+    )
+    candidate, lines = Candidate("native", "float32"), []
+    recordings.measure_recordings(candidate, engine, np.zeros(16000, np.float32), None, lines.append)
+    assert candidate.rtfx == {10: 0.25} and candidate.batch_rtfx is None
+    assert lines == [
+        "native float32: a recording of 60 s is left out: it would take 240 s",
+        "native float32: the batch is left out: it would take 320 s",
+    ]
 
 
 def test_native_engine_takes_less_memory_and_fewer_operators(report):

@@ -19,6 +19,9 @@ OFFLINE_SECONDS = (10, 60, 600)
 MAX_NEMO_SECONDS = 60
 """NeMo's longest recording: its attention takes memory with the square of the length."""
 
+MAX_RECORDING_SECONDS = 90
+"""A recording, or the batch, that would take longer by the speed of the one before is left out."""
+
 LIVE_WARM_UP_SECONDS = 6.0
 """Audio after which the left context of a live stream is full."""
 

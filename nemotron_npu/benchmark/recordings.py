@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,17 +19,34 @@ from .timing import measure_ms
 NEMO_DECODE = "rnnt_decoder_predictions_tensor"
 
 
-def measure_recordings(candidate: Candidate, engine: Any, waveform: np.ndarray, batch_slots: int | None) -> None:
+def measure_recordings(
+    candidate: Candidate,
+    engine: Any,
+    waveform: np.ndarray,
+    batch_slots: int | None,
+    notify: Callable[[str], None],
+) -> None:
     """Transcribe recordings of each length and a batch; ``waveform`` is repeated to make them.
 
     ``batch_slots`` None takes the engine's own.  The first recording is transcribed once before, uncounted.
+    ``notify`` gets a line for each that is left out because it would take too long.
     """
+
+    def is_short(seconds: int, what: str) -> bool:
+        expected = seconds / min(candidate.rtfx.values(), default=np.inf)
+        if expected <= effort.MAX_RECORDING_SECONDS:
+            return True
+        notify(f"{candidate.name}: {what} is left out: it would take {expected:.0f} s")
+        return False
+
     reset_peak_memory(engine.device)
     before = allocated_memory(engine.device)
     with _decoding_clock(engine) as clock:
         for seconds in effort.OFFLINE_SECONDS:
             if candidate.engine == "nemo" and seconds > effort.MAX_NEMO_SECONDS:
                 continue
+            if not is_short(seconds, f"a recording of {seconds} s"):
+                break
             recording = np.resize(waveform, seconds * SAMPLE_RATE)
             if not candidate.rtfx:
                 engine.transcribe([recording])
@@ -37,7 +54,8 @@ def measure_recordings(candidate: Candidate, engine: Any, waveform: np.ndarray, 
             total = measure_ms(partial(engine.transcribe, [recording]), engine.device)
             candidate.rtfx[seconds] = seconds * 1000 / total
             candidate.search_share[seconds] = clock.ms / total
-    candidate.batch_rtfx = _batch_rtfx(engine, waveform, batch_slots)
+    if is_short(effort.BATCH * effort.BATCH_SECONDS, "the batch"):
+        candidate.batch_rtfx = _batch_rtfx(engine, waveform, batch_slots)
     candidate.device_peak_bytes = peak_memory(engine.device).get("device", 0) - before
 
 

@@ -76,7 +76,7 @@ def benchmark(
     measure_forward(candidates, engines)
     for candidate, engine, held in zip(candidates, engines, weights, strict=True):
         notify(f"{candidate.name}: recordings ...")
-        measure_recordings(candidate, engine, waveform, options.batch_slots)
+        measure_recordings(candidate, engine, waveform, options.batch_slots, notify)
         candidate.device_peak_bytes = ((candidate.device_peak_bytes or 0) + held) or None
     if all(engine.encoder.streams for engine in engines if engine.engine == "native"):
         for chunk_ms in filter(None, chunks):
