@@ -32,7 +32,7 @@ async def transcribe(connection: ServerConnection, recognizer: Recognizer) -> No
         if message == "end":
             transcript = await asyncio.to_thread(stream.finish)
             await send_events(connection, stream, name)
-            await connection.send(to_json({"type": "end", **to_document(transcript, audio=name)}))
+            await connection.send(to_json({"type": "end", "source": name, **to_document(transcript, audio=name)}))
             return
         if isinstance(message, str) or len(message) % 2:
             await connection.close(1003, "send 16-bit PCM, then the text: end")
@@ -44,7 +44,7 @@ async def transcribe(connection: ServerConnection, recognizer: Recognizer) -> No
 async def send_events(connection: ServerConnection, stream: Stream, name: str) -> None:
     """Send the events since the last call."""
     for event in stream.events():
-        await connection.send(to_json(to_event(event.type, event.segment, event.number, audio=name)))
+        await connection.send(to_json(to_event(event.type, event.segment, event.number, source=name, audio=name)))
 
 
 async def main(model: str = str(ROOT / "demo" / "demo.nemo"), device: str = "cpu", port: str = "8765") -> None:
