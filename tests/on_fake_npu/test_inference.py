@@ -120,7 +120,7 @@ def test_live_stream_gives_the_tokens_of_the_offline_pass(tiny, chunk_ms):
 
 
 def transfers_of(steps: int) -> str:
-    """Transfers of so many encoder steps: features, maybe the mask of a new block size and that of the slots, output."""
+    """Transfers of so many encoder steps: features, maybe masks of a new block size and of the slots, output."""
     return f"((h2d ){{1,3}}d2h ){{{steps}}}"
 
 
