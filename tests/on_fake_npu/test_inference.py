@@ -125,7 +125,7 @@ def transfers_of(steps: int) -> str:
 
 
 def test_encoder_step_of_a_batch_takes_one_transfer_back(native, waveforms, steps):
-    """An encoder step of a batch takes its features and at most two masks to the device, and one transfer back."""
+    """An encoder step of a batch takes features and at most two masks there, and one transfer back."""
     recognizer = native[0]
     for slots in (1, 3):
         steps.clear()
@@ -137,7 +137,7 @@ def test_encoder_step_of_a_batch_takes_one_transfer_back(native, waveforms, step
 
 @pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1120])
 def test_encoder_step_of_a_stream_takes_one_transfer_back(tiny, steps, chunk_ms):
-    """An encoder step of a live stream takes its features and at most two masks to the device, and one transfer back."""
+    """An encoder step of a live stream takes features and at most two masks there, and one transfer back."""
     recognizer = load(tiny, NPU, chunk_ms=chunk_ms)
     clip = read_audio(str(CLIP))
     fake_npu.COPIES.clear()
