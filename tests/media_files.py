@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -49,11 +50,15 @@ def media_bytes(extension: str, *, video: bool = False, tracks: int = 1, seconds
             container.mux(pictures.encode(None))
         for number, stream in enumerate(streams, 1):
             stream.bit_rate = 12200 if codec == "libopencore_amrnb" else 96000
-            values = (samples / number * 32767).astype(np.int16)[None]
-            frame = av.AudioFrame.from_ndarray(values, format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-            resampler = av.AudioResampler(stream.codec_context.format, "mono", rate, stream.codec_context.frame_size)
-            for part in [*resampler.resample(frame), *resampler.resample(None)]:
-                container.mux(stream.encode(part))
-            container.mux(stream.encode(None))
+            add_samples(container, stream, (samples / number * 32767).astype(np.int16), rate)
     return buffer.getvalue()
+
+
+def add_samples(container: Any, stream: Any, samples: np.ndarray, rate: int) -> None:
+    """Encode int16 [samples] into a track of PyAV's ``container``, all of it."""
+    frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+    resampler = av.AudioResampler(stream.codec_context.format, "mono", rate, stream.codec_context.frame_size)
+    for part in [*resampler.resample(frame), *resampler.resample(None)]:
+        container.mux(stream.encode(part))
+    container.mux(stream.encode(None))

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import sys
-from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from media_files import add_samples
 from support import CLIP, CLIP_WORDS
 from test_resume import KINDS, RUN, resume
 
@@ -32,12 +32,7 @@ def write_tracks(path: Path, codec: str, *tracks: np.ndarray, rate: int) -> Path
     with av.open(str(path), "w") as container:
         streams = [container.add_stream(codec, rate=rate, layout="mono") for _ in tracks]
         for stream, samples in zip(streams, tracks, strict=True):
-            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-            resampler = av.AudioResampler(stream.codec_context.format, "mono", rate, stream.codec_context.frame_size)
-            for part in [*resampler.resample(frame), *resampler.resample(None)]:
-                container.mux(stream.encode(part))
-            container.mux(stream.encode(None))
+            add_samples(container, stream, samples, rate)
     return path
 
 

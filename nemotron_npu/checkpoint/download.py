@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
 from ..errors import SetupError, first_line, shown
 from .archive import PORTED_CONFIG
 from .config_reader import read_config
-from .refusal import AGAIN, Refusal
-from .transformers_config import INDEX, PROCESSOR, TOKENIZER, WEIGHTS, weight_files
+from .refusal import AGAIN
+from .transformers_config import INDEX, PROCESSOR, TOKENIZER, WEIGHTS, find_weight_files
 
 FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError, KeyError)
 try:
@@ -71,16 +71,9 @@ def _find_cached(repo: str, name: str, revision: str | None) -> Path | None:
         if wanted == name:
             return Path(cached)
         folder = Path(cached).parent
-        if all((folder / file).exists() for file in _weight_files(folder)):
+        if all((folder / file).exists() for file in find_weight_files(folder)):
             return folder
     return None
-
-
-def _weight_files(folder: Path) -> list[str]:
-    try:
-        return weight_files(folder)
-    except Refusal as refusal:
-        raise refusal.of(folder, INDEX) from refusal
 
 
 def _reason(error: Exception) -> str:
@@ -118,7 +111,7 @@ def _download_ported(repo: str, files: list[str], revision: str | None) -> Path:
         read_config(folder)
         for file in (TOKENIZER, WEIGHTS if WEIGHTS in files else INDEX):
             fetch(file)
-        for file in _weight_files(folder):
+        for file in find_weight_files(folder):
             if file not in files:
                 raise SetupError(f"{repo}: {INDEX}", f"names {shown(file)}, which the repository lacks", AGAIN)
             if not (folder / file).exists():

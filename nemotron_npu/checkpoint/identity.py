@@ -24,9 +24,8 @@ from .archive import (
     read_member,
 )
 from .config import ModelConfig
-from .refusal import Refusal
 from .torch_zip import Window, read_checksums, reading_zip
-from .transformers_config import INDEX, PROCESSOR, weight_files
+from .transformers_config import PROCESSOR, find_weight_files
 
 MAX_BYTES = 32 << 20  # of a config or a tokenizer
 SAMPLES = 1024  # parts of a file without checksums that are read
@@ -53,7 +52,7 @@ def _parts(path: Path, config: ModelConfig) -> Iterator[tuple[str, bytes]]:
     if is_ported(path):
         configs = [PORTED_CONFIG, PROCESSOR] if os.path.lexists(path / PROCESSOR) else [PORTED_CONFIG]
         yield from _members(path, configs, config)
-        for name in _weight_files(path):
+        for name in find_weight_files(path):
             with opened_in_folder(path, name) as file:
                 yield name, _samples(file, 0, os.fstat(file.fileno()).st_size)
         return
@@ -74,13 +73,6 @@ def _parts(path: Path, config: ModelConfig) -> Iterator[tuple[str, bytes]]:
         yield "checksums", repr(records).encode()
         if not any(checksum for _, _, checksum in records):
             yield "weights", _samples(file, start, size)
-
-
-def _weight_files(path: Path) -> list[str]:
-    try:
-        return weight_files(path)
-    except Refusal as refusal:
-        raise refusal.of(path, INDEX) from refusal
 
 
 def _members(path: Path, configs: list[str], config: ModelConfig) -> Iterator[tuple[str, bytes]]:

@@ -81,6 +81,14 @@ def weight_files(path: Path) -> list[str]:
     return names
 
 
+def find_weight_files(path: Path) -> list[str]:
+    """Return ``weight_files`` of a folder; raise SetupError."""
+    try:
+        return weight_files(path)
+    except Refusal as refusal:
+        raise refusal.of(path, INDEX) from refusal
+
+
 def _encoder(values: dict[str, Any], processor: dict[str, Any]) -> dict[str, Any]:
     for key, expected in FIXED.items():
         if values.get(key, expected) != expected:
