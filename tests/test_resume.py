@@ -161,6 +161,18 @@ def test_two_files_that_differ_in_composition_keep_apart(tmp_path):
     assert resume(tmp_path / "out", *(Recording(path, "ä") for path in reversed(paths))) == []
 
 
+def test_links_to_one_file_keep_apart(tmp_path):
+    """Those that an interrupted run has left are the ones that are done, whichever they are."""
+    audio(tmp_path / "x.wav")
+    for name in "abc":
+        (tmp_path / f"{name}.wav").symlink_to("x.wav")
+    a, b, c = (Recording(str(tmp_path / f"{name}.wav"), name) for name in "abc")
+    assert resume(tmp_path / "out", c) == ["c"]
+    assert resume(tmp_path / "out", a, b, c) == ["a", "b"]
+    assert resume(tmp_path / "out", a, b, c) == []
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.txt")) == ["a.txt", "b.txt", "c.txt"]
+
+
 def test_corrected_reference_text_scores_again_everywhere(tmp_path):
     """Record, json and collected manifest have the errors against the text of today, without transcribing."""
     path = str(audio(tmp_path / "x.wav"))

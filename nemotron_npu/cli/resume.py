@@ -14,7 +14,7 @@ from ..formats import FORMATS, Result, encode
 from ..host.files import Folder
 from ..sources import Recording
 from ..transcript import Transcript
-from .identity import is_unchanged, key_of, resolve
+from .identity import is_unchanged, key_of
 from .output_names import name_outputs
 from .record import CUT_SHORT, RECORD, Entry, Fault, Line, read_record
 from .run_info import RunSettings
@@ -83,18 +83,15 @@ class Resumption:
 
     def _find(self, recordings: list[Recording], entries: list[Entry]) -> dict[int, Entry]:
         """Return the entries of the recordings that are done; the others get names that none of the record's has."""
-        waiting: dict[tuple, list[Entry]] = defaultdict(list)
-        for entry in entries:
-            waiting[entry.key].append(entry)
+        matches = _match(recordings, entries)
         found: dict[int, Entry] = {}
         new: list[Recording] = []
         changed: list[str] = []
         for index, recording in enumerate(recordings):
-            same = waiting[key_of(recording.path, recording.offset, recording.length, recording.selection)]
-            if not same:
+            entry = matches.get(index)
+            if not entry:
                 new.append(recording)
                 continue
-            entry = _take(recording, same)
             recording.output = entry.output
             is_same = not entry.source or is_unchanged(recording.path, entry.source)
             if not is_same:
@@ -162,8 +159,23 @@ class Resumption:
             self.result.remarks.append(f"{len(names) - MAX_CHANGES_SHOWN} more recordings have changed")
 
 
-def _take(recording: Recording, entries: list[Entry]) -> Entry:
-    """Remove and return the entry of a recording, of the same path if possible: two files may differ in ä and a¨."""
-    path = resolve(recording.path) if len(entries) > 1 else ""
-    position = next((i for i, entry in enumerate(entries) if entry.source and entry.source.path == path), 0)
-    return entries.pop(position)
+def _match(recordings: list[Recording], entries: list[Entry]) -> dict[int, Entry]:
+    """Return the entry of each recording that has one, by index: the one with its name, if there are several.
+
+    Several recordings are of one file where it is listed twice, or links lead to it, or names differ in ä and a¨.
+    """
+    waiting: dict[tuple, dict[str, Entry]] = defaultdict(dict)  # by key, and by name
+    for entry in entries:
+        waiting[entry.key][entry.output] = entry
+    matches: dict[int, Entry] = {}
+    unnamed: list[tuple[int, dict[str, Entry]]] = []
+    for index, recording in enumerate(recordings):
+        same = waiting[key_of(recording.path, recording.offset, recording.length, recording.selection)]
+        if recording.output in same:
+            matches[index] = same.pop(recording.output)
+        else:
+            unnamed.append((index, same))
+    for index, same in unnamed:
+        if same:
+            matches[index] = same.pop(next(iter(same)))
+    return matches
