@@ -1,6 +1,6 @@
-"""What the encoder keeps of the past of each recording: rows before a block, for every layer and batch slot.
+"""The past that the encoder keeps of each recording: the rows before a block, for every layer and batch slot.
 
-Tensors are time-major, [frames, slots, ...]: a matrix product then writes the new rows in place behind the kept ones,
+Tensors are time-major, [frames, slots, ...].  So a matrix product can write the new rows directly after the kept ones,
 for any number of slots.
 """
 

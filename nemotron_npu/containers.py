@@ -1,4 +1,4 @@
-"""Open audio files by libsndfile, and fill in what it misses of their containers.  Nothing is decoded here."""
+"""Open audio files with libsndfile, and read the parts of their containers that it misses.  Nothing is decoded here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Encoder frames -> tokens: greedy RNN-T decoding of a batch of slots, with state carried from block to block.
 
-The joint network is evaluated for several frames together with the prediction network's current output: as long as
-they are blank that output stays the same, so that a run of blank frames costs one small matrix product and one
-synchronization, and each emitted token one more.  The tokens are those of NeMo's frame by frame decoding
+The joint network is evaluated for several frames at once, with the current output of the prediction network.  This
+output does not change while frames are blank.  So a run of blank frames costs one small matrix product and one
+synchronization, and each emitted token costs one more.  The tokens are those of NeMo's frame by frame decoding
 (``rnnt_greedy_decoding.py``); phrases are boosted as in its label-looping decoding (``rnnt_label_looping.py``).
 """
 

@@ -1,6 +1,6 @@
-"""Kinds of devices (CPU, NVIDIA GPU, Ascend NPU): how to open one, and what each kind can do.
+"""Device kinds (CPU, NVIDIA GPU, Ascend NPU): how to open a device, and what each kind can do.
 
-``TRAITS`` has one entry per kind: a new kind of device is added there, and nothing else branches on the kind.
+``TRAITS`` has one entry per kind.  A new kind is added there; nothing else branches on the kind.
 This module imports torch at the first use, so that ``--help`` and ``--doctor`` can read the traits without it.
 """
 

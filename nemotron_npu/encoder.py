@@ -1,7 +1,7 @@
 """Log-mel -> encoder frames: the cache-aware FastConformer, block by block, equal to NeMo's offline pass.
 
 A block is any number of whole attention chunks, so that one path serves live streams (one chunk), long recordings
-(many chunks) and batches (a recording in each slot, in lock-step).  The state keeps what a block needs of the past:
+(many chunks) and batches (a recording in each slot, in lock-step).  The state keeps the past that a block needs:
 one row before each subsampling stage, and for every layer the projected queries, keys and values of the left context
 and the inputs of the causal convolution.
 

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a checkpoint is loaded."""
+    """Options of loading a checkpoint."""
 
     engine: str = "native"
     """``"native"``, or ``"nemo"`` for stock NeMo."""
     chunk_ms: int | None = None
     """Length of an attention chunk in milliseconds; None takes the checkpoint's first."""
     dtype: str | None = None
-    """``"float32"`` or ``"bfloat16"``; on a CPU also ``"int8"``, on other devices also ``"float16"``; None is that of a
+    """``"float32"`` or ``"bfloat16"``; on a CPU also ``"int8"``, on other devices also ``"float16"``; None: that of a
     checkpoint that ``--save`` has written, else ``"float32"``.
 
     On a CPU it applies to the matrix products of encoder and prediction network, elsewhere to the whole encoder.
@@ -41,15 +41,15 @@ class ModelOptions:
     allow_hf32: bool = False
     """Whether an NPU may round float32 products to HF32, and a GPU to TF32, see ``device.configure``.
 
-    The switch is the process's: the model that is loaded last sets it for all."""
+    The switch is global: the model that is loaded last sets it for the process."""
     npu_fused: bool = False
-    """Whether an NPU computes the encoder by torch_npu's fused operators, see ``fused.py``; experimental."""
+    """Whether an NPU computes the encoder with torch_npu's fused operators, see ``fused.py``; experimental."""
     language: str | None = None
     """Language of the speech for a multilingual checkpoint, such as ``"en-US"``; None takes ``"auto"``."""
 
     @property
     def switches(self) -> list[str]:
-        """What is switched on for the device, in the words of the command line."""
+        """The device switches that are on, as options of the command line."""
         words = ["--graph", "on"] if self.graph else []
         words += ["--allow_hf32"] if self.allow_hf32 else []
         return words + (["--npu_fused"] if self.npu_fused else [])
@@ -57,14 +57,14 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How a live stream is followed."""
+    """Options of a live stream."""
 
     endpoint_ms: int = 800
     """Time without a token that ends an utterance, in milliseconds; half of it after the end of a sentence; 0: never.
 
-    A checkpoint's ``<EOU>`` ends one in any case."""
+    A checkpoint's ``<EOU>`` always ends one."""
     reset_after_pause_ms: int = 0
-    """Time without a token after which the decoder starts again as at the beginning of a recording; 0: never (NeMo)."""
+    """Time without a token after which the decoder is reset, in milliseconds; 0: never (as NeMo)."""
 
 
 STREAM_DEFAULTS = StreamOptions()
@@ -94,7 +94,7 @@ def in_input_order(results: Iterator[tuple[int, Transcript | Exception]], count:
 
 @runtime_checkable
 class Engine(Protocol):
-    """What transcribes recordings: the native engine, stock NeMo, and the workers of a cluster."""
+    """Transcribes recordings: the native engine, stock NeMo, or the workers of a cluster."""
 
     @property
     def engine(self) -> str:
@@ -128,9 +128,9 @@ class LocalEngine(Engine, Protocol):
 
     config: ModelConfig
     model_id: str
-    """Digits that name the model, see ``checkpoint.identity``."""
+    """Digits that identify the model, see ``checkpoint.identity``."""
     chunk_ms: int | None
-    """Length of the attention chunk in use, in milliseconds; None for a checkpoint that does not attend in chunks."""
+    """Length of the attention chunk in use, in milliseconds; None for a checkpoint without chunked attention."""
     readers: int
     """Threads that decode audio ahead of the model; with 0 it is decoded in the caller's thread."""
     frame_seconds: float
@@ -143,7 +143,7 @@ class LocalEngine(Engine, Protocol):
         """
 
     def stream(self, options: StreamOptions = STREAM_DEFAULTS) -> Any:
-        """Start a live stream.  Raises SetupError where the engine or the checkpoint cannot stream."""
+        """Start a live stream.  Raises SetupError if the engine or the checkpoint cannot stream."""
 
     def at_chunk(self, chunk_ms: int) -> LocalEngine:
         """Return the engine with another attention chunk.  Raises SetupError if the checkpoint does not offer it."""

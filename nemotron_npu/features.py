@@ -1,4 +1,4 @@
-"""Samples -> log-mel features as NeMo's AudioToMelSpectrogramPreprocessor has them, of a signal that may grow."""
+"""Samples -> log-mel features, equal to those of NeMo's AudioToMelSpectrogramPreprocessor; the signal may grow."""
 
 from __future__ import annotations
 

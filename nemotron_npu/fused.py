@@ -1,4 +1,4 @@
-"""Conformer layers of torch_npu's fused operators, ``--npu_fused``: fewer launches.  No NPU has run them yet.
+"""Conformer layers with torch_npu's fused operators (``--npu_fused``): fewer launches.  No NPU has run them yet.
 
 ``npu_add_layer_norm`` adds a part of the layer to its input and normalizes the sum, ``npu_fusion_attention`` attends
 with the scores of the positions as ``pse``, ``npu_group_norm_silu`` is norm and activation inside the convolution, and

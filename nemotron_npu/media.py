@@ -1,6 +1,6 @@
 """Audio that libsndfile does not read (video, m4a, webm, wma, amr ...), decoded by PyAV in a process of its own.
 
-A decoder that crashes, hangs or fills the memory costs its file alone.  ``media_decoder.py`` is that process.
+If the decoder crashes, hangs or fills the memory, only its file fails.  ``media_decoder.py`` is that process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decode one audio track by PyAV (ffmpeg's libraries): a program for ``media.py``, which says what it writes to stdout.
+"""Decode one audio track with PyAV (ffmpeg's libraries): a program for ``media.py``; ``media_pipe.py`` has its output.
 
 python -m nemotron_npu.media_decoder probe|decode TRACK < FILE
 """

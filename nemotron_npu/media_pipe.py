@@ -1,4 +1,4 @@
-"""What ``media_decoder.py`` writes for ``media.py``: a line of JSON, then blocks of samples."""
+"""The output of ``media_decoder.py``, which ``media.py`` reads: a line of JSON, then blocks of samples."""
 
 import struct
 

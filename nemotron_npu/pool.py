@@ -1,8 +1,8 @@
 """Many live streams in one encoder step: each is fed at its own pace, and all that have a chunk ready step together.
 
-A step costs a device the same for 1 and for 64 streams, and a CPU reads the weights once.  Each stream keeps a state of
-its own, so that it costs the others nothing when it ends, fails or pauses; a step of several copies the states into the
-slots of one, and the new rows back, by as many operators for 2 streams as for 64.
+On a device a step costs the same for 1 and for 64 streams; a CPU reads the weights once for all.  Each stream keeps a
+state of its own, so a stream that ends, fails or pauses does not delay the others.  A step of several streams copies
+their states into the slots of one state, and the new rows back, with as many operators for 2 streams as for 64.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PooledStream(Stream):
         """When the rows that wait for a step became a chunk, by ``time.monotonic``; None while they are none."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Finish the stream; after an exception give up its place, and drop the audio that waits."""
+        """Finish the stream; after an exception close it and drop the waiting audio."""
         if kind is None:
             self.finish()
             return
@@ -81,7 +81,7 @@ class PooledStream(Stream):
         return words
 
     def events(self) -> list[LiveEvent]:
-        """Return what has become known since the last call."""
+        """Return the events since the last call, see ``Stream.events``."""
         with self.lock:
             return super().events()
 
@@ -128,14 +128,14 @@ class PooledStream(Stream):
 class Pool:
     """Up to ``max_streams`` live streams of one model, made by ``Recognizer.pool``.
 
-    One thread calls ``step`` again and again; streams may be opened, fed and ended meanwhile, by any thread.
+    One thread calls ``step`` in a loop.  Meanwhile any thread may open, feed and end streams.
     """
 
     def __init__(self, model: Model, max_streams: int) -> None:
         self.model = model
         self.max_streams = max_streams
         self.largest = max_streams
-        """Streams that one step takes at most; fewer after memory ran out."""
+        """Maximum streams in one step; fewer after memory ran out."""
         self.streams: list[PooledStream] = []
         """The open streams."""
         self.changed = threading.Condition()
@@ -146,7 +146,7 @@ class Pool:
         """States for steps of several streams, by their number, all in the same memory."""
 
     def stream(self, options: StreamOptions = STREAM_DEFAULTS) -> PooledStream:
-        """Open a stream.  Raises SetupError when all places are taken."""
+        """Open a stream.  Raises SetupError when ``max_streams`` are open."""
         with self.changed:
             self.streams = [stream for stream in self.streams if not stream.is_done]
             if len(self.streams) >= self.max_streams:
@@ -168,9 +168,9 @@ class Pool:
     def step(self, patience: float = 0.0) -> list[PooledStream]:
         """Transcribe the next frames of all streams that have a chunk ready, and return these streams.
 
-        While some open streams are not ready, it waits for them up to ``patience`` seconds after the first became
-        ready: the more streams share a step, the less each costs.  Returns [] if none is ready in that time.
-        After an error of the model each is tried alone: a stream that fails again ends with its ``error``, and the
+        If some open streams are not ready, it waits for them, up to ``patience`` seconds after the first became ready:
+        the more streams share a step, the less each costs.  Returns [] if none is ready in that time.
+        After an error in the model each stream is tried alone.  One that fails again ends with its ``error``, and the
         others go on.
         """
         with self.stepping:

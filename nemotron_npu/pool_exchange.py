@@ -1,4 +1,4 @@
-"""What those who have the audio of many live streams exchange with the process of the pool.  It needs no torch."""
+"""The messages between the sources of many live streams and the process of their pool.  This module needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompt of a multilingual checkpoint: two layers after the encoder that take the language too.
+"""The prompt of a multilingual checkpoint: two layers after the encoder that also take the language.
 
 Formulas: ``_apply_prompt_to_encoded`` and ``initialize_prompt_feature`` of NeMo 3.0.0 (PromptStreamingMixin).  NeMo
 appends a vector to each frame that is 1 at the prompt's index and 0 elsewhere.  Its product with the first layer is one

@@ -56,8 +56,8 @@ class Recognizer(Model):
     def transcribe(self, sources: Any, slots: int = 1) -> Transcript | list[Transcript]:
         """Transcribe one recording, or a list of them, at most ``slots`` in a batch.
 
-        A recording is mono audio at 16 kHz, float32 in -1 .. 1 or int16, of numpy or torch, see ``audio.to_samples``;
-        the path of an audio file; or an object with ``blocks()``.
+        A recording is mono audio at 16 kHz (float32 in -1 .. 1 or int16, of numpy or torch, see ``audio.to_samples``),
+        the path of an audio file, or an object with ``blocks()``.
         Returns its transcript; for a list, a list in the same order.  Raises the first error of ``results``.
         """
         if is_source(sources):
@@ -69,17 +69,18 @@ class Recognizer(Model):
     ) -> Iterator[tuple[int, Transcript | Exception]]:
         """Yield (index, transcript or error) of each recording as soon as it is done, at most ``slots`` in a batch.
 
-        A slot whose recording ends takes the next one, whose audio is being decoded already.  ``between`` is called
+        When a recording ends, its slot takes the next one, whose audio is already being decoded.  ``between`` is called
         between blocks and while the batch waits for audio; a KeyboardInterrupt that it raises ends the run.
-        Where memory runs out, fewer recordings continue in smaller blocks, those in the slots from their beginnings.
-        After any other error in the model, each recording of the batch is tried alone, so that one costs no other.
+        If memory runs out, fewer recordings continue in smaller blocks, and those in the slots restart.
+        After any other error in the model, each recording of the batch is tried alone, so that one does not fail the
+        others.
         """
         return transcribe_batches(self, sources, slots, between, self.readers)
 
     def stream(self, options: StreamOptions = STREAM_DEFAULTS) -> Stream:
         """Start a live stream: ``with recognizer.stream() as s: s.feed(samples); s.text``.
 
-        Raises SetupError for a checkpoint that attends to whole recordings.
+        Raises SetupError for a checkpoint whose attention needs the whole recording.
         """
         self._check_streams()
         return Stream(self, options)
@@ -87,7 +88,7 @@ class Recognizer(Model):
     def pool(self, max_streams: int) -> Pool:
         """Return a pool of up to ``max_streams`` live streams that step together.
 
-        Raises SetupError as ``stream``, and ValueError for less than one.
+        Raises SetupError like ``stream``, and ValueError if ``max_streams`` is below 1.
         """
         self._check_streams()
         if operator.index(max_streams) < 1:
@@ -106,9 +107,9 @@ def load_recognizer(
     options: ModelOptions = DEFAULTS,
     announce: Callable[[str], None] = warnings.warn,
 ) -> LocalEngine:
-    """Load the checkpoint ``path`` onto ``device``, such as ``"npu:0"``, in the engine that ``options`` names.
+    """Load the checkpoint ``path`` onto ``device``, such as ``"npu:0"``, with the engine that ``options`` names.
 
-    A checkpoint that the native engine does not support runs on stock NeMo; ``announce`` is called with one line then.
+    A checkpoint that the native engine does not support runs on stock NeMo, and ``announce`` gets one line about it.
     Raises SetupError when the checkpoint or the device cannot be used, when the checkpoint does not offer the chunk
     length, and when NeMo is needed but not installed.
     """
@@ -131,7 +132,7 @@ def load_recognizer(
 
 
 def _load_nemo(path: Path, device: torch.device, options: ModelOptions, announce: Callable[[str], None]) -> LocalEngine:
-    """Load the checkpoint in stock NeMo.  Raises SetupError for options that only the native engine has."""
+    """Load the checkpoint in stock NeMo.  Raises SetupError for options that only the native engine supports."""
     if not can_import("nemo"):
         raise SetupError("--engine nemo", "NeMo is not installed", install_command("nemo"))
     given = {

@@ -1,7 +1,7 @@
-"""The encoder states of many streams in one memory, to be copied into the slots of a step and back.
+"""The encoder states of many streams in shared tensors, to be copied into the slots of a step and back.
 
-Rows are copied by indices that the host computes: as many operators for two streams as for all.  A device that waits
-for launches works no longer for more streams.
+Rows are copied by indices that the host computes, with as many operators for two streams as for all.  So more streams
+take no more time on a device that waits for launches.
 """
 
 from __future__ import annotations

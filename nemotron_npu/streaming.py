@@ -79,7 +79,7 @@ class Stream:
         self.model = model
         self.chunk = model.encoder.chunk
         self.block = max(self.chunk, LIVE_FRAMES // self.chunk * self.chunk)
-        """Encoder frames in one step, at most."""
+        """Maximum encoder frames in one step."""
         self.features = FeatureStream(model.frontend)
         self.rows = RowBuffer(model)
         self.encoder_state = self._new_encoder_state()
@@ -89,7 +89,7 @@ class Stream:
         """Seconds without a token after which the decoder's state is reset."""
         self.tokens_at_reset = 0
         self.error: Exception | None = None
-        """What ended the stream, if it failed: the model's values were not finite, or in a pool any error of it."""
+        """The error that ended the stream: values that are not finite, in a pool any error of the model; or None."""
         self.utterances = Utterances(model.speller, options.endpoint_ms)
         self.settled = 0
         """Tokens whose words are in ``settled_text``: a long stream is not spelled from its start each time."""
@@ -105,9 +105,9 @@ class Stream:
     def feed(self, samples: Samples) -> list[Word]:
         """Transcribe the next samples, mono, 16 kHz, as far as they fill whole chunks; return the words that are final.
 
-        ``samples`` are float32 in -1 .. 1 or int16, any number of them, [samples] or [samples, 1], of numpy or torch.
-        Raises TypeError for anything else, ValueError after the end, and ModelError when the model's values are not
-        finite: the stream has ended then, and ``transcript`` returns what came before.
+        ``samples``: float32 in -1 .. 1 or int16, any number of them, [samples] or [samples, 1], of numpy or torch.
+        Raises TypeError for anything else, ValueError after the end, and ModelError if the model's values are not
+        finite.  That ends the stream, and ``transcript`` returns the words before.
         """
         if self.rows.ended or self.error:
             raise ValueError("the stream has ended: start a new one")
@@ -125,20 +125,20 @@ class Stream:
             self._step(min(chunks * self.chunk, self.block))
 
     def finish(self) -> Transcript:
-        """Transcribe the rest: the audio has ended.  Returns the final transcript."""
+        """End the audio, transcribe the rest, and return the final transcript."""
         if not self.error:
             self.end_rows()
         return self.transcript()
 
     def end_rows(self) -> None:
-        """Transcribe all that waits: the audio has ended."""
+        """End the audio, and transcribe all that waits."""
         if not self.rows.ended:
             self._end()
         while self.rows.ready:
             self._step(self.chunk)
 
     def events(self) -> list[LiveEvent]:
-        """Return what has become known since the last call: words that are final, and utterances that have ended."""
+        """Return the events since the last call: words that became final, and utterances that ended."""
         self._follow()
         events = list(self.utterances.events)
         self.utterances.events.clear()
@@ -147,7 +147,7 @@ class Stream:
     def preview(self) -> list[Word]:
         """Return the words that would follow the final ones if the audio ended here.
 
-        They are decoded on a copy of the stream's state: the stream goes on as if it had not been asked.
+        They are decoded on a copy of the stream's state, so the stream itself is not affected.
         """
         other = copy.copy(self)
         other.features = copy.copy(self.features)
@@ -223,7 +223,7 @@ class Stream:
         return self.features.samples / SAMPLE_RATE
 
     def reset_after_pause(self) -> None:
-        """Start the decoder as at the beginning of a recording, where the options ask for it after such a pause."""
+        """Reset the decoder to the start of a recording if the options request it after such a pause."""
         if len(self.emissions) == self.tokens_at_reset:  # nothing was said since
             return
         silent = self.decoded_seconds - self.emissions[-1].frame * self.model.frame_seconds

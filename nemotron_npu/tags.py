@@ -1,4 +1,4 @@
-"""Tokens of the vocabulary that are no text: the end of an utterance, and the language of what was said."""
+"""Tokens of the vocabulary that are not text: the end of an utterance, and the language of the speech."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ class Token:
     time: float
     """Seconds from the start of the recording: ``frame`` times the duration of an encoder frame."""
     probability: float | None = None
-    """The model's own, among all tokens and blank; the NeMo engine does not report it (None)."""
+    """The model's probability, among all tokens and blank; the NeMo engine does not report it (None)."""
     confidence: float | None = None
-    """From 0 (any token would have done as well) to 1, see ``confidence.py``; None if it was not measured."""
+    """From 0 (all tokens equally likely) to 1 (certain), see ``confidence.py``; None if it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Word:
     confidence: float | None = None
     """The minimum of its tokens' confidence (NeMo's default aggregation)."""
     tags: tuple[Tag, ...] = ()
-    """Those that the model emitted after it."""
+    """The tags that the model emitted after it."""
     language: str | None = None
-    """By the language tag that follows; None without one."""
+    """The language of the tag that follows; None without one."""
     joins: bool = False
     """Whether no space is before it: in a live stream, the rest of a word that had seemed complete."""
 
@@ -75,7 +75,7 @@ class Segment:
     confidence: float | None = None
     """The mean of its words' confidence."""
     language: str | None = None
-    """That of its words."""
+    """The language of its words."""
 
     @property
     def end_of_utterance(self) -> bool:
@@ -101,7 +101,7 @@ class Transcript:
     words: tuple[Word, ...] = field(default=(), repr=False)
     """``text.split()``, with times."""
     events: tuple[Event, ...] = field(default=(), repr=False)
-    """The tags among ``tokens``, which are no text."""
+    """The tags among ``tokens``, which are not text."""
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
@@ -116,7 +116,7 @@ def split_segments(words: tuple[Word, ...], duration: float) -> Iterator[Segment
     """Yield the words of a recording of ``duration`` seconds in segments that fit in subtitles.
 
     A segment ends after the mark of a sentence, after a tag and before a pause of PAUSE_SECONDS.  One that needs more
-    than LINES lines of LINE_CHARACTERS, or more than SEGMENT_SECONDS, is halved at the best place for a break.
+    than LINES lines of LINE_CHARACTERS, or more than SEGMENT_SECONDS, is split in two at the best break.
     """
     return timed_segments([part for sentence in _sentences(words) for part in _fitting(sentence)], duration)
 
@@ -124,8 +124,8 @@ def split_segments(words: tuple[Word, ...], duration: float) -> Iterator[Segment
 def timed_segments(parts: Sequence[Sequence[Word]], duration: float) -> Iterator[Segment]:
     """Yield each part as a segment that ends before the next one starts, lasts a frame or more, and ends in time.
 
-    Words of one frame have one time: a segment may begin later than its first word, and the last ones earlier.  Where
-    ``duration`` is too short even so, the first parts become one segment.
+    Words of one frame have the same time.  So a segment may begin later than its first word, and the last segments may
+    begin earlier.  If ``duration`` is still too short, the first parts become one segment.
     """
     starts: list[int] = []  # ms
     for part in parts:

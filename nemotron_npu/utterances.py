@@ -1,4 +1,4 @@
-"""The words of a live stream as soon as they are final, and the ends of its utterances."""
+"""Find the words of a live stream that are final, and the ends of its utterances."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAX_EVENTS = 10_000  # kept of a stream whose ``events`` nobody asks for
 
 @dataclass(frozen=True)
 class LiveEvent:
-    """Something that has become known of a live stream."""
+    """Words of a live stream that became final, or an utterance that ended."""
 
     type: str
-    """``"words"``: these are final; ``"segment"``: they are an utterance, which has ended."""
+    """``"words"``: the words are final; ``"segment"``: they are an utterance that has ended."""
     segment: Segment
     number: int
     """Of the utterance in its stream, from 0 on."""
@@ -32,8 +32,8 @@ class Utterances:
     """Follow the tokens of one stream.
 
     A word is final when the next one begins or the utterance ends.  That is after ``endpoint_ms`` without a token
-    (0: never), half of it after the end of a sentence, and at the checkpoint's ``<EOU>``.  Tokens that then still
-    continue the word are a word of their own, which ``joins`` it.
+    (0: never), half of it after the end of a sentence, and at the checkpoint's ``<EOU>``.  Tokens that still
+    continue the word after that become a word of their own, which ``joins`` it.
     """
 
     def __init__(self, speller: Speller, endpoint_ms: int) -> None:
@@ -50,7 +50,7 @@ class Utterances:
         """What nobody has asked for yet."""
 
     def update(self, emissions: Sequence[Emission], seconds: float, *, ended: bool = False) -> list[Word]:
-        """Take note that the audio up to ``seconds`` gave these tokens in all; return the words that are newly final.
+        """Update with all tokens of the audio up to ``seconds``; return the words that have become final.
 
         ``ended``: there is no more audio.
         """

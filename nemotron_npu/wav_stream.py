@@ -1,4 +1,4 @@
-"""The header of a wav that arrives in a pipe: its end is not known yet."""
+"""The header of a wav that arrives through a pipe, before its end is known."""
 
 from __future__ import annotations
 

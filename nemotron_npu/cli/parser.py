@@ -18,34 +18,42 @@ from ..host import program
 from . import argument_types as types
 from .options import MIX
 
-DESCRIPTION = (
-    "Transcribe speech with a cache-aware FastConformer-RNNT checkpoint (.nemo) on an Ascend NPU, a GPU or the CPU."
-)
+DESCRIPTION = """\
+Transcribe speech with a cache-aware FastConformer-RNNT checkpoint (.nemo)
+on an Ascend NPU, a GPU or the CPU."""
 EXAMPLES = """\
 examples:
-  python inference.py                                          transcribe the bundled clip with the bundled model
-  python inference.py talk.mp3                                 print the text
-  python inference.py talk.mp3 --output_format srt > talk.srt  write subtitles
-  python inference.py calls/ --output_dir out                  transcribe a folder, in every format
-  python inference.py calls/ --output_dir out --resume         continue an interrupted run
-  python inference.py calls/ --output_dir out --num_workers 8  transcribe on eight NPUs
-  python inference.py test.json --output_format manifest       add pred_text to a NeMo manifest
-  arecord -f S16_LE -r 16000 | python inference.py -           transcribe a microphone, live
-  python inference.py --stream --chunk_ms 80 talk.mp3          transcribe a file as a live stream
-  python inference.py --stream line1.fifo line2.fifo           transcribe many live streams at once
-  python inference.py --model_path M.nemo talk.mp3             use another checkpoint
-  python inference.py --model_path M.nemo                      check a checkpoint on a 1 s sine (reference guide)
-  python inference.py --model_path M.nemo --precision_compare  compare the device with the CPU
-  python inference.py --doctor --device npu:0                  check the environment and list fixes
-  python inference.py --acceptance DIR --device npu:0          check, compare and measure a new machine
+  the bundled clip with the bundled model
+    python inference.py
+  a file: print the text, write subtitles
+    python inference.py talk.mp3
+    python inference.py talk.mp3 --output_format srt > talk.srt
+  a folder: every format, continue an interrupted run, eight NPUs
+    python inference.py calls/ --output_dir out
+    python inference.py calls/ --output_dir out --resume
+    python inference.py calls/ --output_dir out --num_workers 8
+  a NeMo manifest: add pred_text
+    python inference.py test.json --output_format manifest
+  live: a microphone, a file as a live stream, many live streams
+    arecord -f S16_LE -r 16000 | python inference.py -
+    python inference.py --stream --chunk_ms 80 talk.mp3
+    python inference.py --stream line1.fifo line2.fifo
+  another checkpoint: transcribe, check on a 1 s sine, compare with the CPU
+    python inference.py --model_path M.nemo talk.mp3
+    python inference.py --model_path M.nemo
+    python inference.py --model_path M.nemo --precision_compare
+  a new machine: find problems, check and measure everything
+    python inference.py --doctor --device npu:0
+    python inference.py --acceptance DIR --device npu:0
 
-exit code: 0 success, 1 an input failed or the comparison did not pass, 2 wrong usage or environment,
+exit code: 0 success, 1 an input failed or the comparison did not pass,
+           2 wrong usage or environment,
            130, 143, 129 interrupted by SIGINT, SIGTERM, SIGHUP
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """Take dashes in the names of options for underscores, and inputs between options; name what an option may mean."""
+    """Accept dashes in option names and inputs between options; suggest a similar name for an unknown option."""
 
     def parse_args(self, arguments: list[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         """Parse ``arguments``, else those of the process.  Wrong usage ends the program with exit code 2."""
@@ -121,7 +129,7 @@ def _add_audio(parser: argparse.ArgumentParser) -> None:
         type=types.channel,
         default=MIX,
         metavar="C",
-        help="mix averages the channels; N takes one, from 1 on; each transcribes every channel by itself "
+        help="mix averages the channels; N selects one, from 1 on; each transcribes every channel by itself "
         "(default: mix)",
     )
     audio.add_argument(
@@ -129,7 +137,7 @@ def _add_audio(parser: argparse.ArgumentParser) -> None:
         type=types.positive,
         default=1,
         metavar="N",
-        help="audio track of a video or another file with several, from 1 on: ffmpeg's 0:a:1 is 2 (default: 1)",
+        help="audio track, for files with several, such as videos; counted from 1: ffmpeg's 0:a:1 is 2 (default: 1)",
     )
 
 
@@ -147,17 +155,17 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         type=types.parse_formats,
         metavar="F[,F]",
         help=f"{', '.join(FILES)}: one file for each recording; {', '.join(COLLECTED)} (a NeMo manifest with "
-        "pred_text): one line for each recording; events (live streams): a JSON line as soon as words are final; "
-        "all (default: txt, with --output_dir all; stdout takes one format)",
+        "pred_text): one line for each recording; events (live streams): JSON lines, as words become final; "
+        "all: all of these (default: txt, with --output_dir all; stdout takes one format)",
     )
     formats.completer = lambda **_: [*types.parse_formats("all"), "all"]  # type: ignore[attr-defined]  # of argcomplete
     for option, what in (
-        ("--max_line_width", "longest line of srt and vtt, in characters (default: 42)"),
+        ("--max_line_width", "maximum line length of srt and vtt, in characters (default: 42)"),
         (
             "--max_line_count",
-            "lines of a cue, filled across sentences (default: a cue is a sentence or a part of it)",
+            "maximum lines of a cue, filled across sentences (default: a cue is a sentence or a part of it)",
         ),
-        ("--max_words_per_line", "words of a cue at most, without --max_line_count (default: what fits in two lines)"),
+        ("--max_words_per_line", "maximum words of a cue; not with --max_line_count (default: what fits in two lines)"),
     ):
         output.add_argument(option, type=types.subtitle_size, metavar="N", help=what)
     output.add_argument(
@@ -179,7 +187,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--save",
         type=types.path,
         metavar="FILE",
-        help="write the model to FILE (.safetensors) in --dtype, which --model_path loads faster, and end",
+        help="write the model in --dtype to FILE (.safetensors), which loads faster with --model_path, and end",
     )
     model.add_argument(
         "--device",
@@ -217,12 +225,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--allow_hf32",
         action="store_true",
         help="let an NPU round the factors of float32 products to HF32 (a mantissa of 11 bits instead of 23), and "
-        "a GPU to TF32 (10 bits): faster, but less exact (default: float32 is float32)",
+        "a GPU to TF32 (10 bits): faster, but less exact (default: true float32)",
     )
     model.add_argument(
         "--npu_fused",
         action="store_true",
-        help="experimental: compute the encoder by torch_npu's fused operators, with fewer launches; no NPU has run "
+        help="experimental: compute the encoder with torch_npu's fused operators, with fewer launches; no NPU has run "
         "them yet",
     )
 
@@ -233,14 +241,14 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         "--batch_size",
         type=types.positive,
         metavar="N",
-        help="recordings in a batch (default: suits model and device)",
+        help="recordings in a batch (default: depends on model and memory)",
     )
     execution.add_argument(
         "--block_ms",
         type=types.block_length,
         metavar="MS",
         help="maximum audio of each recording in one encoder step; rounded down to 1, 2, 4, 8 ... chunks "
-        "(default: suits model and device)",
+        "(default: depends on model and memory)",
     )
     execution.add_argument(
         "--graph",
@@ -305,32 +313,32 @@ def _add_live(parser: argparse.ArgumentParser) -> None:
     live.add_argument(
         "--stream",
         action="store_true",
-        help="feed files and named pipes chunk by chunk, all at once, and show words as soon as they are transcribed",
+        help="transcribe files and named pipes live, all at once, and show words as soon as they are recognized",
     )
     live.add_argument(
         "--endpoint_ms",
         type=types.milliseconds,
         metavar="MS",
-        help="time without a token that ends an utterance; after the end of a sentence half of it; 0: never "
+        help="time without a token that ends an utterance (half of it after the end of a sentence); 0: never "
         "(default: 800)",
     )
     live.add_argument(
         "--reset_after_pause",
         type=types.milliseconds,
         metavar="MS",
-        help="restart the decoder's state after so long without a token (default: never, as NeMo)",
+        help="reset the decoder's state after this time without a token (default: never, as NeMo)",
     )
     live.add_argument(
         "--sample_rate",
         type=types.sample_rate,
         metavar="HZ",
-        help="sample rate of raw PCM on stdin and in pipes (default: 16000; other streams state their own)",
+        help="sample rate of raw PCM on stdin and in pipes (default: 16000); other streams state their own",
     )
     live.add_argument(
         "--raw",
         action="store_true",
-        help="stdin, or each pipe, is raw PCM (16 bits, little-endian, mono), whatever it looks like (default: if no "
-        "format is found)",
+        help="read stdin and pipes as raw PCM (16-bit little-endian mono), without looking for a format (default: only "
+        "if no known format is found)",
     )
 
 
@@ -339,7 +347,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     measuring.add_argument(
         "--precision_compare",
         action="store_true",
-        help="compare the device with NeMo on the CPU, stage by stage, on the sine and on AUDIO or the bundled clip; "
+        help="compare the device with NeMo on the CPU, stage by stage, on a 1 s sine and on AUDIO or the bundled clip; "
         "exit code 1 if the comparison fails",
     )
     measuring.add_argument(
@@ -350,12 +358,12 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     measuring.add_argument(
         "--benchmark",
         action="store_true",
-        help="measure start, steps, recordings, memory and operators of each engine and dtype; takes minutes",
+        help="measure start-up, steps, recordings, memory and operators of each engine and dtype; takes minutes",
     )
     measuring.add_argument(
         "--wer_report",
         action="store_true",
-        help="list the files with the most errors, reference above transcript; needs inputs with a reference text",
+        help="list the files with the most errors, with reference and transcript; needs inputs with a reference text",
     )
     measuring.add_argument(
         "--wer_normalizer",
@@ -386,7 +394,7 @@ def _add_messages(parser: argparse.ArgumentParser) -> None:
         "--doctor",
         action="store_true",
         help="check the environment, the device and the checkpoint, and print a fix for each problem; the output has "
-        "no private data and fits into a bug report; exit code 0 success, 1 warnings, 2 problems",
+        "no private data and can be pasted into a bug report; exit code 0 success, 1 warnings, 2 problems",
     )
     messages.add_argument("--debug", action="store_true", help="show NeMo's log and full tracebacks")
     messages.add_argument("--version", action="version", version=f"nemotron-npu {__version__}")
