@@ -19,6 +19,7 @@ from .scores import reference_fields
 MAX_ABSENT_SHOWN = 5  # files that do not exist; the others of a list are counted
 MAX_ENDINGS = 5  # in the summary
 EARLY_CHECKS = 1000  # recordings whose headers are read before the model is loaded
+HOURS_FROM = 360.0  # seconds of audio from which on the summary shows hours: less would be 0.0x h
 EARLY_LENGTHS = 10_000  # those with workers, which share work by length
 
 
@@ -165,7 +166,8 @@ class Results:
         line = f"{self.total} {noun}: {', '.join(counts)}"
         if durations:
             audio = sum(durations)
-            line += f"; {audio / 3600:.2f} h of audio in {seconds:.1f} s (RTFx {audio / seconds:.1f})"
+            amount = f"{audio / 3600:.2f} h" if audio >= HOURS_FROM else f"{audio:.1f} s"
+            line += f"; {amount} of audio in {seconds:.1f} s (RTFx {audio / seconds:.1f})"
         if self.left_out:
             line += f"; left out: {_by_ending(self.left_out)}"
         return line
