@@ -236,7 +236,7 @@ class Mixer:
         if self.channel:
             if self.channel > count:
                 problem = f"no channel {self.channel}: it has {count}"
-                raise InputError(self.name, problem, "--channel mix takes whatever there is")
+                raise InputError(self.name, problem, "--channel mix averages all channels")
             return np.ascontiguousarray(samples[:, self.channel - 1])
         mono = samples.mean(axis=1)
         if count > 1:

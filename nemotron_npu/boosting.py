@@ -56,7 +56,7 @@ def read_phrases(path: str | Path) -> list[Phrase]:
     except (InputError, OSError) as error:
         raise SetupError(f"--boost_words {error}") from error
     except UnicodeDecodeError as error:
-        raise SetupError(f"--boost_words {path}: is not UTF-8 text: a phrase on each line is wanted") from error
+        raise SetupError(f"--boost_words {path}: is not UTF-8 text (expected one phrase on each line)") from error
     lines = text.splitlines()
     if len(text) > MAX_CHARACTERS or len(lines) > MAX_PHRASES:
         problem = f"has more than {MAX_PHRASES:,} lines or {MAX_CHARACTERS:,} characters"
@@ -72,10 +72,12 @@ def read_phrases(path: str | Path) -> list[Phrase]:
         except ValueError:
             value = math.nan
         if not 0 < value < math.inf:
-            raise SetupError(f"--boost_words {path}, line {number}: {score!r} is no score: a number above 0")
+            raise SetupError(
+                f"--boost_words {path}, line {number}: {score!r} is not a score (expected a number above 0)"
+            )
         phrases[text] = Phrase(text, value, number)
     if not phrases:
-        raise SetupError(f"--boost_words {path}: holds no phrase: one on each line is wanted")
+        raise SetupError(f"--boost_words {path}: has no phrases (expected one on each line)")
     return list(phrases.values())
 
 

@@ -141,7 +141,7 @@ def open_regular(path: str) -> int:
     try:
         _check_regular(path, os.stat(path).st_mode)
         if is_of_kernel(path):
-            raise InputError(path, "is a file of the kernel, not of a disk")
+            raise InputError(path, "is a kernel file, not a file on disk")
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # by now it may be a pipe
     except OSError as error:  # missing, no permission, name too long
         raise InputError(path, error.strerror or str(error)) from error

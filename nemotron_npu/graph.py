@@ -81,13 +81,13 @@ class Captures:
     ) -> CapturedStep | None:
         """Capture a step of ``frames`` frames; return None where it has to run eagerly."""
         if len(self.alive) >= MAX_CAPTURES:
-            self._report(0, f"{MAX_CAPTURES} steps are captured, which is the limit; others run eagerly")
+            self._report(0, f"{MAX_CAPTURES} steps are captured, which is the limit; others run without a graph")
             return None
         try:
             step = CapturedStep(call, example)
         except Exception as error:  # whatever the reason, an eager step computes the same
             self.wanted = False
-            self.announce(one_line("--graph on", f"capture failed: {first_line(error)}", "continuing eagerly"))
+            self.announce(one_line("--graph on", f"capture failed: {first_line(error)}", "continuing without a graph"))
             return None
         self.alive.add(step)
         length = f"{frames} frame{'s' * (frames > 1)}"

@@ -110,7 +110,7 @@ class LiveInput:
         yield from Part(self.name, self.format.sample_rate).cut(self._checked(blocks), self.mixer)
         self._raise_failure()
         if self.cut_off and not self.is_stopped:
-            raise InputError(self.name, f"breaks off after {self.cut_off}")
+            raise InputError(self.name, f"ends after {self.cut_off}")
 
     # ------------------------------------------------------------------ the thread that reads
 

@@ -49,7 +49,7 @@ class Media:
         while not line.endswith(b"\n"):
             line += self._read(1)
             if len(line) > MAX_HEADER_BYTES or not line:
-                raise InputError(self.name, "unsupported audio: its decoder is confused")
+                raise InputError(self.name, "unsupported audio: its decoder sent invalid data")
         fields = json.loads(line)
         format_name = _format_name(fields, self.name)
         rate, channels, seconds = (fields[name] for name in ("sample_rate", "channels", "seconds"))
@@ -60,7 +60,7 @@ class Media:
         while header := self._read(BLOCK.size):
             rate, channels, count = BLOCK.unpack(header)
             if not 0 < channels <= MAX_CHANNELS or rate == 0 or channels * count > MAX_BLOCK_SAMPLES:
-                raise InputError(self.name, "broken audio: its decoder is confused")
+                raise InputError(self.name, "broken audio: its decoder sent invalid data")
             data = self._read(4 * channels * count)
             self.seconds += count / rate
             yield rate, np.frombuffer(data, "<f4").reshape(count, channels)

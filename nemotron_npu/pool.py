@@ -150,7 +150,7 @@ class Pool:
         with self.changed:
             self.streams = [stream for stream in self.streams if not stream.is_done]
             if len(self.streams) >= self.max_streams:
-                raise SetupError("live streams", f"all {self.max_streams} places are taken", "finish one first")
+                raise SetupError("live streams", f"all {self.max_streams} are open", "finish one first")
             stream = PooledStream(self, options)
             self.streams.append(stream)
         return stream

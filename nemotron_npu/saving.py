@@ -30,7 +30,7 @@ def save_checkpoint(source: Path, target: Path, dtype: str | None = None) -> tup
     """
     target = Path(os.path.realpath(target))
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        raise SetupError(f"--save {target}", "is there, and no file")
+        raise SetupError(f"--save {target}", "exists and is not a file")
     folder = _open(target)
     try:
         checkpoint = read_checkpoint(source)

@@ -506,15 +506,15 @@ CASES = [
         2,
         "the encoder ConvASREncoder",
     ),
-    # what the config asks for
+    # what the config requires
     Case("no encoder", with_config(encoder=...), 2, "describes no encoder"),
     Case("a list for an encoder", with_config(encoder=[1, 2]), 2, "describes no encoder"),
     Case("no `n_layers`", with_config(encoder__n_layers=...), 2, "lacks encoder.n_layers"),
     Case("`d_model: 1000000000`", with_config(encoder__d_model=10**9), 2, "d_model: 1000000000"),
-    Case("`d_model: 8192`: the weights have 128", with_config(encoder__d_model=8192), 2, "asks for"),
+    Case("`d_model: 8192`: the weights have 128", with_config(encoder__d_model=8192), 2, "the config requires"),
     Case("`n_layers: 1000000000`", with_config(encoder__n_layers=10**9), 2, "n_layers: 1000000000"),
-    Case("`n_layers: 900`: the weights have 5", with_config(encoder__n_layers=900), 2, "asks for"),
-    Case("`n_layers: 4`: the weights have 5", with_config(encoder__n_layers=4), 2, "does not ask for"),
+    Case("`n_layers: 900`: the weights have 5", with_config(encoder__n_layers=900), 2, "the config requires"),
+    Case("`n_layers: 4`: the weights have 5", with_config(encoder__n_layers=4), 2, "does not describe"),
     Case("`n_layers: -1`", with_config(encoder__n_layers=-1), 2, "n_layers: -1"),
     Case("`n_heads: 0`", with_config(encoder__n_heads=0), 2, "n_heads: 0"),
     Case("`n_heads: null`", with_config(encoder__n_heads=None), 2, "n_heads: null"),
@@ -548,7 +548,7 @@ CASES = [
         "compressed or encrypted",
     ),
     Case("an encrypted record", replaced(WEIGHTS, encrypted), 2, "compressed or encrypted"),
-    Case("records that overlap", replaced(WEIGHTS, overlapping), 2, "lies across"),
+    Case("records that overlap", replaced(WEIGHTS, overlapping), 2, "overlaps others"),
     Case("a record beyond the end", replaced(WEIGHTS, beyond), 2, "is broken"),
     Case("two records of the same name", replaced(WEIGHTS, twice), 2, "two records"),
     Case("weights of a big-endian machine", replaced(WEIGHTS, big_endian), 2, "big-endian"),
@@ -578,14 +578,17 @@ CASES = [
         "3 MB of pickle", with_pickle(lambda: b"\x80\x02" + b"N0" * (3 << 19) + b"."), 2, f"not 2,097,152.*{NOT_SAFE}"
     ),
     Case(
-        "a list for weights", replaced(WEIGHTS, lambda: saved([torch.zeros(3)])), 2, "something else than named tensors"
+        "a list for weights",
+        replaced(WEIGHTS, lambda: saved([torch.zeros(3)])),
+        2,
+        "something other than named tensors",
     ),
-    Case("a number for a weight", replaced(WEIGHTS, lambda: saved({"x": 3})), 2, "something else than named tensors"),
+    Case("a number for a weight", replaced(WEIGHTS, lambda: saved({"x": 3})), 2, "something other than named tensors"),
     Case(
         "a whole training state",
         replaced(WEIGHTS, lambda: saved({"state_dict": weights()})),
         2,
-        "something else than named",
+        "something other than named",
     ),
     # the weights' tensors
     Case(

@@ -41,11 +41,11 @@ class Case:
     code: int
     """Exit code."""
     says: str = ""
-    """A regular expression that is found in what is said."""
+    """A regular expression that is found in the message."""
     during: Callable[[Path], AbstractContextManager] = nullcontext
     """What happens around the run, given the folder."""
     beside: str = "(?!)"
-    """A regular expression for the lines of what is said that the table leaves out: those of good files beside it."""
+    """A regular expression for the lines of the message that the table leaves out: those of good files beside it."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _caught():
 
 
 def row(case: Case, observed: Observed) -> str:
-    """A row of the table: the case, what is said, the exit code."""
+    """A row of the table: the case, the message, the exit code."""
     lines = [line for line in observed.said.splitlines() if not re.match(case.beside, line)]
     if len(lines) > 3:
         lines = [*lines[:2], f"… ({len(lines)} lines)"]
@@ -112,7 +112,7 @@ def row(case: Case, observed: Observed) -> str:
 
 
 def table(rows: Iterable[str]) -> str:
-    return "\n".join(["| | what is said | exit code |", "|---|---|---|", *rows])
+    return "\n".join(["| | message | exit code |", "|---|---|---|", *rows])
 
 
 def documented(section: str) -> list[str]:

@@ -145,12 +145,12 @@ def test_phrase_file_lines_may_have_scores(tmp_path):
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (b"one\ntwo\tmuch\n", "line 2: 'much' is no score"),
-        (b"one\t-1\n", "line 1: '-1' is no score"),
-        (b"one\t0\n", "line 1: '0' is no score"),
-        (b"one\tinf\n", "line 1: 'inf' is no score"),
-        (b"one\t1\t2\n", "line 1: '1\\t2' is no score"),
-        (b"\n \n", "holds no phrase"),
+        (b"one\ntwo\tmuch\n", "line 2: 'much' is not a score"),
+        (b"one\t-1\n", "line 1: '-1' is not a score"),
+        (b"one\t0\n", "line 1: '0' is not a score"),
+        (b"one\tinf\n", "line 1: 'inf' is not a score"),
+        (b"one\t1\t2\n", "line 1: '1\\t2' is not a score"),
+        (b"\n \n", "has no phrases"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (None, "No such file"),
     ],

@@ -72,7 +72,7 @@ def test_a_missing_channel_fails_alone(call, capsys):
     """A channel that a file does not have is one line; the other files are transcribed."""
     result = run(capsys, CLIP, call, "--channel", 2)
     assert (result.code, result.lines) == (1, [f"{call} [channel 2]: {SHORT}"])
-    assert result.err == f"inference.py: {CLIP}: no channel 2: it has 1 (--channel mix takes whatever there is)\n"
+    assert result.err == f"inference.py: {CLIP}: no channel 2: it has 1 (--channel mix averages all channels)\n"
 
 
 @pytest.mark.parametrize("value", ["0", "left", "-1", "99999"])

@@ -96,7 +96,7 @@ def test_nemo_opens_nothing_and_leaves_nothing_behind(tiny, scratch, monkeypatch
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"self_attention_model": "abs_pos"}, r"model_weights.ckpt: has encoder.layers.0.self_attn.*not ask for"),
+        ({"self_attention_model": "abs_pos"}, r"model_weights.ckpt: has encoder.layers.0.self_attn.*not describe"),
         ({"conv_norm_type": "no_norm"}, r"NeMo cannot restore this checkpoint: Error in call to target"),
     ],
 )

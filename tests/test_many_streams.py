@@ -100,7 +100,7 @@ def bad(tmp_path, pipe, clip):
         pipe("nan.fifo", (tmp_path / "nan.wav").read_bytes()): "samples are NaN or infinite",
         pipe("empty.fifo", b""): "no audio samples arrived",
         pipe("header.fifo", wav[:30]): "ends inside the wav header",
-        pipe("cut.fifo", wav[: len(wav) // 2]): "breaks off after 3.4 of 6.8 s",
+        pipe("cut.fifo", wav[: len(wav) // 2]): "ends after 3.4 of 6.8 s",
     }
 
 

@@ -109,7 +109,7 @@ def test_a_pool_refuses_what_it_cannot_hold(demo_native, monkeypatch):
     monkeypatch.setattr("nemotron_npu.pool.MAX_WAITING", 3.0)
     pool = demo_native.pool(1)
     stream = pool.stream()
-    with pytest.raises(SetupError, match="all 1 places are taken"):
+    with pytest.raises(SetupError, match="all 1 are open"):
         pool.stream()
     stream.feed(np.zeros(4 * 16000, np.float32))
     with pytest.raises(BufferError, match="4 s of audio wait"):

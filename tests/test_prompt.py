@@ -92,7 +92,7 @@ def test_language_is_an_option_and_in_the_document(cli, tiny):
     code, _, err = cli(*options, "--language", "nn-NO")
     assert code == 2 and "--language nn-NO: this checkpoint offers x0, x1" in err and "zh-CN" in err
     code, _, err = cli("--model_path", tiny, CLIP, "--device", "cpu", "--language", "en-US")
-    assert code == 2 and err.splitlines()[-1].endswith("--language en-US: this checkpoint has no choice of languages")
+    assert code == 2 and err.splitlines()[-1].endswith("--language en-US: this checkpoint has only one language")
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_language_is_an_option_and_in_the_document(cli, tiny):
         ({"prompt_dictionary": {"en": 128}}, "has the prompt en: 128, not 0 to 127"),
         ({"prompt_dictionary": {"e\x1bn": 1}}, r"has the prompt e\\x1bn, not a word"),
         ({"prompt_dictionary": {}}, "has no model_defaults.prompt_dictionary"),
-        ({"num_prompts": 127}, r"prompt_kernel.0.weight has shape \[64, 160\], the config asks for \[64, 159\]"),
-        ({"initialize_prompt_feature": False}, "prompt_kernel.0.weight.*does not ask for"),
+        ({"num_prompts": 127}, r"prompt_kernel.0.weight has shape \[64, 160\], the config requires \[64, 159\]"),
+        ({"initialize_prompt_feature": False}, "prompt_kernel.0.weight.*does not describe"),
     ],
 )
 def test_prompts_that_make_no_sense_are_refused(tmp_path, changes, problem):

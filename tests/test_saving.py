@@ -133,13 +133,13 @@ def test_command_line_saves_and_takes_the_file(cli, tmp_path, saved):
         document = json.loads(out)
         assert (code, document["dtype"], document["text"]) == (0, "int8", CLIP_WORDS)
     code, _, err = cli(*options, "--dtype", "float32")
-    expected = "--dtype float32: this checkpoint was saved in int8 (use the one that it was made of)\n"
+    expected = "--dtype float32: this checkpoint was saved in int8 (use the checkpoint that it was made from)\n"
     assert (code, err) == (2, f"inference.py: {expected}")
     code, _, err = cli("--model_path", target, "--save", tmp_path / "x", "--dtype", "float32")
     assert code == 2 and err.endswith(expected) and os.listdir(tmp_path) == ["m.safetensors"]
     if importlib.util.find_spec("nemo"):
         code, _, err = cli(*options, "--engine", "nemo")
-        problem = "m.safetensors: was saved in int8, NeMo needs float32 (use the one that it was made of)\n"
+        problem = "m.safetensors: was saved in int8, NeMo needs float32 (use the checkpoint that it was made from)\n"
         assert (code, err) == (2, f"inference.py: {problem}")
 
 
@@ -168,7 +168,7 @@ def test_target_that_is_no_file_is_refused(cli, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for target in (tmp_path / "folder", tmp_path / "pipe", "/dev/null"):
         code, _, err = cli("--save", target, "--quiet")
-        assert (code, err) == (2, f"inference.py: --save {target}: is there, and no file\n")
+        assert (code, err) == (2, f"inference.py: --save {target}: exists and is not a file\n")
     (tmp_path / "file").touch()
     code, _, err = cli("--save", tmp_path / "file" / "m", "--quiet")
     assert code == 2 and "cannot be written: " in err and len(err.splitlines()) == 1
@@ -227,17 +227,17 @@ def test_copies_have_one_identity(saved, tmp_path):
         (lambda tensors: tensors.pop(SAVED_CONFIG), f": {SAVED_CONFIG}: has no {SAVED_CONFIG}|: has no {SAVED_CONFIG}"),
         (lambda tensors: tensors.pop("tokenizer.model"), "has no tokenizer.model"),
         (lambda tensors: tensors.pop("joint.pred.bias"), "lacks joint.pred.bias"),
-        (lambda tensors: tensors.update(x=torch.zeros(1)), "has x, which the config does not ask for"),
+        (lambda tensors: tensors.update(x=torch.zeros(1)), "has x, which the config does not describe"),
         (lambda tensors: tensors.pop(f"{FEED}{SCALES}"), f"lacks {FEED}{SCALES}"),
         (lambda tensors: tensors.update({FEED: tensors[FEED].float()}), f"has '{FEED}' in float32, not int8"),
-        (lambda tensors: tensors.update({FEED: tensors[FEED].t()}), r"has shape \[128, 512\], the config asks for"),
+        (lambda tensors: tensors.update({FEED: tensors[FEED].t()}), r"has shape \[128, 512\], the config requires"),
         (lambda tensors: tensors[f"{FEED}{SCALES}"].fill_(float("nan")), "has NaN or infinite values"),
-        (lambda tensors: tensors.update({FEED: tensors[FEED][:0]}), "asks for"),
+        (lambda tensors: tensors.update({FEED: tensors[FEED][:0]}), "the config requires"),
         (with_config(dtype="float32"), "in int8, not float32"),
         (with_config(dtype="int4"), f"{SAVED_CONFIG}: has dtype: int4 .supported: float32"),
         (with_config(dtype=["int8"]), f"{SAVED_CONFIG}: has dtype: "),
         (with_config(target="os.system"), "has the model class system"),
-        (lambda tensors: tensors.update({SAVED_CONFIG: torch.zeros(9, dtype=torch.uint8)}), "is no JSON"),
+        (lambda tensors: tensors.update({SAVED_CONFIG: torch.zeros(9, dtype=torch.uint8)}), "is not JSON"),
         (lambda tensors: tensors.update({"tokenizer.model": torch.zeros(9, dtype=torch.uint8)}), "not a sentencepiece"),
     ],
 )
@@ -255,7 +255,7 @@ def test_file_that_is_cut_short_or_newer_is_refused(saved, tmp_path):
     with pytest.raises(SetupError, match="m.safetensors: is cut short in"):
         Recognizer(path, CPU)
     path.write_bytes(content[:2000])
-    with pytest.raises(SetupError, match="m.safetensors: is no safetensors file, or cut short"):
+    with pytest.raises(SetupError, match="m.safetensors: is not a safetensors file, or cut short"):
         Recognizer(path, CPU)
     path.write_bytes(content.replace(b'"nemotron_npu":"1"', b'"nemotron_npu":"2"', 1))
     with pytest.raises(SetupError, match="m.safetensors: not a .nemo checkpoint: it was saved by a later version"):

@@ -157,7 +157,7 @@ def test_folder_without_processor_runs_at_its_default(plain):
         (
             "config.json",
             {"vocab_size": 1 << 31, "blank_token_id": (1 << 31) - 1},
-            "vocab_size: 2147483647, more than makes",
+            "vocab_size: 2147483647, which is too",
         ),
         ("config.json", {"vocab_size": 100, "blank_token_id": 99}, "tokenizer.json: lacks token 96 of 99"),
         ("config.json", {"blank_token_id": 0}, "has blank_token_id: 0, not the last"),
@@ -172,7 +172,7 @@ def test_folder_without_processor_runs_at_its_default(plain):
         ("tokenizer.json", {"model": {"type": "Unigram"}}, "tokenizer.json: has no vocabulary of byte pairs"),
         ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "not base64"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"\ud800": 0}}}, "lacks token 1 of 96"),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": SURROGATES}}, "has a token '.ud8000', which is no text"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": SURROGATES}}, "has a token '.ud8000', which is not text"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": SURROGATES, "merges": [[1, 2]]}}, "has a merge that"),
         ("tokenizer.json", {"added_tokens": [{"content": ["x"]}], "model": {}}, "has no vocabulary"),
         ("tokenizer.json", {"added_tokens": 3}, "has added_tokens that are no list"),
@@ -188,7 +188,7 @@ def test_strange_values_are_refused(folder, file, values, problem):
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\xff"])
 def test_broken_json_is_refused(folder, file, text):
     (folder / file).write_bytes(text.encode("latin1"))
-    with pytest.raises(SetupError, match="is no JSON|is no mapping"):
+    with pytest.raises(SetupError, match="is not JSON|is not a mapping"):
         read_checkpoint(folder)
 
 
@@ -211,9 +211,9 @@ def entry(shape, begin, end, dtype="F32"):
 @pytest.mark.parametrize(
     "content, problem",
     [
-        (b"", "is no safetensors file, or cut short"),
-        (b"\xff" * 64, "is no safetensors file, or cut short"),
-        (packed(b"[]"), "is no mapping"),
+        (b"", "is not a safetensors file, or cut short"),
+        (b"\xff" * 64, "is not a safetensors file, or cut short"),
+        (packed(b"[]"), "is not a mapping"),
         (packed({"a": entry([4], 0, 16)}), "is cut short in 'a'"),
         (packed({"a": entry([4], 0, 12)}, bytes(12)), "makes no sense"),
         (packed({"a": entry([-2, -2], 0, 16)}, bytes(16)), "makes no sense"),

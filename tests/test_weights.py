@@ -118,5 +118,5 @@ def test_unpickler_refuses_names_that_are_not_allowed(tmp_path):
 def test_unpickler_does_not_hash_nested_tuples():
     """A tuple of tuples, 60 levels of two each, would take 2 ** 60 steps to hash as a key."""
     nested = b"\x80\x02}" + b")" + b"q\x000h\x00h\x00\x86" + b"q\x000h\x00h\x00\x86" * 60 + b"N" + b"s."
-    with pytest.raises(Refusal, match="something else than named tensors"):
+    with pytest.raises(Refusal, match="something other than named tensors"):
         TensorUnpickler(nested, bytearray(), {}).load()

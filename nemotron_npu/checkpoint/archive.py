@@ -110,7 +110,7 @@ def _open_file(path: Path) -> BinaryIO:
         if problem:  # opening a pipe would wait for ever
             raise SetupError(f"{path}", problem, hint)
         if is_of_kernel(path):
-            raise SetupError(f"{path}", "is a file of the kernel, not of a disk")
+            raise SetupError(f"{path}", "is a kernel file, not a file on disk")
         return open(path, "rb")
     except OSError as error:
         raise SetupError(f"{path}", f"cannot be read: {error.strerror}") from error
@@ -230,7 +230,7 @@ def _check_member(subject: str, info: tarfile.TarInfo, name: str) -> None:
     if info.sparse is not None:  # type: ignore[attr-defined]
         raise SetupError(subject, "is a sparse file", plain)
     if not info.isreg():
-        raise SetupError(subject, "is no file", plain)
+        raise SetupError(subject, "is not a file", plain)
     if "/" in name or name in ("", ".", ".."):
         raise SetupError(subject, "lies in another folder", "a checkpoint has no folders: " + UNSAFE)
 
@@ -267,7 +267,7 @@ def _read_saved(path: Path, name: str, limit: int) -> bytes:
 
 def _check_size(path: Path, name: str, size: int, limit: int) -> None:
     if size > limit:
-        raise SetupError(f"{path}: {shown(name)}", f"has {size:,} bytes, not {limit:,}", UNSAFE)
+        raise SetupError(f"{path}: {shown(name)}", f"has {size:,} bytes, more than {limit:,}", UNSAFE)
 
 
 def read_into(path: Path, file: BinaryIO, member: Member, buffer: bytearray | mmap) -> None:

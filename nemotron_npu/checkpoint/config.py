@@ -298,7 +298,7 @@ class ModelConfig:
             return language
         subject = f"--language {language}"
         if not prompts:
-            raise SetupError(subject, "this checkpoint has no choice of languages")
+            raise SetupError(subject, "this checkpoint has only one language")
         raise SetupError(subject, f"this checkpoint offers {', '.join(prompts)}")
 
     def choose_dtype(self, dtype: str | None) -> str:
@@ -309,13 +309,15 @@ class ModelConfig:
         if dtype is None or dtype == self.dtype or self.dtype in (None, "float32"):
             return dtype or self.dtype or "float32"
         raise SetupError(
-            f"--dtype {dtype}", f"this checkpoint was saved in {self.dtype}", "use the one that it was made of"
+            f"--dtype {dtype}", f"this checkpoint was saved in {self.dtype}", "use the checkpoint that it was made from"
         )
 
     def check_float32(self, name: str) -> None:
         """Raise SetupError, in which the checkpoint has this name, unless it has all weights as NeMo needs them."""
         if self.dtype not in (None, "float32"):
-            raise SetupError(name, f"was saved in {self.dtype}, NeMo needs float32", "use the one that it was made of")
+            raise SetupError(
+                name, f"was saved in {self.dtype}, NeMo needs float32", "use the checkpoint that it was made from"
+            )
 
     @property
     def frame_seconds(self) -> float:

@@ -168,7 +168,7 @@ def _check_references(values: dict[str, Any]) -> None:
         for place, value in walk(values.get(name), name):
             subject = f"has {shown(place)}: {shown(value)}"
             if isinstance(value, (int, float)) and not abs(value) <= MAX_NUMBER:
-                raise Refusal(f"{subject}, more than makes sense")
+                raise Refusal(f"{subject}, which is too large")
             if name == "decoding" and value and place.endswith(("_model", "_path", "_file", "_dir")):
                 raise Refusal(f"{subject}, a file that is not in the checkpoint", "")
 

@@ -13,7 +13,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refusal("is no JSON") from error
+        raise Refusal("is not JSON") from error
     if not isinstance(values, dict):
-        raise Refusal("is no mapping")
+        raise Refusal("is not a mapping")
     return values

@@ -57,7 +57,7 @@ def read_tensors(path: Path, config: ModelConfig) -> Tensors:
 
 
 def _check_sizes(path: Path, config: ModelConfig, tensors: Tensors, tokens: int) -> None:
-    """Raise SetupError if the config asks for a larger model than there are weights of: NeMo would allocate it first.
+    """Raise SetupError if the config requires a larger model than there are weights of: NeMo would allocate it first.
 
     It counts the numbers of the large matrices, which every kind of such a model has.
     """
@@ -80,7 +80,7 @@ def _check_sizes(path: Path, config: ModelConfig, tensors: Tensors, tokens: int)
         if found < expected:
             raise SetupError(
                 f"{path}: {tensors.member}",
-                f"has {found:,} numbers in {prefix}*, the config asks for {expected:,} or more",
+                f"has {found:,} numbers in {prefix}*, the config requires {expected:,} or more",
                 "some are missing, or one of the two belongs to another checkpoint",
             )
 

@@ -18,7 +18,7 @@ def write_out(values: dict[str, Any], parts: Collection[str], literal: Collectio
     """Return ``parts`` of a config without references: each ``${...}`` is replaced, and no two values are one object.
 
     As in OmegaConf, ``${a.b}`` is a key from the top, ``${.b}`` one beside the reference, ``${..b}`` one further up.
-    Text below the dotted keys ``literal`` is left as it is.  Raises Refusal for a reference to what is not there, and
+    Text below the dotted keys ``literal`` is left as it is.  Raises Refusal for a reference to a missing value, and
     for more values than a config has.
     """
     writer = _Writer(values, literal)
@@ -62,7 +62,7 @@ class _Writer:
     def _count(self, values: int) -> None:
         self.left -= values
         if self.left < 0:
-            raise Refusal(f"stands for more than {MAX_VALUES:,} values by its aliases or references", UNSAFE)
+            raise Refusal(f"has more than {MAX_VALUES:,} values once its aliases and references are resolved", UNSAFE)
 
     def _is_literal(self, place: tuple[Any, ...]) -> bool:
         return any(".".join(map(str, place[:length])) in self.literal for length in range(1, len(place) + 1))
@@ -97,5 +97,5 @@ class _Writer:
             for key in target:
                 found = found[int(key)] if isinstance(found, list) else found[key]
         except (LookupError, TypeError, ValueError) as error:
-            raise Refusal(f"{problem}, a reference to what is not there", "") from error
+            raise Refusal(f"{problem}, a reference to a missing value", "") from error
         return found, target

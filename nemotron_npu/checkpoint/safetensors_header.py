@@ -34,7 +34,7 @@ def read_header(file: BinaryIO) -> dict[str, Entry]:
     file.seek(0)
     length = int.from_bytes(file.read(LENGTH), "little")
     if not 0 < length <= MAX_HEADER or LENGTH + length > size:
-        raise Refusal("is no safetensors file, or cut short")
+        raise Refusal("is not a safetensors file, or cut short")
     header = parse_json(file.read(length))
     header.pop(METADATA, None)
     entries: dict[str, Entry] = {}

@@ -50,7 +50,7 @@ class Window:
     def part(self, offset: int, size: int, limit: int = MAX_DIRECTORY) -> bytes:
         """Return ``size`` bytes from ``offset``; raise Refusal if they are more than ``limit``."""
         if size > limit:
-            raise Refusal(f"has {size:,} bytes where it lists its tensors, not {limit:,}", UNSAFE)
+            raise Refusal(f"has {size:,} bytes in its list of tensors, more than {limit:,}", UNSAFE)
         if not 0 <= offset <= offset + size <= self.size:
             raise ValueError("the file ends too early")
         return self.buffer[self.start + offset : self.start + offset + size]
@@ -108,7 +108,7 @@ def read_records(window: Window) -> tuple[bytes, Storages]:
     end = 0
     for name, (offset, size) in sorted(records.items(), key=lambda record: record[1]):
         if offset < end or offset + size > window.size:
-            raise Refusal(f"has a record {shown(name)} that lies across others", UNSAFE)
+            raise Refusal(f"has a record {shown(name)} that overlaps others", UNSAFE)
         end = offset + size
     if "byteorder" in records and window.part(*records["byteorder"], limit=16) != b"little":
         raise Refusal("is of a big-endian machine", "save it again on a little-endian one")

@@ -91,7 +91,7 @@ def _text(piece: str) -> bytes:
     try:
         return piece.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair
-        raise Refusal(f"has a token {shown(ascii(piece))}, which is no text") from error
+        raise Refusal(f"has a token {shown(ascii(piece))}, which is not text") from error
 
 
 def _varint(value: int) -> bytes:

@@ -63,7 +63,7 @@ class TensorUnpickler:
                 return self.stack.pop()
             instruction = self.INSTRUCTIONS.get(opcode.name)
             if instruction is None:
-                raise Refusal(f"holds something else than named tensors ({opcode.name} in its pickle)")
+                raise Refusal(f"holds something other than named tensors ({opcode.name} in its pickle)")
             instruction(self, argument)
         raise EOFError
 
@@ -136,7 +136,7 @@ class TensorUnpickler:
     def _update(self, target: object, items: list[Any]) -> None:
         keys = items[::2]
         if not isinstance(target, dict) or not all(isinstance(key, str) for key in keys):
-            raise Refusal("holds something else than named tensors")
+            raise Refusal("holds something other than named tensors")
         target.update(zip(keys, items[1::2], strict=True))
 
     def _global(self, argument: str) -> None:
@@ -157,7 +157,7 @@ class TensorUnpickler:
         arguments = self.stack.pop()
         function = self.stack.pop()
         if not any(function is known for known in CALLABLE):
-            raise Refusal("calls something", ONLY_TENSORS)
+            raise Refusal("calls an object", ONLY_TENSORS)
         self.stack.append(function(*arguments))
 
     def _build(self, _: object) -> None:
@@ -192,7 +192,7 @@ class TensorUnpickler:
 
 def _ordered_dict(*arguments: object) -> OrderedDict:
     if arguments:
-        raise Refusal("holds something else than named tensors")
+        raise Refusal("holds something other than named tensors")
     return OrderedDict()
 
 
@@ -214,7 +214,7 @@ def _rebuild_parameter(data: torch.Tensor, *_: object) -> torch.Tensor:
 def _npu_format(*arguments: object) -> object:
     """Return the number of a format."""
     if len(arguments) != 1:
-        raise Refusal("holds something else than named tensors")
+        raise Refusal("holds something other than named tensors")
     return arguments[0]
 
 

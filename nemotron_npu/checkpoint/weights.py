@@ -82,7 +82,7 @@ def map_file(file: BinaryIO) -> mmap.mmap:
 
 def _check_tensors(weights: object, size: int) -> Tensors:
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        raise Refusal("holds something else than named tensors")
+        raise Refusal("holds something other than named tensors")
     if sum(weight.nbytes for weight in weights.values()) > 2 * size:  # two layers may share some
         raise Refusal("gives the same bytes many names", UNSAFE)
     return Tensors(weights)
@@ -110,7 +110,7 @@ def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int | None], me
     sizes = tuple(tensor.shape)
     if len(sizes) != len(shape) or any(b not in (None, a) for a, b in zip(sizes, shape, strict=True)):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise SetupError(member, f"{shown(name)} has shape {list(sizes)}, the config asks for [{expected}]", AGAIN)
+        raise SetupError(member, f"{shown(name)} has shape {list(sizes)}, the config requires [{expected}]", AGAIN)
 
 
 class Weights:
@@ -195,4 +195,6 @@ class Weights:
         left = [shown(name) for name in self.tensors if name not in self.taken]
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            raise SetupError(self.tensors.member, f"has {', '.join(left[:3])}{more}, which the config does not ask for")
+            raise SetupError(
+                self.tensors.member, f"has {', '.join(left[:3])}{more}, which the config does not describe"
+            )

@@ -175,7 +175,7 @@ def test_capture_that_fails_leaves_eager_steps(tiny, long, chunk_ms, monkeypatch
     live += recognizer.transcribe([long])
     on_cpu = Recognizer(tiny, CPU, options=ModelOptions(chunk_ms=chunk_ms))
     assert tokens(live) == tokens(on_cpu.transcribe([long, long]))
-    assert lines == ["--graph on: capture failed: no more streams (continuing eagerly)"]
+    assert lines == ["--graph on: capture failed: no more streams (continuing without a graph)"]
 
 
 def test_number_of_captures_is_bounded(tiny, monkeypatch):
@@ -194,7 +194,7 @@ def test_number_of_captures_is_bounded(tiny, monkeypatch):
     assert [step(frames) for frames in (16, 3, 3, 1, 1, 4, 4, 4)] == [1, 0, 0, 0, 1, 0, 0, 0]  # 3 is no usual size
     found = [re.sub(r", .* MB", "", line) for line in lines]
     captured = [f"--graph on: captured a step of {frames} of device memory" for frames in ("16 frames", "1 frame")]
-    assert found == [*captured, "--graph on: 2 steps are captured, which is the limit; others run eagerly"]
+    assert found == [*captured, "--graph on: 2 steps are captured, which is the limit; others run without a graph"]
     state = encoder.new_state(1, 16)
     gc.collect()
     assert not encoder.captures.alive
