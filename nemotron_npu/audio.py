@@ -76,17 +76,20 @@ def sine() -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * 440 * t).astype(np.float32)
 
 
-def check_audio(path: str, track: int = 1) -> AudioInfo:
+def check_audio(path: str, selection: Selection = DEFAULT) -> AudioInfo:
     """Read the header of a file, without decoding.
 
-    Raises InputError for a file that is known to be unreadable before a model is loaded, or lacks this audio track.
+    Raises InputError for a file that is known to be unreadable before a model is loaded, or lacks this track or
+    channel.
     """
     try:
-        with _open_sound(path, track) as file:
-            return _info(file)
+        with _open_sound(path, selection.track) as file:
+            info = _info(file)
     except ForeignFormat as error:
-        with _open_foreign(path, error, track, probe=True) as media:
-            return media.info
+        with _open_foreign(path, error, selection.track, probe=True) as media:
+            info = media.info
+    check_channel(path, selection.channel, info.channels)
+    return info
 
 
 def read_audio(source: Source) -> np.ndarray:
@@ -234,9 +237,7 @@ class Mixer:
         if self.channel == EVERY_CHANNEL:
             return samples
         if self.channel:
-            if self.channel > count:
-                problem = f"no channel {self.channel}: it has {count}"
-                raise InputError(self.name, problem, "--channel mix averages all channels")
+            check_channel(self.name, self.channel, count)
             return np.ascontiguousarray(samples[:, self.channel - 1])
         mono = samples.mean(axis=1)
         if count > 1:
@@ -248,6 +249,12 @@ class Mixer:
     def cancels(self) -> bool:
         """Whether the average is silent, 20 dB or more below the channels: one of them is the other, inverted."""
         return self.after < 0.01 * self.before
+
+
+def check_channel(name: str, channel: int | None, count: int) -> None:
+    """Raise InputError unless audio of ``count`` channels has this one, from 1 on; None averages whatever there is."""
+    if channel and channel > count:
+        raise InputError(name, f"no channel {channel}: it has {count}", "--channel mix averages all channels")
 
 
 class Resampler:

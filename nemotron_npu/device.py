@@ -24,6 +24,8 @@ from .host import ascend
 if TYPE_CHECKING:
     import torch
 
+    from .engine import ModelOptions
+
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")  # in messages of torch, torch_npu and C++
 SET_ENV = "/usr/local/Ascend/ascend-toolkit/set_env.sh"
 
@@ -104,20 +106,26 @@ def choose_device(name: str | None) -> tuple[torch.device, str | None]:
     return TRAITS[kind].open(int(index or 0)), None
 
 
+def check_switches(kind: str, options: ModelOptions) -> None:
+    """Raise SetupError for what ``options`` switch on and this kind of device does not have."""
+    traits = TRAITS[kind]
+    if options.graph and not traits.graph:
+        raise SetupError("--graph on", f"{kind} has no graphs to capture", "use npu:N or cuda:N")
+    if options.npu_fused and not traits.has_fused:
+        raise SetupError("--npu_fused", f"{kind} has no such operators", "use npu:N")
+    if options.allow_hf32 and not traits.configure:
+        raise SetupError("--allow_hf32", f"{kind} computes float32 in float32 only", "use npu:N or cuda:N")
+
+
 def configure(device: torch.device, *, allow_hf32: bool = False) -> None:
     """Let ``device`` compute float32 in float32, or with ``allow_hf32`` in the shorter HF32 (NPU) or TF32 (GPU).
 
     Both keep the range of float32, but 11 and 10 bits of its mantissa of 23.  torch_npu and torch allow them to
     convolutions unless they are told otherwise.  An NPU also keeps to formats and kernels that graph capture accepts.
     The switches are the process's: call this before the first operator.
-
-    Raises SetupError where ``allow_hf32`` has no meaning.
     """
-    traits = traits_of(device)
-    if traits.configure:
-        traits.configure(allow_hf32=allow_hf32)
-    elif allow_hf32:
-        raise SetupError("--allow_hf32", f"{traits.kind} computes float32 in float32 only", "use npu:N or cuda:N")
+    if set_switches := traits_of(device).configure:
+        set_switches(allow_hf32=allow_hf32)
 
 
 def device_settings(device: torch.device) -> dict[str, bool]:

@@ -25,6 +25,7 @@ class _Line(Exception):
 
     def __init__(self, subject: str, problem: str = "", hint: str = "") -> None:
         super().__init__(one_line(subject, problem, hint))
+        self.subject = subject
 
 
 class InputError(_Line):

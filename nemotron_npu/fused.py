@@ -16,7 +16,6 @@ from .attention import RelativeAttention
 from .cache import LayerCache
 from .checkpoint.config import EncoderConfig
 from .conformer import ConformerLayer, Convolution
-from .device import traits_of
 from .errors import SetupError
 from .linear import NORM_EPSILON, AnyLinear, LayerLoader, Linear, Norm
 
@@ -24,11 +23,8 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 OPERATORS = ("npu_add_layer_norm", "npu_fusion_attention", "npu_group_norm_silu", "npu_ffn")
 
 
-def check_fused(device: torch.device, *, graph: bool) -> None:
-    """Raise SetupError where the fused operators do not exist, or are to be captured: CANN excludes attention."""
-    traits = traits_of(device)
-    if not traits.has_fused:
-        raise SetupError("--npu_fused", f"{traits.kind} has no such operators", "use npu:N")
+def check_fused(*, graph: bool) -> None:
+    """Raise SetupError where torch_npu lacks the operators, or they are to be captured: CANN excludes attention."""
     missing = [name for name in OPERATORS if not hasattr(torch.ops.npu, name)]
     if missing:
         raise SetupError("--npu_fused", f"this torch_npu has no {missing[0]}", "update it")

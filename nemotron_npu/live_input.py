@@ -27,7 +27,7 @@ from .containers import (
 )
 from .errors import InputError, SetupError
 from .media import is_media, open_media
-from .wav_stream import HEADER, HEADER_BYTES, StreamFormat, held_back, read_header
+from .wav_stream import HEADER, HEADER_BYTES, Header, StreamFormat, held_back, read_header
 
 READ_BYTES = 1 << 16  # what a pipe holds
 PROBE_BYTES = 1 << 14  # in which a decoder looks for a format without a signature: 0.5 s of raw PCM
@@ -74,6 +74,8 @@ class LiveInput:
         """Data from the thread, in order; b"" at the end."""
         self.data = bytearray()
         """Data that the consumer has received and not yet used."""
+        self.header: Header | None = None
+        """Of the first wav, if the stream is one that is decoded here."""
         self.ended = False
         self.is_stopped = False
         self.cut_off: str | None = None
@@ -106,7 +108,7 @@ class LiveInput:
             return
         if self.track > 1:
             raise no_track("stdin", self.track)
-        blocks = self._pcm_blocks() if self.raw or not _is_wav(self.data) else self._wav_blocks()
+        blocks = self._wav_blocks(self.header) if self.header else self._pcm_blocks()
         yield from Part(self.name, self.format.sample_rate).cut(self._checked(blocks), self.mixer)
         self._raise_failure()
         if self.cut_off and not self.is_stopped:
@@ -189,13 +191,13 @@ class LiveInput:
             self._raise_failure()
             raise InputError(self.name, "no audio samples arrived", "check the program that writes into the pipe")
 
-    def _wav_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield rate (Hz) and samples, float32 [samples, channels], of every wav in the stream."""
-        while self._skip_to_header():
-            header = read_header(self._peek, self.name)
+    def _wav_blocks(self, header: Header | None) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield rate (Hz) and samples, float32 [samples, channels], of every wav in the stream, from ``header`` on."""
+        while header:
             self._take(header.length)
             self.format = header.format
             yield from self._pcm_blocks(header.size or math.inf, is_wav=True)
+            header = self._next_header()
 
     def _pcm_blocks(self, size: float = math.inf, *, is_wav: bool = False) -> Iterator[tuple[int, np.ndarray]]:
         """Yield rate and samples from ``size`` bytes, of a wav only up to the header of the next one.
@@ -228,15 +230,15 @@ class LiveInput:
             seconds = [count / self.format.frame_bytes / self.format.sample_rate for count in (received, size)]
             self.cut_off = f"{seconds[0]:.1f} of {seconds[1]:.1f} s"
 
-    def _skip_to_header(self) -> bool:
-        """Drop what is before the header of the next wav, for instance titles; return False if there is none."""
-        while not (header := HEADER.search(self.data)):
+    def _next_header(self) -> Header | None:
+        """Drop what is before the header of the next wav, for instance titles, and read it; None if there is none."""
+        while not (start := HEADER.search(self.data)):
             self._take(max(0, len(self.data) - HEADER_BYTES + 1))
             if not self._receive():
                 self.data.clear()
-                return False
-        self._take(header.start())
-        return True
+                return None
+        self._take(start.start())
+        return read_header(self._peek, self.name)
 
     def _find_container(self) -> str | None:
         """Return what PyAV is to decode; None for wav and raw PCM.  Raises InputError for an archive and for text."""
@@ -251,7 +253,7 @@ class LiveInput:
             raise InputError(self.name, f"unsupported {container} stream", "convert it: sox - -t wav -")
         if container:
             return container
-        if _is_wav(start):
+        if HEADER.match(start):
             return self._foreign_wav()
         self._wait_for(PROBE_BYTES)
         start = bytes(self.data[:READ_BYTES])
@@ -260,9 +262,9 @@ class LiveInput:
         return "audio" if is_media(start) else None
 
     def _foreign_wav(self) -> str | None:
-        """Return "wav" if PyAV is to decode the wav."""
+        """Return "wav" if PyAV is to decode the wav; else keep its header."""
         try:
-            read_header(self._peek, self.name)
+            self.header = read_header(self._peek, self.name)
         except ForeignFormat:
             return "wav"
         return None
@@ -293,10 +295,6 @@ class LiveInput:
         """Wait until the consumer has so many bytes, or the stream ends."""
         while len(self.data) < count and self._receive():
             pass
-
-
-def _is_wav(start: bytes | bytearray) -> bool:
-    return HEADER.match(start) is not None
 
 
 def with_silence(blocks: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray | None]:

@@ -23,7 +23,7 @@ from .checkpoint.saved import is_scale
 from .checkpoint.tokenizer import pieces_of
 from .checkpoint.weights import Weights
 from .decoder import Decoder, DecoderState, Emission, NotFinite
-from .device import choose_device, configure, traits_of
+from .device import check_switches, choose_device, configure, traits_of
 from .dtypes import check_dtype
 from .encoder import Encoder, EncoderOptions
 from .engine import ModelOptions
@@ -91,10 +91,11 @@ class Model:
     ) -> None:
         path = Path(path)
         device = to_device(device)
+        check_switches(device.type, options)
         if options.graph:
             check_graphs(device)
         if options.npu_fused:
-            check_fused(device, graph=options.graph)
+            check_fused(graph=options.graph)
         configure(device, allow_hf32=options.allow_hf32)
         checkpoint = read_checkpoint(path)
         config = checkpoint.config

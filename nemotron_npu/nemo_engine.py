@@ -23,7 +23,7 @@ from .boosting import ALPHA, DEPTH, SCORE, Phrase, spell
 from .checkpoint.load import Checkpoint, read_checkpoint
 from .confidence import ALPHA as CONFIDENCE_ALPHA
 from .decoder import Emission
-from .device import configure, is_out_of_memory, release_memory, too_little_memory
+from .device import check_switches, configure, is_out_of_memory, release_memory, too_little_memory
 from .engine import STREAM_DEFAULTS, ModelOptions, StreamOptions, batch_of, in_input_order, nothing
 from .errors import InputError, ModelError, SetupError, one_line
 from .nemo_restore import restore
@@ -56,6 +56,7 @@ class NemoRecognizer:
     ) -> None:
         checkpoint = checkpoint or read_checkpoint(path)
         config = checkpoint.config
+        check_switches(device.type, options)
         configure(device, allow_hf32=options.allow_hf32)
         self.config = config
         self.device = device

@@ -16,10 +16,16 @@ POLL_MS = 200  # between two looks whether the input was stopped
 
 def is_pipe(path: str) -> bool:
     """Return whether ``path`` is a pipe, with or without a name (``/dev/fd/63`` of a shell's ``<(...)``)."""
+    return pipe_identity(path) is not None
+
+
+def pipe_identity(path: str) -> tuple[int, int] | None:
+    """Return device and inode of the pipe ``path``, which may have other names; None if it is no pipe."""
     try:
-        return stat.S_ISFIFO(os.stat(path).st_mode)
+        status = os.stat(path)
     except (OSError, ValueError):
-        return False
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISFIFO(status.st_mode) else None
 
 
 class PipeInput(LiveInput):

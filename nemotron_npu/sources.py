@@ -118,7 +118,7 @@ class Recording:
     def check(self) -> None:
         """Read the header.  Raises InputError."""
         if self.samples is None:
-            self.info = audio.check_audio(self.path, self.track)
+            self.info = audio.check_audio(self.path, self.selection)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield the audio in blocks, float32 [samples] at 16 kHz.  Raises InputError."""

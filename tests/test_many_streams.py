@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import soundfile
 from live_audio import SECOND, to_pcm
-from support import CLIP, CLIP_WORDS, ROOT, lines
+from support import CLIP, CLIP_WORDS, ROOT, lines, run_process
 
 from nemotron_npu import pool_exchange
 from nemotron_npu.cli import many_streams
 from nemotron_npu.errors import InputError
+from nemotron_npu.host import signals
 from nemotron_npu.pipe_input import BACKLOG_BYTES, PipeInput, is_pipe
 from nemotron_npu.streaming import Stream
 
@@ -139,6 +140,58 @@ def test_files_refused_before_the_model_loads_have_error_events(cli, tmp_path, n
     assert written == events
 
 
+def test_inputs_without_a_recording_have_error_events(cli, tmp_path):
+    """An empty folder, a pattern and a list for nothing, and a bad line: an error line and an event, with any name."""
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    manifest = tmp_path / "calls.json"
+    manifest.write_text(json.dumps({"audio_filepath": str(CLIP)}) + "\n{\n{\n")
+    (tmp_path / "empty.txt").touch()
+    paths = [f"{folder}/", tmp_path / "*.flac", tmp_path / "empty.txt", manifest]
+    options = [*OPTIONS, "--output_format", "events"]
+    code, out, err = cli(*paths, *options)
+    streams = by_source(out)
+    errors = [events[0] for events in streams.values() if events[0]["type"] == "error"]
+    subjects = [str(path) for path in paths[:3]] + [f"{manifest}:2", f"{manifest}:3"]
+    assert code == 1 and [error["audio"] for error in errors] == subjects and len(streams) == 6
+    assert err == "".join(f"inference.py: {error['problem']}\n" for error in errors)
+    assert streams["digits"][-1]["type"] == "end" and streams["digits"][-1]["text"] == CLIP_WORDS
+    assert cli(*paths, *options, "-o", tmp_path / "out")[:2] == (1, "")
+    for error in errors:
+        (written,) = lines(tmp_path / "out" / f"{error['source']}.events")
+        assert written == error
+
+
+def test_more_streams_fail_than_files_may_be_open(tmp_path):
+    """The events of a stream that has failed are closed: any number of missing files is reported."""
+    names = [str(tmp_path / f"{number}.wav") for number in range(100)]
+    (tmp_path / "calls.lst").write_text("\n".join(names))
+    script = "import resource, sys, inference; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); "
+    options = [tmp_path / "calls.lst", "--stream", "--quiet", "-o", tmp_path / "out"]
+    result = run_process("-c", script + "sys.exit(inference.main())", *options, cwd=ROOT)
+    assert result.returncode == 1 and "95 more files do not exist" in result.stderr, result.stderr
+    assert len(list((tmp_path / "out").glob("*.events"))) == 100
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([CLIP, "--channel", 3], f"{CLIP}: no channel 3: it has 1 (--channel mix averages all channels)"),
+        (["-", "--raw", "--channel", 2], "stdin: no channel 2: it has 1 (--channel mix averages all channels)"),
+        ([CLIP, "--npu_fused"], "--npu_fused: cpu has no such operators (use npu:N)"),
+        ([CLIP, "--graph", "on"], "--graph on: cpu has no graphs to capture (use npu:N or cuda:N)"),
+        ([CLIP, "--allow_hf32"], "--allow_hf32: cpu computes float32 in float32 only (use npu:N or cuda:N)"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_model_loads(cli, options, message):
+    """A channel that is not there, and what a CPU does not have, is an error line instead of a loaded model."""
+    stream = [] if options[0] == "-" else ["--stream"]
+    code, out, err = cli(*options, *stream, "--device", "cpu", "--output_format", "events")
+    assert code == (1 if "channel" in message else 2) and f"inference.py: {message}\n" in err
+    assert "loading" not in err
+    assert [event["problem"] for (event,) in by_source(out).values()] == ([message] if code == 1 else [])
+
+
 def test_long_transcripts_are_written_beside_the_steps(cli, monkeypatch, digits, tmp_path):
     """A thread writes the transcript of a stream that was long, so that the others go on; all texts are whole."""
     monkeypatch.setattr(pool_exchange, "LONG_TOKENS", 10)
@@ -200,6 +253,48 @@ def test_ctrl_c_ends_all_streams_with_what_is_known(start, pipe, pcm, tmp_path):
     streams = by_source(out.decode())
     assert process.returncode == 130 and set(streams) == {"open"} and streams["open"][-1]["text"] == CLIP_WORDS
     assert err == b"inference.py: interrupted: 1 of 2 not done\n"
+
+
+def test_ctrl_c_prints_documents_behind_files_that_never_began(cli, monkeypatch, tmp_path):
+    """After Ctrl-C the document of a pipe is printed, though files before it have none and never will."""
+    from nemotron_npu.encoder import Encoder
+
+    line, written, step = tmp_path / "line.fifo", threading.Event(), Encoder.step
+    os.mkfifo(line)
+
+    def interrupted(*args):
+        if not signals.came():
+            assert written.wait(60)
+            signal.raise_signal(signal.SIGINT)
+        return step(*args)
+
+    def write() -> None:
+        line.write_bytes(CLIP.read_bytes())
+        written.set()
+
+    threading.Thread(target=write, daemon=True).start()
+    monkeypatch.setattr(Encoder, "step", interrupted)
+    code, out, err = cli(*[CLIP] * 20, line, *OPTIONS, "--output_format", "jsonl")
+    documents = [json.loads(row) for row in out.splitlines()]
+    assert code == 130 and len(documents) < 20 and "not done" in err
+    assert documents[-1]["audio"] == str(line) and documents[-1]["text"]
+
+
+def test_a_pool_that_fails_ends_its_streams_with_events(cli, monkeypatch, pipe):
+    """When the pool as a whole fails, each stream ends with an event, also a pipe that has not spoken."""
+
+    def fail(self, requests):
+        raise MemoryError("no room for the states")
+
+    monkeypatch.setattr(pool_exchange.PoolExchange, "exchange", fail)
+    code, out, err = cli(CLIP, pipe("never.fifo", None), *OPTIONS, "--output_format", "events")
+    problems = {name: event["problem"] for name, (event,) in by_source(out).items()}
+    assert code == 1 and set(problems) == {"digits", "never"}
+    assert all(
+        problem.endswith(": cannot be transcribed: MemoryError: no room for the states")
+        for problem in problems.values()
+    )
+    assert err.splitlines()[-1] == "inference.py: MemoryError: no room for the states (--debug shows the traceback)"
 
 
 def test_silent_pipe_is_reported_once(cli, tmp_path, monkeypatch):
@@ -302,7 +397,11 @@ def test_one_pipe_is_a_stream_like_stdin(cli, pipe, pcm, tmp_path):
     code, out, err = cli(line, *OPTIONS, "--raw", "--endpoint_ms", 0)
     assert (code, out, err) == (0, f"{CLIP_WORDS}\n", "")
     twice = pipe("twice.fifo", pcm)
-    code, out, err = cli(twice, twice, *OPTIONS, "--raw", "--endpoint_ms", 0)
-    assert code == 1 and out == f"{twice}: {CLIP_WORDS}\n" and "twice.fifo: is named twice" in err
+    link = tmp_path / "link.fifo"
+    link.symlink_to(twice)
+    code, out, err = cli(twice, link, *OPTIONS, "--raw", "--endpoint_ms", 0)
+    assert code == 1 and out == f"{twice}: {CLIP_WORDS}\n"
+    hint = "each stream needs a pipe of its own"
+    assert err == f"inference.py: {link}: is named twice ({hint})\n"
     code, _, err = cli(line, *OPTIONS, "-o", tmp_path / "out", "--resume")
     assert code == 2 and "--resume: applies to files, not to pipes" in err

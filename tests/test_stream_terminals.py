@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import signal
 import struct
+import sys
 import termios
 import time
 
@@ -15,6 +17,9 @@ import pytest
 import soundfile
 from live_audio import SECOND, Speaker, read_terminal, wait_until_fed
 from support import CLIP, CLIP_WORDS
+
+from nemotron_npu.cli.console import Console
+from nemotron_npu.host import program
 
 
 @pytest.fixture
@@ -160,6 +165,25 @@ def test_ctrl_c_ends_streamed_files_with_their_text_so_far(cli, monkeypatch, dig
         assert name == str(long) and words and " ".join([CLIP_WORDS] * 9).startswith(words) and len(words) < 200
     assert out.count("\n") == 2
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_messages_break_between_words_on_a_terminal(terminal, monkeypatch):
+    """On 40 columns messages and errors break between words, a table stays; in a pipe nothing is broken."""
+    ours, theirs = terminal
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    message = "500 recordings: 480 done, 15 done before, 5 failed; 0.93 h of audio in 41.2 s (RTFx 81.3)"
+    table = "a table: " + "column  " * 8 + "\nof two rows"
+    with open(theirs, "w", closefd=False) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        for write in (Console().notify, Console().error):
+            write(message)
+        Console().notify(table)
+    shown = b"".join(read_terminal(ours, until=b"rows\r\n")).decode().split("\r\n")
+    assert " ".join(shown[:-3]) == f"{message} {program.name}: {message}" and max(map(len, shown[:-3])) < 40
+    assert len(shown) == 9 and "\n".join(shown[-3:-1]) == table
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    Console().notify(message)
+    assert sys.stderr.getvalue() == message + "\n"
 
 
 def test_narrow_terminal_breaks_lines_between_words(start, terminal):

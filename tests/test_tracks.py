@@ -18,7 +18,7 @@ from support import CLIP, CLIP_WORDS
 from test_resume import KINDS, RUN, resume
 
 import inference
-from nemotron_npu.audio import check_audio
+from nemotron_npu.audio import Selection, check_audio
 from nemotron_npu.cli.output_folder import OutputFolder
 from nemotron_npu.errors import InputError
 from nemotron_npu.sources import Recording
@@ -75,9 +75,9 @@ def test_tracks_of_ogg_are_counted(tmp_path):
     """libsndfile reads the first track of Ogg only; the others are there all the same."""
     clip, rate = soundfile.read(CLIP, dtype="int16")
     path = str(write_tracks(tmp_path / "x.ogg", "libopus", clip, clip[:rate], rate=rate))
-    assert check_audio(path).format == "OGG" and check_audio(path, 2).sample_rate == 48000
+    assert check_audio(path).format == "OGG" and check_audio(path, Selection(track=2)).sample_rate == 48000
     with pytest.raises(InputError, match="x.ogg: no audio track 3: it has 2"):
-        check_audio(path, 3)
+        check_audio(path, Selection(track=3))
 
 
 def test_another_track_is_another_recording(talk, tmp_path):

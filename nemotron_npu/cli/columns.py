@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from typing import TextIO
 
@@ -28,6 +29,24 @@ def clip(text: str, columns: int) -> str:
     while columns_of(text) >= columns:
         text = text[1:]
     return f"…{text}"
+
+
+def wrapped(text: str, width: int, indent: str = "") -> str:
+    """Return text in lines of less than ``width`` columns, broken between words; 0: in one line.
+
+    ``indent`` begins the lines after the first.
+    """
+    if not width:
+        return text
+    lines, column = [""], 0
+    for piece in re.findall(r" *[^ ]+", text):
+        if column and column + columns_of(piece) >= width:
+            lines.append(indent)
+            column = len(indent)
+            piece = piece.lstrip(" ")
+        lines[-1] += piece
+        column += columns_of(piece)
+    return "\n".join(lines)
 
 
 def terminal_width(stream: TextIO) -> int:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 
 from ..errors import SetupError, one_line, printable, without_password
 from ..host import program
+from .columns import terminal_width, wrapped
 
 
 class Console:
@@ -39,7 +40,7 @@ class Console:
             return
         with self.without_bar(), suppress(OSError):
             text = without_password(message)
-            print(text if colored else printable(text, lines=True), file=sys.stderr, flush=True)
+            self._write(text if colored else printable(text, lines=True))
 
     def error(self, message: str, cause: Exception | None = None) -> None:
         """Write an error line; with --debug the traceback of ``cause`` before it."""
@@ -47,7 +48,12 @@ class Console:
         with self.without_bar(), suppress(OSError):
             if self.debug and cause:
                 self.note("".join(traceback.format_exception(cause)).rstrip())
-            print(f"{program.name}: {one_line(message)}", file=sys.stderr, flush=True)
+            self._write(f"{program.name}: {one_line(message)}")
+
+    def _write(self, text: str) -> None:
+        """Write to stderr; on a terminal a long line breaks between words, one of a table stays as it is."""
+        is_table = "\n" in text
+        print(text if is_table else wrapped(text, terminal_width(sys.stderr)), file=sys.stderr, flush=True)
 
     def result(self, text: str, end: str = "\n", *, colored: bool = False) -> None:
         """Write a result.

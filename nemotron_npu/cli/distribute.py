@@ -39,7 +39,8 @@ def distribute(session: Session, live: dict[int, LiveInput]) -> int:
             load_seconds,
         )
         if options.input.stream:
-            pools = workers.pools(options.stream, pipe_streams(session, len(live)))
+            files = len(session.results.todo) - len(live)
+            pools = workers.pools(options.stream, pipe_streams(session, len(live)), files)
             ManyStreams(session, run, pools, live).run()
             report_word_errors(session, run.as_dict())
             return OK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from ..formats import to_event, to_json
 from ..sources import Recording
 from ..transcript import Word, make_segment
 from ..utterances import LiveEvent
-from .columns import columns_of, terminal_width
+from .columns import columns_of, terminal_width, wrapped
 from .console import Console
 from .session import Session
 
@@ -84,7 +84,8 @@ class TextLines:
         """Write the utterances that have ended."""
         for event in events:
             if event.type == "segment":
-                self.console.result(_wrapped(printable(self.prefix + event.segment.text), terminal_width(sys.stdout)))
+                text = printable(self.prefix + event.segment.text)
+                self.console.result(wrapped(text, terminal_width(sys.stdout), INDENT))
                 self.lines += 1
 
     def preview(self, words: list[Word]) -> None:
@@ -259,20 +260,13 @@ def report_failure(session: Session, index: int, error: Exception, views: list[L
     session.results.fail(index, error)
 
 
+def write_refusals(session: Session, errors: Sequence[InputError]) -> None:
+    """Write the events of inputs that gave no recording; their error lines have been written."""
+    for index, error in zip(session.results.add_refused(errors), errors, strict=True):
+        with suppress(InputError):  # its name may be what has failed
+            for view in views_of(session, index, grows=False):
+                view.fail(str(error))
+
+
 def _text(words: list[Word]) -> str:
     return make_segment(words, words[-1].end).text if words else ""
-
-
-def _wrapped(text: str, width: int) -> str:
-    """Return text in lines of less than ``width`` columns, broken between words; 0: in one line."""
-    if not width:
-        return text
-    lines, column = [""], 0
-    for piece in re.findall(r" ?[^ ]+", text):
-        if column and column + columns_of(piece) >= width:
-            lines.append(INDENT)
-            column = len(INDENT)
-            piece = piece.lstrip(" ")
-        lines[-1] += piece
-        column += columns_of(piece)
-    return "\n".join(lines)

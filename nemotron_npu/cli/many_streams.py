@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..audio import SAMPLE_RATE
-from ..errors import InputError
+from ..errors import InputError, SetupError
 from ..host import signals
 from ..live_input import LiveInput
 from ..pool_exchange import Answer, PoolExchange, Request, Update
@@ -30,7 +30,7 @@ from .session import Session
 from .stream_sources import Line, StreamSource
 
 AHEAD_SECONDS = 2.0  # of audio, beside two chunks, that a stream gets before it is transcribed
-PIPE_CHANNELS, MIN_CHANNELS = 2, 8  # with --channel each: of a pipe, and of all, that there is room for
+PIPE_CHANNELS, MIN_CHANNELS = 2, 16  # with --channel each: of a pipe, and of all, that there is room for
 STALL_SECONDS = 30.0  # without audio from a pipe, until that is reported
 AS_THEY_COME = ("txt", "events")  # formats whose lines are printed as they come; others keep the order of the inputs
 
@@ -44,17 +44,26 @@ class Host(Protocol):
     def send(self, requests: list[Request], answered: Callable[[Answer | Exception], None]) -> None:
         """Have requests answered: ``answered`` is called, from any thread, with an error if the pool is lost."""
 
+    def watch(self, lost: Callable[[Answer | Exception], None]) -> None:
+        """Have ``lost`` called, from any thread, as soon as the pool is lost, whether anything is sent or not."""
+
 
 class LocalHost:
     """The pool of this process: it answers before ``send`` returns."""
 
     def __init__(self, engine: Any, session: Session, pipes: int) -> None:
-        self.slots: int = engine.batch_slots
+        self.slots = min(engine.batch_slots, len(session.results.todo) - pipes)
         self.pool = PoolExchange(engine, session.options.stream, pipe_streams(session, pipes) + self.slots)
 
     def send(self, requests: list[Request], answered: Callable[[Answer | Exception], None]) -> None:
         """Have requests answered, in this thread."""
-        answered(self.pool.exchange(requests))
+        try:
+            answered(self.pool.exchange(requests))
+        except Exception as error:  # of the pool as a whole, for instance that memory is short
+            answered(error)
+
+    def watch(self, lost: Callable[[Answer | Exception], None]) -> None:
+        """Do nothing: the pool is lost with this process."""
 
 
 def pipe_streams(session: Session, pipes: int) -> int:
@@ -111,6 +120,8 @@ class ManyStreams:
             for index, live in self.live.items():
                 self._begin(StreamSource(index, iter(live), live))
             self._begin_files(counted)
+            for host in self.outbox:
+                host.watch(partial(self._answered, host))
             while self.sources:
                 self._receive()
                 for source in list(self.sources):
@@ -172,7 +183,7 @@ class ManyStreams:
 
     def _stop(self) -> None:
         self.is_stopping = True
-        self.files.clear()
+        self._drop_files()
         for source in self.sources:
             if not source.has_ended:
                 source.stop()
@@ -312,14 +323,31 @@ class ManyStreams:
         while self.order and self.order[0] in self.ended:
             self.ended.pop(self.order.pop(0))()
 
+    def _drop_files(self) -> None:
+        """Begin no more files."""
+        while self.files:
+            self._conclude(self.files.pop())
+
     def _lose(self, host: Host, error: Exception) -> None:
         """End the streams of a pool that is lost; the last one ends the run."""
+        if host not in self.outbox:
+            return
         del self.outbox[host]
         for line in list(self.lines.values()):
             if line.host is host:
                 self._close(line)
-                lost = InputError(self.results.recordings[line.number].name, f"lost with {error}")
-                report_failure(self.session, line.number, lost, line.views)
+                report_failure(self.session, line.number, self._lost(line.number, error), line.views)
                 self._conclude(line.number)
-        if not self.outbox:
-            raise error
+        if self.outbox:
+            return
+        for source in self.sources:
+            if not source.lines and not source.knows_end:
+                report_failure(self.session, source.index, self._lost(source.index, error))
+                self._conclude(source.index)
+        self._drop_files()
+        raise error
+
+    def _lost(self, index: int, error: Exception) -> Exception:
+        """Return what has ended a stream whose pool is lost: the loss of a worker, or what the pool here raised."""
+        is_worker = isinstance(error, SetupError)
+        return InputError(self.results.recordings[index].name, f"lost with {error}") if is_worker else error

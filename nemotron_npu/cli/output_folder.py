@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class OutputFolder:
         self._collected = _collected_files(formats)
         self._collecting: dict[str, LineFile] = {}  # open files of self._collected
         self._record: LineFile | None = None
-        self._events: dict[int, LineFile] = {}  # of the live streams that go on, by index
+        self._live: set[int] = set()  # indices of the live streams, which have events
         self._lines: dict[int, Line] = {}  # of the record, by index
         self._folder = self._open()
 
@@ -121,25 +122,20 @@ class OutputFolder:
 
     def add_event(self, index: int, line: str, *, first: bool = False) -> None:
         """Append an event of a live stream to its file, which ``first`` empties.  Raises as ``write`` does."""
+        self._live.add(index)
         name = f"{self.recordings[index].output}.{EVENTS}"
         try:
-            if index not in self._events:
-                self._events[index] = LineFile(self._folder, name)
-            if first:
-                self._events[index].truncate(0)
-            if line:
-                self._events[index].append(line)
+            with closing(LineFile(self._folder, name)) as events:  # there may be more streams than files may be open
+                if first:
+                    events.truncate(0)
+                if line:
+                    events.append(line)
         except OSError as error:
             raise self._failure(name, error) from error
 
     def _failure(self, name: str, error: OSError) -> Exception:
         error_type = InputError if error.errno in ERRORS_OF_ONE_NAME else SetupError
         return error_type(f"{self.path / name}", f"cannot be written: {error.strerror}")
-
-    def close_events(self, index: int) -> None:
-        """Close the events of a stream that has ended."""
-        if index in self._events:
-            self._events.pop(index).close()
 
     def write(self, index: int, transcript: Transcript, document: dict[str, Any]) -> None:
         """Write the results of one recording; ``document`` is the result in JSON.
@@ -148,9 +144,8 @@ class OutputFolder:
         """
         recording = self.recordings[index]
         result = Result(recording, transcript, document, self.layout)
-        if index in self._events:
+        if index in self._live:
             self.add_event(index, FORMATS[EVENTS].render(result))
-            self.close_events(index)
         file = ""
         appended: dict[str, Line] = {}
         try:
@@ -177,8 +172,6 @@ class OutputFolder:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        for events in self._events.values():
-            events.close()
         for file in (self._record, *self._collecting.values()):
             if file is not None:
                 file.close()

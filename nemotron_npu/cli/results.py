@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ..errors import InputError, ModelError, shown
 from ..formats import to_document, to_text
-from ..sources import Recording
+from ..sources import Recording, stem
 from ..transcript import Transcript
 from .output_folder import OutputFolder
 from .output_names import name_outputs
@@ -75,7 +75,7 @@ class Results:
         """
         for number, index in enumerate(self.todo[: EARLY_LENGTHS if lengths else EARLY_CHECKS]):
             recording = self.recordings[index]
-            if index in pipes or (number >= EARLY_CHECKS and recording.seconds is not None):
+            if index in pipes or index in self.broken or (number >= EARLY_CHECKS and recording.seconds is not None):
                 continue
             try:
                 recording.check()
@@ -99,6 +99,14 @@ class Results:
         self.total += channels - 1
         self.printer.total += channels - 1
         return indices
+
+    def add_refused(self, errors: Sequence[InputError]) -> range:
+        """Name inputs that gave no recording, and have been counted, as streams are named; return their indices."""
+        first, taken = len(self.recordings), {recording.output for recording in self.recordings}
+        refused = [Recording(error.subject, stem(error.subject.rstrip("/"))) for error in errors]
+        name_outputs(refused, taken)
+        self.recordings += refused
+        return range(first, len(self.recordings))
 
     def fail(self, index: int, error: Exception) -> None:
         """Report a recording that gave no transcript; the line of an InputError names the recording itself."""

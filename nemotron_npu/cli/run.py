@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..audio import EVERY_CHANNEL, SINE, Selection, sine
+from ..audio import EVERY_CHANNEL, SINE, Selection, check_channel, sine
 from ..boosting import digest, read_phrases
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.config_reader import read_config
@@ -25,7 +25,7 @@ from ..formats import FORMATS
 from ..host import signals
 from ..host.packages import can_import, importing, install_command
 from ..live_input import LiveInput
-from ..pipe_input import PipeInput, is_pipe
+from ..pipe_input import PipeInput, is_pipe, pipe_identity
 from ..precision.tolerances import TOLERANCES, Tolerances
 from ..sources import Recording, find_recordings
 from .acceptance import accept
@@ -33,7 +33,7 @@ from .bundled import DEMO_CLIP, DEMO_MODEL
 from .console import Console
 from .delay import describe_chunks
 from .exit_codes import OK, SOME_FAILED
-from .live_views import report_failure
+from .live_views import report_failure, write_refusals
 from .options import EACH, MIX, InputOptions, MeasureOptions, Options, OutputOptions
 from .output_folder import OutputFolder
 from .output_names import name_outputs
@@ -87,10 +87,12 @@ def run(options: Options, console: Console) -> int:
     if options.input.stream:
         name_outputs(recordings, set())  # which are the names of streams, too
     with _output_folder(options.output, settings) as folder:
-        printer = Printer(console, options, len(recordings) + unusable)
-        results = Results(recordings, unusable, folder, printer, left_out)
+        printer = Printer(console, options, len(recordings) + len(unusable))
+        results = Results(recordings, len(unusable), folder, printer, left_out)
         session = Session(options, checkpoint, settings, phrases, results)
         try:
+            if options.input.stream:
+                write_refusals(session, unusable)
             code = _transcribe(session, tolerances, config)
         except KeyboardInterrupt as stop:
             stop.args = results.missing()
@@ -158,27 +160,31 @@ def _default_confidence(engine: str) -> str | None:
     return "max_prob" if engine == "native" else None
 
 
-def _find_recordings(options: Options, console: Console, left_out: Counter[str]) -> tuple[list[Recording], int]:
-    """Return the recordings to transcribe, and the number of inputs that give none; count what folders have besides."""
+def _find_recordings(
+    options: Options, console: Console, left_out: Counter[str]
+) -> tuple[list[Recording], list[InputError]]:
+    """Return the recordings to transcribe; report inputs that give none, and count what folders have besides."""
     if options.input.live:
-        return [Recording("stdin", "stdin", track=options.input.track)], 0
+        channel = options.input.channel
+        number = None if isinstance(channel, str) else channel
+        return [Recording("stdin", "stdin", channel=number, track=options.input.track)], []
     if not options.input.audio:
-        return _bundled_recordings(options), 0
+        return _bundled_recordings(options), []
     recordings = []
-    unusable = 0
+    unusable = []
     with show_search(console) as search:
         for found in find_recordings(list(options.input.audio), left_out):
             search.finished()
             if isinstance(found, InputError):
                 console.error(str(found))
-                unusable += 1
+                unusable.append(found)
                 continue
             try:
                 found.track = options.input.track
                 recordings += _channels(found, options.input)
             except InputError as error:
                 console.error(str(error))
-                unusable += 1
+                unusable.append(error)
     return recordings, unusable
 
 
@@ -238,10 +244,9 @@ def _transcribe(session: Session, tolerances: Tolerances, config: ModelConfig) -
     """Transcribe what is still to be done; return the exit code, without regard to recordings that failed."""
     options = session.options
     results = session.results
-    report = partial(report_failure, session) if options.input.stream else results.fail
+    report = partial(report_failure, session) if options.input.stream or options.input.live else results.fail
     live = _open_pipes(session, report)
-    if not options.input.live:
-        results.check(report, set(live), lengths=options.cluster.given, sort=options.device.batch_size != 1)
+    results.check(report, live, lengths=options.cluster.given, sort=options.device.batch_size != 1)
     if not results.todo:
         results.conclude(0)
         report_word_errors(session, session.settings.as_dict())
@@ -268,22 +273,35 @@ def _transcribe(session: Session, tolerances: Tolerances, config: ModelConfig) -
 def _open_pipes(session: Session, report: Callable[[int, InputError], None]) -> dict[int, LiveInput]:
     """Begin to read stdin, or the pipes among the inputs of --stream; return them by index; report the others."""
     given, results = session.options.input, session.results
-    channel = {MIX: None, EACH: EVERY_CHANNEL}[given.channel] if isinstance(given.channel, str) else given.channel
-    selection = Selection(channel, given.track)
-    if given.live:
-        if sys.stdin is None:
-            raise SetupError("-", "stdin is closed", "pipe audio into it")
-        return {0: LiveInput(sys.stdin.fileno(), given.sample_rate, raw=given.raw, selection=selection)}
     live: dict[int, LiveInput] = {}
-    opened = set()
-    for index in results.todo if given.stream else ():
-        path = results.recordings[index].path
-        if is_pipe(path):
-            try:
-                if path in opened:
-                    raise InputError(path, "is named twice", "each stream needs a pipe of its own")
-                opened.add(path)
-                live[index] = PipeInput(path, given.sample_rate, raw=given.raw, selection=selection)
-            except InputError as error:
-                report(index, error)
+    opened: set[tuple[int, int]] = set()
+    for index in results.todo if given.stream or given.live else ():
+        recording = results.recordings[index]
+        try:
+            if given.live:
+                live[index] = _open_stdin(recording, given)
+            elif identity := pipe_identity(recording.path):
+                if identity in opened:
+                    raise InputError(recording.path, "is named twice", "each stream needs a pipe of its own")
+                opened.add(identity)
+                selection = _selection(recording, given)
+                live[index] = PipeInput(recording.path, given.sample_rate, raw=given.raw, selection=selection)
+        except InputError as error:
+            report(index, error)
     return live
+
+
+def _open_stdin(recording: Recording, given: InputOptions) -> LiveInput:
+    if sys.stdin is None:
+        raise SetupError("-", "stdin is closed", "pipe audio into it")
+    selection = _selection(recording, given)
+    return LiveInput(sys.stdin.fileno(), given.sample_rate, raw=given.raw, selection=selection)
+
+
+def _selection(recording: Recording, given: InputOptions) -> Selection:
+    """Return what to take of a pipe.  Raises InputError for a channel that raw PCM does not have."""
+    if given.channel == EACH and not recording.selects_channel:
+        return Selection(EVERY_CHANNEL, recording.track)
+    if given.raw:
+        check_channel(recording.path, recording.channel, 1)
+    return recording.selection

@@ -11,7 +11,7 @@ import torch
 
 from ..audio import read_audio
 from ..cluster.jobs import results_by_job
-from ..device import choose_device, device_name, device_settings, traits_of
+from ..device import check_switches, choose_device, device_name, device_settings, traits_of
 from ..dtypes import check_dtype
 from ..engine import LocalEngine
 from ..host import signals
@@ -55,6 +55,7 @@ def choose_run_device(session: Session) -> torch.device:
     signals.check()
     saved = "" if options.model.dtype else session.checkpoint.name
     check_dtype(session.settings.dtype, device, saved)
+    check_switches(device.type, options.model)
     note = f"; {reason}" if reason else ""
     session.console.notify(f"device: {device}{note}")
     return device

@@ -127,8 +127,8 @@ class Workers:
                 left -= 1
                 yield result
 
-    def pools(self, options: StreamOptions, streams: int) -> list[WorkerPool]:
-        """Return the pools of all workers that there is room for now, for so many pipes in all, and files.
+    def pools(self, options: StreamOptions, streams: int, files: int) -> list[WorkerPool]:
+        """Return the pools of all workers that there is room for now, for so many streams of pipes, and files, in all.
 
         What becomes of a worker is told by its pool from then on.  Raises SetupError as ``results`` does, and for a
         checkpoint that cannot stream.
@@ -139,12 +139,13 @@ class Workers:
             if all(member.is_loaded or not member.actor for member in self._members):
                 break
         ready = [member for member in self._members if member.is_loaded and member.actor]
-        places = math.ceil(streams / len(ready)) + self.batch_slots + 1
+        slots = min(self.batch_slots, files)
+        places = math.ceil(streams / max(1, len(ready) - 1)) + slots + 1  # one may be lost before its streams begin
         try:
             self._ray.get([member.actor.open_pool.remote(options, places) for member in ready])
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        return [WorkerPool(self._ray, member, self.batch_slots) for member in ready]
+        return [WorkerPool(self._ray, member, slots) for member in ready]
 
     # ------------------------------------------------------------------ events
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..device import TRAITS
+from ..device import TRAITS, check_switches
 from ..errors import SetupError
 from .worker import Setup
 
@@ -39,12 +39,14 @@ def place(setup: Setup, count: int | None, resources: dict[str, float], *, may_g
     """Choose the device kind and the number of workers.
 
     ``resources`` are those of the whole cluster; if it ``may_grow``, more workers can be asked for than it has room for
-    now.  ``count`` is None for as many as there is room for.  Raises SetupError if there is no such device.
+    now.  ``count`` is None for as many as there is room for.  Raises SetupError if there is no such device, or it
+    lacks what is to be switched on.
     """
     has_npu = resources.get("NPU", 0) > 0
     kind = setup.device or ("npu" if has_npu else "cpu")
     remark = " (Ray knows of no NPU)" if not setup.device and kind == "cpu" else ""
     traits = TRAITS[kind]
+    check_switches(kind, setup.options)
     cores = cores_per_worker(setup)
     room = int(resources.get(traits.ray_resource, 0))
     if traits.is_host:

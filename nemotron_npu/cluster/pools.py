@@ -24,6 +24,11 @@ class WorkerPool:
         call = self.member.actor.exchange.remote(requests)
         call.future().add_done_callback(lambda future: answered(self._result(future)))
 
+    def watch(self, lost: Callable[[Answer | Exception], None]) -> None:
+        """Have ``lost`` called, in another thread, with a SetupError as soon as the worker is lost."""
+        call = self.member.actor.outlast.options(concurrency_group="status").remote()
+        call.future().add_done_callback(lambda future: lost(self._result(future)))
+
     def _result(self, future: Any) -> Answer | Exception:
         try:
             return future.result()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]  # missing in typeshed
@@ -167,6 +168,10 @@ class Worker:
         """Take the audio of live streams, and return what is known of them."""
         updates, is_busy = self.pool.exchange(requests)
         return Answer([replace(update, error=_portable(update.error)) for update in updates], is_busy)
+
+    def outlast(self) -> None:
+        """Never return: the call ends with the process, of which its caller hears at once."""
+        threading.Event().wait()
 
     def status(self) -> float:
         """Return the seconds of audio that have been read so far."""
