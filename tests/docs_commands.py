@@ -84,6 +84,7 @@ def make_folder(folder: Path) -> None:
     for path in ROOT.iterdir():
         if path.name not in (".git", ".venv", "out"):
             (folder / path.name).symlink_to(path)
+    import numpy as np
     import soundfile
     from media_files import media_bytes
 
@@ -92,6 +93,7 @@ def make_folder(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, samples, rate)
+    soundfile.write(folder / "call.wav", np.stack([samples, samples[::-1]], axis=1), rate)
     (folder / "talk.mp4").write_bytes(media_bytes("mp4", video=True))
     data = (samples * 32767).astype("<i2").tobytes()
     (folder / "call.raw").write_bytes(data)
