@@ -67,8 +67,8 @@ def float32(context: Context) -> list[Finding]:
     states = [f"{name} {'on' if is_on else 'off'}" for name, is_on in device_settings(chosen).items()]
     switches = f" ({', '.join(states)})" if states else ""
     if not rounded:
-        return [Finding(OK, f"{chosen} computes float32 in float32{switches}")]
-    found = f"{chosen} does not compute {' and '.join(rounded)} of float32 in float32{switches}"
+        return [Finding(OK, f"{chosen} computes true float32{switches}")]
+    found = f"{chosen} does not compute {' and '.join(rounded)} in true float32{switches}"
     return [Finding(WARNING, found, f"{command()} --device {chosen} --precision_compare   (shows what it costs)")]
 
 

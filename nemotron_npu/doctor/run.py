@@ -25,7 +25,7 @@ from .finding import OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding, err
 TIMEOUT_SECONDS = 300  # for one check; an NPU compiles each operator at its first call
 EXIT_CODES = {OK: 0, WARNING: 1, PROBLEM: 2}
 COLORS = {OK: "32", WARNING: "33", PROBLEM: "31"}
-WIDTH, INDENT, STATE_WIDTH = 100, 23, 9
+WIDTH, INDENT, STATE_WIDTH = 80, 23, 9
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,16 @@ def doctor(context: Context, write: Callable[[str], None], *, as_json: bool, deb
         "summary": summary,
         "problems": counts[PROBLEM],
         "warnings": counts[WARNING],
-        "findings": [{"name": f.name, "state": f.state, "found": f.found, "mend": f.fix} for f in findings],
+        "findings": [{"name": f.name, "state": f.state, "found": f.found, "fix": f.fix} for f in findings],
     }
     write(json.dumps(document, indent=1, ensure_ascii=False) if as_json else summary)
     return EXIT_CODES[worst]
 
 
 def show(finding: Finding, *, colored: bool = False) -> str:
-    """Return a finding as lines of at most ``WIDTH`` columns; commands are not wrapped."""
+    """Return a finding as lines of at most ``WIDTH`` columns; commands and long words are not broken."""
     head = finding.state.ljust(STATE_WIDTH) + finding.name.ljust(INDENT - STATE_WIDTH)
-    wrapper = textwrap.TextWrapper(WIDTH, head, " " * INDENT, break_on_hyphens=False)
+    wrapper = textwrap.TextWrapper(WIDTH, head, " " * INDENT, break_long_words=False, break_on_hyphens=False)
     text = wrapper.fill(finding.found)
     if finding.fix:
         text += f"\n{'->':>{STATE_WIDTH + 2}} " + finding.fix.replace("\n", "\n" + " " * (STATE_WIDTH + 3))
