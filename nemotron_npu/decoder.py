@@ -9,7 +9,6 @@ synchronization, and each emitted token costs one more.  The tokens are those of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,7 +21,7 @@ from .checkpoint.weights import Weights
 from .confidence import confidence, statistic
 from .device import traits_of
 from .errors import SetupError, Unsupported, shown
-from .linear import AnyLinear, make_linear
+from .linear import make_linear
 
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 LOOKAHEAD = 8  # frames whose joint is evaluated together: static shapes, few synchronizations, little waste
@@ -87,32 +86,35 @@ class DecoderState:
 
     def __init__(
         self,
-        hidden: list[torch.Tensor],
+        products: list[torch.Tensor],
         cell: list[torch.Tensor],
-        predicted: torch.Tensor,
         boosting: BoostingTree | None = None,
     ) -> None:
-        self.hidden = hidden
-        """LSTM output of each layer, [slots, hidden]."""
+        self.products = products
+        """Of each LSTM layer's last output, see ``Decoder.products``."""
         self.cell = cell
         """LSTM cell of each layer, [slots, hidden]."""
-        self.predicted = predicted
-        """Output of the prediction network after the last token, projected for the joint: [slots, joint]."""
-        self.position = [0] * len(predicted)
+        slots = len(cell[0])
+        self.position = [0] * slots
         """Encoder frames of each slot's recording so far."""
         self.boosting = boosting
         """Phrases to prefer; a state keeps those that it was made with."""
-        self.boosted: list[Node] = [boosting.root] * len(predicted) if boosting else []
+        self.boosted: list[Node] = [boosting.root] * slots if boosting else []
         """Each slot's node of the tree; empty without phrases."""
+
+    @property
+    def predicted(self) -> torch.Tensor:
+        """Output of the prediction network after the last token, projected for the joint: [slots, joint]."""
+        return self.products[-1][:, 4 * self.cell[-1].shape[1] :]
 
     @classmethod
     @torch.inference_mode()
     def join(cls, states: list[DecoderState]) -> DecoderState:
         """Return the recordings of several states in the slots of one; their boosting must be the same."""
-        layers = range(len(states[0].hidden))
-        hidden = [torch.cat([state.hidden[layer] for state in states]) for layer in layers]
+        layers = range(len(states[0].cell))
+        products = [torch.cat([state.products[layer] for state in states]) for layer in layers]
         cell = [torch.cat([state.cell[layer] for state in states]) for layer in layers]
-        joined = cls(hidden, cell, torch.cat([state.predicted for state in states]), states[0].boosting)
+        joined = cls(products, cell, states[0].boosting)
         joined.position = [position for state in states for position in state.position]
         joined.boosted = [node for state in states for node in state.boosted]
         return joined
@@ -120,17 +122,16 @@ class DecoderState:
     def part(self, slot: int) -> DecoderState:
         """Return the recording in one slot as a state of its own."""
         rows = slice(slot, slot + 1)
-        hidden, cell = ([tensor[rows] for tensor in tensors] for tensors in (self.hidden, self.cell))
-        state = DecoderState(hidden, cell, self.predicted[rows], self.boosting)
+        products, cell = ([tensor[rows] for tensor in tensors] for tensors in (self.products, self.cell))
+        state = DecoderState(products, cell, self.boosting)
         state.position, state.boosted = self.position[rows], self.boosted[rows]
         return state
 
     @torch.inference_mode()
     def take(self, other: DecoderState, slots: list[int]) -> None:
         """Copy the recordings in these slots of another state, one into each slot of this one."""
-        self.hidden = [torch.stack([rows[slot] for slot in slots]) for rows in other.hidden]
+        self.products = [torch.stack([rows[slot] for slot in slots]) for rows in other.products]
         self.cell = [torch.stack([rows[slot] for slot in slots]) for rows in other.cell]
-        self.predicted = torch.stack([other.predicted[slot] for slot in slots])
         self.position = [other.position[slot] for slot in slots]
         self.boosting = other.boosting
         self.boosted = [other.boosted[slot] for slot in slots] if other.boosting else []
@@ -149,31 +150,35 @@ class Decoder:
         _check(config)
         prediction = weights.inside("decoder.prediction.")
         self.width = config.decoder.prednet.pred_hidden
+        layers = config.decoder.prednet.pred_rnn_layers
         embedding = prediction("embed.weight", None, self.width)
-        self.layers: list[tuple[Callable[[torch.Tensor], torch.Tensor], AnyLinear]] = [
-            _lstm_layer(prediction.inside("dec_rnn.lstm."), layer, self.width, dtype)
-            for layer in range(config.decoder.prednet.pred_rnn_layers)
-        ]
         joint = weights.inside("joint.")
         inner = config.joint.jointnet.joint_hidden
         encoded = config.encoder.output_width
         output = 2 if config.joint.jointnet.dropout else 1  # its index, after activation and dropout
         self.encoder_projection = make_linear(joint("enc.weight", inner, encoded), joint("enc.bias", inner), dtype)
-        self.prediction_projection = make_linear(
-            joint("pred.weight", inner, self.width), joint("pred.bias", inner), dtype
-        )
+        projection = joint("pred.weight", inner, self.width), joint("pred.bias", inner)
         weight, bias = joint(f"joint_net.{output}.weight", None, inner), joint(f"joint_net.{output}.bias", None)
         self.output = make_linear(weight, bias, "plain" if dtype == "plain" else "float32")
-        self.inner = inner
         self.activation = ACTIVATIONS[config.joint.jointnet.activation.lower()]
         self.blank = len(bias) - 1
         if len(embedding) not in (self.blank, self.blank + 1) or len(bias) != len(weight):
             raise SetupError("model_weights.ckpt", "decoder.prediction and joint have different vocabularies")
         if len(embedding) == self.blank:  # no blank_as_pad: the start symbol is a zero vector
             embedding = torch.cat([embedding, embedding.new_zeros(1, embedding.shape[1])])
-        # the first layer's product of each symbol is computed once: a step reads one row instead of a matrix
-        self.symbols = self.layers[0][0](embedding)
-        self.layers[0] = self.symbols.__getitem__, self.layers[0][1]
+        lstm = prediction.inside("dec_rnn.lstm.")
+        first, *others = (_input_weights(lstm, layer, self.width) for layer in range(layers))
+        self.symbols = make_linear(*first, "float32")(embedding)
+        """The first layer's product of each symbol, computed once: a step reads one row instead of a matrix."""
+        self.products = [
+            make_linear(*_joined(lstm(f"weight_hh_l{layer}", 4 * self.width, self.width), *following), dtype)
+            for layer, following in enumerate([*others, projection])
+        ]
+        """Of each layer's output, [slots, hidden] -> [slots, 4 * hidden + next].
+
+        First its gates at the next token, then the next layer's gates, or what the joint adds: all that follows from
+        this output is one product.
+        """
         self.max_symbols = config.decoding.max_symbols
         """Tokens that one frame may emit."""
         self.device = weights.device
@@ -186,28 +191,31 @@ class Decoder:
     @torch.inference_mode()
     def _start(self) -> DecoderState:
         """One slot at the start of a recording: the prediction network has the start symbol (blank) as input."""
-        zeros = [self.symbols.new_zeros(1, self.width) for _ in self.layers]
-        state = DecoderState(zeros, list(zeros), self.symbols.new_zeros(1, self.inner), None)
+        state = self.zero_state()
         self.advance(state, torch.tensor([self.blank], device=self.device))
         return state
+
+    def zero_state(self) -> DecoderState:
+        """Return one slot whose prediction network has had no input."""
+        products = [self.symbols.new_zeros(1, product.elements // self.width) for product in self.products]
+        return DecoderState(products, [self.symbols.new_zeros(1, self.width) for _ in products])
 
     @torch.inference_mode()
     def new_state(self, slots: int) -> DecoderState:
         """Return slots at the start of their recordings."""
         start = self._start
-        hidden = [rows.repeat(slots, 1) for rows in start.hidden]
+        products = [rows.repeat(slots, 1) for rows in start.products]
         cell = [rows.repeat(slots, 1) for rows in start.cell]
-        return DecoderState(hidden, cell, start.predicted.repeat(slots, 1), self.boosting)
+        return DecoderState(products, cell, self.boosting)
 
     @torch.inference_mode()
     def restart(self, state: DecoderState, slot: int) -> None:
         """Start a new recording in ``slot``."""
         if not state.position[slot]:  # nothing was decoded yet
             return
-        for layer in range(len(self.layers)):
-            state.hidden[layer][slot] = self._start.hidden[layer][0]
+        for layer in range(len(self.products)):
+            state.products[layer][slot] = self._start.products[layer][0]
             state.cell[layer][slot] = self._start.cell[layer][0]
-        state.predicted[slot] = self._start.predicted[0]
         state.position[slot] = 0
         if state.boosting:
             state.boosted[slot] = state.boosting.root
@@ -289,54 +297,52 @@ class Decoder:
         logits [slots, n, vocabulary] -> float32 [3, slots, n].  The model alone decides whether a token is emitted, the
         boosted scores decide which; the confidence is the model's own.
         """
-        best, tokens = logits.max(-1)
-        total = logits.logsumexp(-1)
-        probability = (best - total).exp()
-        certainty = probability
+        tokens = logits.max(-1).indices
+        probabilities = logits.softmax(-1)
+        probability = certainty = probabilities.amax(-1)
         if self.confidence != "max_prob":
-            certainty = statistic(logits - total[..., None], self.confidence)
+            certainty = statistic(logits.log_softmax(-1), self.confidence)
         if state.boosting:
             scores = torch.stack([state.boosting.scores(node) for node in state.boosted])
             preferred = (logits[..., :-1] + scores[:, None]).argmax(-1)  # blank is the last
             tokens = torch.where(tokens == self.blank, tokens, preferred)
-            probability = (logits.gather(-1, tokens[..., None]).squeeze(-1) - total).exp()
+            probability = probabilities.gather(-1, tokens[..., None]).squeeze(-1)
         return torch.stack([tokens.to(logits.dtype), probability, certainty])
 
-    def advance(self, state: DecoderState, tokens: torch.Tensor, chosen: list[int] | None = None) -> None:
-        """Feed ``tokens``, int64 [slots], to the prediction network.
+    def advance(self, state: DecoderState, tokens: torch.Tensor, chosen: list[int] | None = None) -> torch.Tensor:
+        """Feed ``tokens``, int64 [slots], to the prediction network; return its output, [slots, hidden].
 
         ``chosen`` are the same on the host: slots that chose blank keep their state.  None means that none did.
         """
         stay = None
         if chosen and self.blank in chosen:
             stay = (tokens == self.blank)[:, None]
-        x = tokens
-        for layer, (from_input, recurrent) in enumerate(self.layers):
-            x, cell = _lstm(recurrent.add(from_input(x), state.hidden[layer]), state.cell[layer])
-            hidden = x
-            if stay is not None:
-                hidden = torch.where(stay, state.hidden[layer], hidden)
-                cell = torch.where(stay, state.cell[layer], cell)
-            state.hidden[layer], state.cell[layer] = hidden, cell
-        predicted = self.prediction_projection(x)
-        state.predicted = predicted if stay is None else torch.where(stay, state.predicted, predicted)
+        gates = self.symbols[tokens]
+        for layer, product in enumerate(self.products):
+            last = state.products[layer]
+            hidden, cell = _lstm(gates + last[:, : 4 * self.width], state.cell[layer])
+            y = product(hidden)
+            gates = y[:, 4 * self.width :]
+            state.products[layer] = y if stay is None else torch.where(stay, last, y)
+            state.cell[layer] = cell if stay is None else torch.where(stay, state.cell[layer], cell)
+        return hidden
 
 
-def _lstm_layer(weights: Weights, layer: int, width: int, dtype: str) -> tuple[AnyLinear, AnyLinear]:
-    """Return the products of the input, with both biases, and of the hidden state: [slots, in] -> [slots, 4 * hidden].
-
-    The first layer's product of the input is float32: it is computed once, see ``Decoder.symbols``.
-    """
-    shape = 4 * width, width
+def _input_weights(weights: Weights, layer: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weight of an LSTM layer's input, [4 * hidden, in], and the sum of its two biases."""
     bias = weights(f"bias_ih_l{layer}", 4 * width) + weights(f"bias_hh_l{layer}", 4 * width)
-    from_input = make_linear(weights(f"weight_ih_l{layer}", *shape), bias, dtype if layer else "float32")
-    return from_input, make_linear(weights(f"weight_hh_l{layer}", *shape), None, dtype)
+    return weights(f"weight_ih_l{layer}", 4 * width, width), bias
+
+
+def _joined(recurrent: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight and bias of the product that both follow from: a recurrent weight has no bias of its own."""
+    return torch.cat([recurrent, weight]), torch.cat([bias.new_zeros(len(recurrent)), bias])
 
 
 def _lstm(gates: torch.Tensor, cell: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute torch.nn.LSTM's step with operators of every device: (hidden, cell), each [slots, hidden]."""
     input_gate, forget_gate, candidate, output_gate = gates.chunk(4, 1)
-    cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
+    cell = torch.addcmul(forget_gate.sigmoid() * cell, input_gate.sigmoid(), candidate.tanh())
     return output_gate.sigmoid() * cell.tanh(), cell
 
 

@@ -117,7 +117,9 @@ class Encoder:
         """What follows the encoder in a multilingual checkpoint."""
         self.positions: dict[int, list[torch.Tensor]] = {}
         """Each layer's projected positions by the frames of the block, from its first use on."""
-        weights.release()
+        self.mappings = weights.tensors.mappings
+        """Where the positions' weights lie on a CPU: they are read for the first block of a size alone."""
+        self.mappings.release()
         self.observer: Observer | None = None
         """For comparisons; a step with an observer is never captured."""
 
@@ -261,13 +263,18 @@ class Encoder:
         size = max(count, self.block_for(count))
         if size not in self.positions:
             sinusoids = encode_positions(self.keep, size, self.width, self.device)
-            projected = (layer.attention.project(sinusoids) for layer in self.layers)
+            projected = (self._project(layer, sinusoids) for layer in self.layers)
             if not self.streams:  # as long as the recording: one layer's at a time
                 return projected
             self.positions[size] = list(projected)
         kept = self.positions[size]
         first = size - count
         return [layer[:, :, first : first + self.keep + 2 * count - 1] for layer in kept] if first else kept
+
+    def _project(self, layer: ConformerLayer, sinusoids: torch.Tensor) -> torch.Tensor:
+        projected = layer.attention.project(sinusoids)
+        self.mappings.release_one(layer.attention.position)
+        return projected
 
     @torch.inference_mode()
     def first_not_finite(

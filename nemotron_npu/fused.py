@@ -53,7 +53,8 @@ class FusedAttention(RelativeAttention):
         parts, keys, slots, width = window.shape
         count = len(y) // slots
         left = keys - count
-        window[:, left:] = self.qkv(y).view(count, slots, parts, width).permute(2, 0, 1, 3)
+        new = window[:, left:].permute(1, 2, 0, 3)  # one kernel; permuting what is copied would be another
+        new.copy_(self.qkv(y).view(new.shape))
         with_u, with_v, key, value = window.unbind()
         with_v = with_v[left:].unflatten(-1, (self.heads, self.head_width)).flatten(0, 1)
         by_position = self._shifted(self._by_position(with_v, position, mask), count, slots)

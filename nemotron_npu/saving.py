@@ -75,5 +75,5 @@ def _converted(tensors: Tensors, dtype: str) -> dict[str, torch.Tensor]:
             converted[name] = tensor.to(getattr(torch, dtype) if is_matrix else torch.float32)
         else:
             converted[name] = tensor
-        tensors.release()
+        tensors.mappings.release()
     return converted

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 from support import CLIP
 
+from nemotron_npu import __version__
 from nemotron_npu.checkpoint import published
 from nemotron_npu.cli import acceptance
 from nemotron_npu.cli.bundled import DEMO_CLIP, DEMO_MODEL
@@ -73,6 +75,25 @@ def test_a_step_that_fails_or_crashes_costs_no_other(cli, scripted, tmp_path):
         assert step["command"][-4:] == options
         assert (folder / f"{step['name']}.txt").read_text().startswith("table of")
     assert "--allow_hf32" in steps[2]["command"] and "--allow_hf32" not in steps[1]["command"]
+
+
+def test_summary_names_version_time_and_device(cli, scripted, tmp_path):
+    """Whoever gets the folder knows which version ran when and where, and the steps are numbered meanwhile."""
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    _, _, err = cli("--acceptance", tmp_path / "out", "--device", "npu:1")
+    summary = json.loads((tmp_path / "out" / "acceptance.json").read_text())
+    assert (summary["nemotron_npu"], summary["device"]) == (__version__, "npu:1")
+    assert before <= datetime.fromisoformat(summary["began"]) <= datetime.now(timezone.utc)
+    assert err.startswith("1 of 8: doctor ...") and "8 of 8: benchmark_nemo ..." in err
+
+
+def test_graphs_run_without_the_setting_that_excludes_them(cli, scripted, tmp_path, monkeypatch):
+    """TASK_QUEUE_ENABLE=2 is advised without graphs and refused with them: it is left out of their step alone."""
+    monkeypatch.setenv("TASK_QUEUE_ENABLE", "2")
+    scripted.write_text("import os; print(os.environ.get('TASK_QUEUE_ENABLE'))")
+    cli("--acceptance", tmp_path / "out", "--device", "npu:0")
+    found = {name: (tmp_path / "out" / f"{name}.txt").read_text().strip() for name in names("npu:0")}
+    assert found.pop("benchmark_graph") == "None" and set(found.values()) == {"2"}
 
 
 def test_the_published_checkpoint_gets_its_yardstick(cli, scripted, tmp_path, monkeypatch):

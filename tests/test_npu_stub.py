@@ -152,9 +152,9 @@ def test_capture_that_fails_is_one_line(runs, name):
         ("graph", "steady step of 2 frames, 1 slots", (148, 239)),
         ("demo", "step of 112 frames, 1 slots", (149, 253)),
         ("bfloat16", "step of 112 frames, 1 slots", (151, 255)),
-        ("fused, full width", "steady step of 14 frames, 1 slots", (37, 62)),
-        ("fused", "steady step of 14 frames, 1 slots", (125, 175)),
-        ("fused bfloat16", "steady step of 14 frames, 1 slots", (107, 157)),
+        ("fused, full width", "steady step of 14 frames, 1 slots", (37, 61)),
+        ("fused", "steady step of 14 frames, 1 slots", (125, 170)),
+        ("fused bfloat16", "steady step of 14 frames, 1 slots", (107, 152)),
     ],
 )
 def test_step_launches_no_more_than_before(runs, name, phase, most):

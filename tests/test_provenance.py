@@ -5,6 +5,7 @@ import platform
 
 from support import CLIP, CLIP_WORDS, DEMO, INFERENCE, run_process
 
+from nemotron_npu import __version__
 from nemotron_npu.host import ascend
 from nemotron_npu.host.provenance import environment
 
@@ -23,6 +24,15 @@ def test_versions_of_cann_and_driver_come_from_ascend_files(tmp_path, monkeypatc
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     monkeypatch.setattr(ascend, "DRIVER", tmp_path / "none")
     assert environment(DEMO)["cann"] is None and environment(DEMO)["npu_driver"] is None
+
+
+def test_program_and_settings_of_the_npu_are_named(monkeypatch):
+    """The program's version is there, and so are the variables that change an NPU's speed, where they are set."""
+    monkeypatch.setenv("TASK_QUEUE_ENABLE", "2")
+    monkeypatch.delenv("CPU_AFFINITY_CONF", raising=False)
+    found = environment(DEMO)
+    assert (found["nemotron_npu"], found["TASK_QUEUE_ENABLE"]) == (__version__, "2")
+    assert "CPU_AFFINITY_CONF" not in found
 
 
 def test_password_of_a_url_is_in_no_report(tmp_path):

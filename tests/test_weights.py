@@ -1,18 +1,21 @@
 """Weights and tokenizer of a ``.nemo`` file: what torch would read, without trusting the file."""
 
 import io
+import mmap
 import os
 import pickle
+import struct
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, run_process
+from support import CLIP, DEMO, ROOT, run_process
 
 from nemotron_npu.checkpoint.refusal import Refusal
 from nemotron_npu.checkpoint.unpickler import TensorUnpickler
 from nemotron_npu.checkpoint.weights import read_weights
+from nemotron_npu.recognizer import Recognizer
 
 
 def repack(source, path, mode="w", without=(), replaced=None) -> Path:
@@ -105,6 +108,30 @@ class MakesFolder:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+def resident_pages(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return how many of the whole pages of a tensor this process has mapped in memory, and how many there are."""
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE)
+    count = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE - first
+    with open("/proc/self/pagemap", "rb") as pages:
+        pages.seek(8 * first)
+        entries = struct.unpack(f"<{count}Q", pages.read(8 * count))
+    return sum(entry >> 63 for entry in entries), count
+
+
+def test_positions_leave_no_weights_in_memory():
+    """A weight that is read for the first block of a size does not stay resident, but for what lies near others."""
+    recognizer = Recognizer(DEMO, "cpu")
+    recognizer.transcribe(CLIP)
+    weights = [layer.attention.position for layer in recognizer.encoder.layers]
+    assert all(weight.sum() for weight in weights)
+    resident, total = map(sum, zip(*map(resident_pages, weights), strict=True))
+    assert resident == total > 50
+    with recognizer.stream() as stream:
+        stream.feed(torch.zeros(16000))
+    resident, _ = map(sum, zip(*map(resident_pages, weights), strict=True))
+    assert resident < total / 2
 
 
 def test_unpickler_refuses_names_that_are_not_allowed(tmp_path):

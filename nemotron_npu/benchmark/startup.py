@@ -88,10 +88,16 @@ def _start_once(name: str, words: list[str]) -> dict[str, float]:
 
 @contextmanager
 def child_process(
-    words: list[str], stdout: int | IO[bytes] = PIPE, stderr: int | IO[bytes] = PIPE
+    words: list[str],
+    stdout: int | IO[bytes] = PIPE,
+    stderr: int | IO[bytes] = PIPE,
+    environ: dict[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run a process that ends with the block at the latest, and so do its children, when this one is interrupted."""
-    child = subprocess.Popen(words, stdout=stdout, stderr=stderr, text=True, start_new_session=True)
+    """Run a process that ends with the block at the latest, and so do its children, when this one is interrupted.
+
+    ``environ`` are its environment variables; None takes those of this process.
+    """
+    child = subprocess.Popen(words, stdout=stdout, stderr=stderr, text=True, start_new_session=True, env=environ)
     try:
         yield child
     except BaseException:

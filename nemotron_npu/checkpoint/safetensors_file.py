@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from .safetensors_header import LENGTH, METADATA, read_header
-from .weights import Tensors, map_file
+from .weights import Mappings, Tensors, map_file
 
 DTYPES = {
     "F32": torch.float32,
@@ -34,7 +34,7 @@ def read_safetensors(file: BinaryIO, member: str) -> Tensors:
     entries = read_header(file)
     mapping = map_file(file)
     tensors = Tensors()
-    tensors.mappings = (mapping,)
+    tensors.mappings = Mappings([mapping])
     tensors.member = member
     for name, entry in entries.items():
         dtype = DTYPES[entry.dtype]

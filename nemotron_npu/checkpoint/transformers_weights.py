@@ -14,7 +14,7 @@ from .config import PreprocessorConfig
 from .refusal import UNSAFE, Refusal
 from .safetensors_file import read_safetensors
 from .transformers_config import INDEX, WEIGHTS, weight_files
-from .weights import Tensors
+from .weights import Mappings, Tensors
 
 FEATURES = "preprocessor.featurizer."
 NAMES = (  # of transformers -> of NeMo
@@ -60,7 +60,7 @@ def read_ported_weights(path: Path, config: PreprocessorConfig) -> Tensors:
                         "has a tensor twice, by its names in NeMo and in transformers or in two files", UNSAFE
                     )
                 tensors[nemo_name(name)] = tensor
-            tensors.mappings += found.mappings
+            tensors.mappings = Mappings(tensors.mappings + found.mappings)
     except Refusal as refusal:
         raise refusal.of(path, shown(member)) from refusal
     tensors.member = WEIGHTS

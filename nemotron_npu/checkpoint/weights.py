@@ -28,20 +28,36 @@ class Quantized(NamedTuple):
     """float32 [out]."""
 
 
+class Mappings(tuple[mmap.mmap, ...]):
+    """The file mappings that tensors lie in; none if they have memory of their own."""
+
+    def release(self) -> None:
+        """Give the resident pages back to the kernel; they are read again when they are used again."""
+        for mapping in self:
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+    def release_one(self, tensor: torch.Tensor) -> None:
+        """Give back the pages of this tensor alone, if it lies in a mapping."""
+        for mapping in self:
+            first = tensor.data_ptr() - torch.frombuffer(mapping, dtype=torch.uint8).data_ptr()
+            if 0 <= first < len(mapping):
+                start, end = -(-first // mmap.PAGESIZE), (first + tensor.nbytes) // mmap.PAGESIZE
+                if start < end:
+                    mapping.madvise(mmap.MADV_DONTNEED, start * mmap.PAGESIZE, (end - start) * mmap.PAGESIZE)
+
+    def __reduce__(self) -> tuple[type[Mappings], tuple[()]]:
+        """Leave them out of a pickle: tensors in another process lie elsewhere."""
+        return Mappings, ()
+
+
 class Tensors(dict[str, torch.Tensor]):
     """Tensors by name, and where they come from."""
 
-    mappings: tuple[mmap.mmap, ...] = ()
-    """The file mappings that they lie in; none if they have memory of their own."""
+    mappings: Mappings = Mappings()
     member: str = WEIGHTS
     """The file that has them, for messages."""
     quantized: bool = False
     """Whether the weights of matrix products are int8, each with a tensor of scales."""
-
-    def release(self) -> None:
-        """Give the mappings' resident pages back to the kernel; they are read again when they are used again."""
-        for mapping in self.mappings:
-            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def read_weights(path: Path) -> Tensors:
@@ -60,7 +76,7 @@ def read_weights(path: Path) -> Tensors:
         storages = {key: (start + offset, length) for key, (offset, length) in records.items()}
         weights = TensorUnpickler(pickled, buffer, storages).load()
         tensors = _check_tensors(weights, size)
-    tensors.mappings = (buffer,) if is_mapped else ()
+    tensors.mappings = Mappings([buffer] if is_mapped else [])
     return tensors
 
 
@@ -188,7 +204,7 @@ class Weights:
 
     def release(self) -> None:
         """Let the kernel drop the pages that were read, so that copied weights are not held twice."""
-        self.tensors.release()
+        self.tensors.mappings.release()
 
     def check_all_taken(self) -> None:
         """Raise SetupError if there are tensors that no layer asked for."""

@@ -7,15 +7,18 @@ switches of the device are set before its first operator.  This process loads no
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, BinaryIO
 
+from .. import __version__
 from ..benchmark.startup import child_process, command
 from ..checkpoint.hub import find_checkpoint
 from ..checkpoint.published import is_published
@@ -72,13 +75,20 @@ def accept(folder: str, options: Options, console: Console) -> int:
     The exit code is 0, or 1 if a step found something wrong.  An interruption keeps what is complete.
     """
     make_report_folder(folder, "--acceptance")
+    began = datetime.now(timezone.utc)
+    planned = list(steps(options, Path(folder)))
     outcomes: list[Outcome] = []
     try:
-        for step in steps(options, Path(folder)):
-            console.notify(f"{step.name} ... (messages: {Path(folder, step.name)}.log)")
+        for number, step in enumerate(planned, 1):
+            console.notify(f"{number} of {len(planned)}: {step.name} ... (messages: {Path(folder, step.name)}.log)")
             outcomes.append(_run(step, options, Path(folder)))
     finally:
-        document = {"steps": [asdict(outcome) for outcome in outcomes]}
+        document = {
+            "nemotron_npu": __version__,
+            "began": began.isoformat(timespec="seconds"),
+            "device": options.device.device,
+            "steps": [asdict(outcome) for outcome in outcomes],
+        }
         write_file(Path(folder, SUMMARY), encode(dump(document, indent=1) + "\n"))
         rows = [(outcome.name, outcome.result, f"{outcome.seconds:,.0f} s") for outcome in outcomes]
         console.result(format_table(rows, left=2, title=f"Acceptance of {options.device.device or 'this machine'}"))
@@ -130,11 +140,15 @@ def _run(step: Step, options: Options, folder: Path) -> Outcome:
         words += ["--device", options.device.device]
     if options.model_path:
         words += ["--model_path", options.model_path]
+    environ = dict(os.environ)
+    if "--graph" in step.options:  # a setting that is advised without graphs excludes them
+        for name in _traits(options.device.device).no_graph_with:
+            environ.pop(name, None)
     began = time.monotonic()
     exit_code: int | None = None
     with _new(folder / f"{step.name}.txt") as table, _new(folder / f"{step.name}.log") as log:
         try:
-            with child_process(words, table, log) as child:
+            with child_process(words, table, log, environ) as child:
                 exit_code = child.wait(STEP_SECONDS)
         except subprocess.TimeoutExpired:
             pass

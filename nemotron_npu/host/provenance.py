@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 import sys
@@ -10,11 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import without_password
 from . import ascend
 from .packages import installed
 
 PACKAGES = {"torch": "torch", "nemo": "nemo-toolkit", "numpy": "numpy", "soxr": "soxr"}
+SETTINGS = ("TASK_QUEUE_ENABLE", "CPU_AFFINITY_CONF", "PYTORCH_NPU_ALLOC_CONF", "ASCEND_RT_VISIBLE_DEVICES")
+"""Environment variables that change what an NPU gives: named where they are set."""
 BLOCK_BYTES = 1 << 22  # read and hashed in one step
 
 
@@ -25,6 +29,7 @@ def environment(checkpoint: Path, instructions: str | None = None) -> dict[str, 
     The version of a package that is missing is None.
     """
     found: dict[str, Any] = {
+        "nemotron_npu": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor(),
@@ -38,6 +43,7 @@ def environment(checkpoint: Path, instructions: str | None = None) -> dict[str, 
     found["npu_driver"] = ascend.driver_version()
     if instructions is not None:
         found["instructions"] = instructions
+    found |= {name: os.environ[name] for name in SETTINGS if name in os.environ}
     found["threads"] = torch.get_num_threads() if torch else None
     found["model_sha256"] = sha256(checkpoint)
     found["command"] = [without_password(argument) for argument in sys.argv]

@@ -12,6 +12,14 @@ from .stages import LockstepRun, stage_names
 from .tokens import BINS
 
 TRACE_POINTS = 400  # maximum number of points of an error over time
+SWITCHES = {"allow_hf32": "HF32 or TF32 allowed", "npu_fused": "fused operators"}
+"""Words for what a candidate may be asked for."""
+
+
+def describe(candidate: dict) -> str:
+    """Return a name of the candidate: ``npu:0 (native, float32, HF32 or TF32 allowed)``."""
+    switches = [words for switch, words in SWITCHES.items() if candidate.get(switch)]
+    return f"{candidate['device']} ({', '.join([candidate['engine'], candidate['dtype'], *switches])})"
 
 
 def run_as_dict(total: LockstepRun, shown: LockstepRun, audio: str) -> dict:

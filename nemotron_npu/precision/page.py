@@ -16,6 +16,7 @@ import numpy as np
 
 from ..checkpoint.published import PUBLISHED as PUBLISHED_CHECKPOINTS
 from ..errors import printable
+from .document import SWITCHES, describe
 from .figures import Drawing, draw_difference, draw_margins, draw_stages, draw_time
 from .guide import PUBLISHED, PUBLISHED_HEAD
 from .probes import CACHES
@@ -26,8 +27,7 @@ TEMPLATES = jinja2.Environment(
 )
 LABELS = {
     "device_name": "device name",
-    "allow_hf32": "HF32 or TF32 allowed",
-    "npu_fused": "fused operators",
+    **SWITCHES,
     "device_settings": "device settings",
     "chunk_ms": "chunk, ms",
     "boost_words": "boosted phrases",
@@ -61,8 +61,7 @@ def render(document: dict, pictures: dict[str, list[np.ndarray]]) -> str:
     context: dict[str, Any] = {
         "verdict": document["verdict"],
         "candidate": candidate,
-        "title": f"{candidate['device']} ({candidate['engine']}, {candidate['dtype']}) against stock NeMo on the CPU "
-        f"({document['reference']['dtype']})",
+        "title": f"{describe(candidate)} against stock NeMo on the CPU ({document['reference']['dtype']})",
         "subtitle": f"{candidate['device_name']} · {_file_name(candidate['model'])} · {count:,} {recordings}, "
         f"{document['seconds']:,.1f} s",
         "explanation": document["explanation"],

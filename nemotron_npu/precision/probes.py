@@ -158,12 +158,9 @@ class NativeProbe:
     def predict(self, ids: list[int]) -> torch.Tensor:
         """See ``Probe``."""
         decoder = self.recognizer.decoder
-        state = decoder.new_state(1)
-        outputs = [state.hidden[-1]]
-        for token in ids:
-            decoder.advance(state, torch.tensor([token], device=decoder.device))
-            outputs.append(state.hidden[-1])
-        return torch.cat(outputs).float().cpu()
+        state = decoder.zero_state()
+        inputs = torch.tensor([decoder.blank, *ids], device=decoder.device)
+        return torch.cat([decoder.advance(state, token) for token in inputs.split(1)]).float().cpu()
 
     @torch.inference_mode()
     def joint(
@@ -174,7 +171,7 @@ class NativeProbe:
         block = self.encoder.largest_block or len(encoded)  # the decoder gets the same blocks in use
         blocks = encoded.to(decoder.device).split(block)
         enc = torch.cat([decoder.encoder_projection(part.contiguous()) for part in blocks])
-        pred = decoder.prediction_projection(predicted.to(decoder.device))
+        pred = decoder.products[-1](predicted.to(decoder.device))[:, 4 * decoder.width :]
         for f, u in zip(_split(frames), _split(symbols), strict=True):
             hidden = decoder.activation(enc[f.to(decoder.device)] + pred[u.to(decoder.device)])
             logits = decoder.output(hidden)

@@ -6,7 +6,7 @@ import math
 
 from ..host.table import format_table
 from .compare import Precision
-from .document import drift
+from .document import describe, drift
 from .probes import CACHES
 from .stages import LockstepRun, Repeat, stage_names
 from .tokens import Decisions
@@ -22,11 +22,7 @@ def format_precision(precision: Precision, candidate: dict) -> str:
     whole = precision.totals["recording"]
     count = len(precision.recordings)
     audio = precision.recordings[0]["audio"] if count == 1 else f"{count} recordings"
-    fused = ", fused operators" if candidate.get("npu_fused") else ""
-    title = (
-        f"{candidate['device']} ({candidate['engine']}, {candidate['dtype']}{fused}) against NeMo (cpu, float32), "
-        f"stage by stage: {audio}, {precision.seconds:.1f} s"
-    )
+    title = f"{describe(candidate)} against NeMo (cpu, float32), stage by stage: {audio}, {precision.seconds:.1f} s"
     streams = [(name, _stream(precision, name)) for name, total in precision.totals.items() if total.live]
     rows = [
         ("tokens", _tokens(whole.decisions)),

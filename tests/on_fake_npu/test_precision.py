@@ -101,6 +101,7 @@ def test_hf32_is_off_unless_allowed_and_then_explained(cli, tmp_path, allowed):
     convolutions = errors["subsampling"]["relative_error_percent"]
     explained = "it begins at subsampling" in out and "conv.allow_hf32 is on" in out
     assert explained == allowed == (figures["explanation"] is not None)
+    assert ("npu:0 (native, float32, HF32 or TF32 allowed) against NeMo" in out) == allowed
     page = (tmp_path / "precision.html").read_text()
     assert ("in HF32 or TF32 look like this" in page) == allowed
     if allowed:
