@@ -211,12 +211,17 @@ class OnednnLinear(QuantizedLinear):
         self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
         self.unit = torch.ones(1), torch.zeros(1, dtype=torch.long)
         """Scale and zero point of the weight."""
-        self.top, self.dtype = (127, torch.int8) if self.floor is None else (255, torch.uint8)
+        self.top, self.zero, self.dtype = (127, 0, torch.int8) if self.floor is None else (255, 0, torch.uint8)
+        if self.floor is None and not has_tiles():  # only AMX has a fast kernel for signed activations
+            self.zero, self.dtype = 128, torch.uint8
 
     def _multiply(self, x: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        quantized = (x * (self.top / largest)).round_().to(self.dtype)
+        quantized = (x * (self.top / largest)).round_()
+        if self.zero:
+            quantized.add_(self.zero)
+        levels = quantized.to(self.dtype), 1 / self.top, self.zero
         output: tuple = (1.0, 0, torch.float32, "none", [], "")
-        return torch.ops.onednn.qlinear_pointwise(quantized, 1 / self.top, 0, self.packed, *self.unit, None, *output)
+        return torch.ops.onednn.qlinear_pointwise(*levels, self.packed, *self.unit, None, *output)
 
 
 def quantize(weight: torch.Tensor) -> Quantized:

@@ -123,6 +123,19 @@ def test_int8_without_quantized_tensors_uses_onednn(monkeypatch):
         assert isinstance(make_linear(torch.ones(4, 4), None, "int8"), OnednnLinear)
 
 
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.skipif("int8" not in OFFERED, reason="int8 needs x86")
+def test_onednn_gets_signed_activations_for_amx_alone(tiles, monkeypatch):
+    """Elsewhere its kernel for them takes 100 times as long; the sums are the same."""
+    monkeypatch.setattr(linear, "has_tiles", lambda: tiles)
+    weight, x = torch.randn(64, 96), torch.randn(5, 96)
+    layer = OnednnLinear(quantize(weight), None, 1.0, None)
+    assert layer.dtype == (torch.int8 if tiles else torch.uint8)
+    exact = (x * (127 / x.abs().amax(1, keepdim=True))).round() @ quantize(weight).levels.float().t()
+    expected = exact / 127 * x.abs().amax(1, keepdim=True) * quantize(weight).scales
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("chunk_ms", [80, 1120])
 @pytest.mark.parametrize("dtype", [dtype for dtype in BOUNDS if dtype in OFFERED])
 def test_cheaper_dtype_transcribes_the_same_words(dtype, chunk_ms):
