@@ -46,7 +46,7 @@ class HasBlocks(Protocol):
 
 @dataclass(frozen=True)
 class Selection:
-    """What is taken of a file's audio."""
+    """The part of a file's audio to read."""
 
     channel: int | None = None
     """From 1 on; None averages all."""
@@ -114,7 +114,7 @@ def blocks(source: Source) -> Iterator[np.ndarray]:
 def to_samples(audio: Samples) -> np.ndarray:
     """Return audio as the model takes it: float32 [samples]; int16 is divided by 32768.
 
-    Raises TypeError, which names the type, the shape or the level, for anything else.
+    For anything else, raises TypeError that names the type, the shape or the level.
     """
     given = audio.detach().cpu().numpy() if hasattr(audio, "detach") else audio
     if not isinstance(given, np.ndarray):
@@ -291,13 +291,13 @@ def check_samples(samples: np.ndarray, name: str) -> None:
 
 
 def no_track(name: str, track: int) -> ForeignFormat:
-    """Return the error for audio that has one track, as far as libsndfile knows."""
+    """Return the error for a track of a file that has only one."""
     return ForeignFormat(name, f"no audio track {track}: it has 1")
 
 
 @contextmanager
 def _open_sound(path: str, track: int) -> Iterator[AudioFile]:
-    """Open a file by libsndfile, which knows one track only.  Raises InputError."""
+    """Open a file with libsndfile, which supports one track only.  Raises InputError."""
     with open_audio(path) as file:
         if track > 1:  # Ogg may have others
             raise no_track(path, track)
@@ -341,7 +341,7 @@ def _past_the_end(name: str, offset: float, seconds: float) -> InputError:
 
 
 def _max_frames(duration: float | None, rate: int) -> float:
-    """Return the number of samples in ``duration`` (s); infinity where all are wanted."""
+    """Return the number of samples in ``duration`` (s); infinity for all."""
     frames = duration * rate if duration else math.inf
     return int(frames) if frames < UNKNOWN_FRAMES else math.inf
 

@@ -26,7 +26,7 @@ ARROW = re.compile("--+>")
 
 @dataclass(frozen=True)
 class Result:
-    """What a format can make use of."""
+    """The data that a format can use."""
 
     recording: Recording
     transcript: Transcript
@@ -52,9 +52,9 @@ class Format:
     subtitles: bool = False
     """Whether it has cues, and ``Result.layout`` applies."""
     live: bool = False
-    """Whether it is one of live streams alone: its lines come while the stream goes on, and ``render`` is the last."""
+    """Whether it is for live streams only: its lines are written while the stream runs, and ``render`` is the last."""
     tables: str | None = None
-    """How tables of figures fit in on stdout: as ``text``, as ``json`` lines, or not at all."""
+    """How tables of figures are written to stdout: as ``text``, as ``json`` lines, or not at all."""
 
 
 def to_text(transcript: Transcript) -> str:

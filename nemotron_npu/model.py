@@ -62,7 +62,7 @@ class Step(NamedTuple):
     """float32 [slots, frames * factor, mels], on the encoder's device."""
     state: EncoderState
     ends: list[int | None]
-    """Of each slot, the number of features of its recording if it ends in this step; else None."""
+    """For each slot, the number of features of its recording if it ends in this step; else None."""
 
 
 class Model:
@@ -70,15 +70,15 @@ class Model:
 
     Parameters
     ----------
-    path : a ``.nemo`` file.
+    path : the checkpoint: a ``.nemo`` file, a folder or a file of ``--save``.
     device : device of the encoder, a torch.device or ``"npu:0"``, ``"cuda:0"``, ``"cpu"``.  Log-mel features are
         computed on the CPU.
     options : chunk length, dtype, decoder device, graph capture and block length; ``options.engine`` is ignored.
-    announce : called with one line when a part of the checkpoint is left out, when it asks for another decoding than
-        greedy, when memory has run out and smaller batches or blocks follow, and about graph capture.
+    announce : called with one line if a part of the checkpoint is left out, if its decoding is not greedy, if memory
+        has run out and smaller batches or blocks follow, and about graph capture.
 
-    Raises SetupError when the checkpoint or the device cannot be used, Unsupported when the native engine lacks a
-    feature of the checkpoint.
+    Raises SetupError if the checkpoint or the device cannot be used, Unsupported if the native engine lacks a feature
+    of the checkpoint.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Model:
         self.config = config
         self.device = device
         self.chunk_ms, context = config.choose_context(options.chunk_ms)
-        """Length of the attention chunk in milliseconds; None for a checkpoint that does not attend in chunks."""
+        """Length of the attention chunk in milliseconds; None for a checkpoint without chunked attention."""
         self.language = config.choose_language(options.language)
         """Name of the prompt in use; None for a checkpoint without prompts."""
         self.frame_seconds = config.frame_seconds
