@@ -159,6 +159,11 @@ def test_folder_without_processor_runs_at_its_default(plain):
             {"vocab_size": 1 << 31, "blank_token_id": (1 << 31) - 1},
             "vocab_size: 2147483647, which is too",
         ),
+        (
+            "config.json",
+            {"quantization_config": {"quant_method": "gptq"}},
+            "has a quantization_config .use a",
+        ),
         ("config.json", {"vocab_size": 100, "blank_token_id": 99}, "tokenizer.json: lacks token 96 of 99"),
         ("config.json", {"blank_token_id": 0}, "has blank_token_id: 0, not the last"),
         ("config.json", {"vocab_size": "many"}, "has vocab_size: many, not a count"),
@@ -199,6 +204,12 @@ def test_missing_file_is_named(folder, file):
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_one_file_of_a_folder_is_refused(folder, file):
+    with pytest.raises(SetupError, match=rf"{file}: .* one file of a model's folder .name that folder.$"):
+        read_checkpoint(folder / file)
+
+
 def packed(header, data=b"") -> bytes:
     text = json.dumps(header).encode() if not isinstance(header, bytes) else header
     return struct.pack("<Q", len(text)) + text + data
@@ -219,7 +230,7 @@ def entry(shape, begin, end, dtype="F32"):
         (packed({"a": entry([-2, -2], 0, 16)}, bytes(16)), "makes no sense"),
         (packed({"a": entry([1 << 47, 1 << 47], 0, 16)}, bytes(16)), "makes no sense"),
         (packed({"a": entry([4], 16, 0)}, bytes(16)), "makes no sense"),
-        (packed({"a": entry([4], 0, 16, "F4")}, bytes(16)), "makes no sense"),
+        (packed({"a": entry([4], 0, 16, "F8_E4M3")}, bytes(16)), "has 'a' in F8_E4M3 .use a checkpoint in float32"),
         (packed({"a": entry([4], 0, 16, ["F32"])}, bytes(16)), "makes no sense"),
         (packed({"a": 3}), "makes no sense"),
         (packed({str(i): entry([256], 0, 1024) for i in range(200)}, bytes(1024)), "the same bytes many names"),

@@ -30,7 +30,7 @@ MAX_EXPANSION = 8  # times its size that a gzipped archive may unpack to: weight
 SPARE_BYTES = 16 << 20  # on top of that
 
 FILE_TYPES = {
-    stat.S_IFDIR: ("is a directory", "name the .nemo file in it"),
+    stat.S_IFDIR: ("is a directory without model_config.yaml or config.json", "name the .nemo file in it"),
     stat.S_IFIFO: ("is a named pipe", "weights are read in place: save it to a file first"),
     stat.S_IFCHR: ("is a device, not a file", ""),
     stat.S_IFBLK: ("is a device, not a file", ""),
@@ -40,17 +40,21 @@ CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
 PORTED_CONFIG = "config.json"  # of a model of transformers
 SAVED_CONFIG = "model_config.json"  # in a file that --save has written
+PARTS = (".yaml", ".ckpt", ".json", ".safetensors", ".model", ".vocab", ".txt")  # of a folder with a model
 SAVED_MARK = b'{"__metadata__":{"nemotron_npu":'  # its header starts with it, and the format's version
 SAVED_START = SAVED_MARK + b'"1"'
 NAME_NEMO = "name the .nemo file"
+UNPACK = "unpack it first: NeMo supports gzip only"
 OTHER_FORMATS = (  # first bytes of what else is found under the name of a checkpoint
     (b"version https://git-lfs", "it is a Git LFS pointer", "fetch the file itself with git lfs pull"),
     (b"PK\3\4", "it is a zip archive, as a .ckpt or .pt is", NAME_NEMO),
     (b"\x80\2", "it is a pickle, as an old .ckpt or .pt is", NAME_NEMO),
     (b"GGUF", "it is a .gguf file, for programs built on ggml", NAME_NEMO),
     (b"<", "it is a web page", "download it again, logged in where that is needed"),
-    (b"BZh", "it is compressed with bzip2", "unpack it first: NeMo supports gzip only"),
-    (b"\xfd7zXZ", "it is compressed with xz", "unpack it first: NeMo supports gzip only"),
+    (b"IMOD", "it is an .om file, compiled for an NPU", NAME_NEMO),
+    (b"BZh", "it is compressed with bzip2", UNPACK),
+    (b"\xfd7zXZ", "it is compressed with xz", UNPACK),
+    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd", UNPACK),
 )
 SAFETENSORS = re.compile(rb".{3}\0{5}\{", re.DOTALL)  # the length of a header of less than 16 MB, and its start
 ONNX = re.compile(rb"\x08[\x03-\x20][\x12\x1a\x22\x3a\x42]")  # ir_version, and the tag of another field
@@ -119,6 +123,8 @@ def _open_file(path: Path) -> BinaryIO:
 def _unknown_format(path: Path, start: bytes) -> SetupError:
     if start[LENGTH:].startswith(SAVED_MARK):
         return not_a_checkpoint(path, "it was saved by a later version", "update this program")
+    if path.suffix in PARTS and (is_folder(path.parent) or is_ported(path.parent)):
+        return not_a_checkpoint(path, "it is one file of a model's folder", "name that folder")
     if SAFETENSORS.match(start):
         return not_a_checkpoint(path, "it is a .safetensors file: weights without the rest", NAME_NEMO)
     if ONNX.match(start):

@@ -8,6 +8,7 @@ from ..errors import SetupError
 
 AGAIN = "download it again"
 UNSAFE = "not safe to load"
+NOT_FLOATS = "use a checkpoint in float32, float16 or bfloat16"
 STRANGER = "it belongs to another checkpoint"
 
 

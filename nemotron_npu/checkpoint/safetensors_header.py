@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any, BinaryIO, NamedTuple
 
+from ..errors import shown
 from .json_file import parse_json
-from .refusal import AGAIN, UNSAFE, Refusal
+from .refusal import AGAIN, NOT_FLOATS, UNSAFE, Refusal
 
 MAX_HEADER = 16 << 20  # bytes; that of 700 tensors has 0.1 MB
 LENGTH = 8  # bytes of the header's length
@@ -51,9 +52,11 @@ def read_header(file: BinaryIO) -> dict[str, Entry]:
 def _checked(name: str, values: object) -> tuple[str, list[int], int, int]:
     """Return the dtype, shape and ends of a tensor; raise Refusal where they make no sense."""
     broken = Refusal(f"describes {name[:100]!r} in a way that makes no sense")
-    if not isinstance(values, dict) or values.get("dtype") not in list(SIZES):
+    if not isinstance(values, dict) or not isinstance(values.get("dtype"), str):
         raise broken
     dtype = values["dtype"]
+    if dtype not in SIZES:
+        raise Refusal(f"has {name[:100]!r} in {shown(dtype)}", NOT_FLOATS)
     shape: Any = values.get("shape")
     ends: Any = values.get("data_offsets")
     if not _are_counts(shape) or not _are_counts(ends) or len(ends) != 2:

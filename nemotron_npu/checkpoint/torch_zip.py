@@ -13,6 +13,7 @@ from ..errors import SetupError, shown
 from .archive import WEIGHTS
 from .refusal import AGAIN, UNSAFE, Refusal
 
+OLD_START = b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of torch's first magic number
 MAX_PICKLE = 2 << 20  # bytes; 618 million parameters are listed in 126,108
 MAX_DIRECTORY = 4 << 20  # bytes of the zip's list of records; that of the same checkpoint has 52,000
 LOCAL_HEADER = 30  # bytes (PKWARE APPNOTE, 4.3.7), then the name and its padding
@@ -94,7 +95,7 @@ def read_checksums(window: Window) -> list[tuple[str, int, int]]:
 
     The checksums are 0 where torch was told to compute none.
     """
-    with zipfile.ZipFile(cast("IO[bytes]", window)) as archive:
+    with _opened(window) as archive:
         records = [(info.filename.partition("/")[2], info.file_size, info.CRC) for info in archive.infolist()]
     return sorted(record for record in records if record[0].startswith("data"))
 
@@ -119,10 +120,16 @@ def read_records(window: Window) -> tuple[bytes, Storages]:
     return pickled, storages
 
 
+def _opened(window: Window) -> zipfile.ZipFile:
+    if window.part(0, min(len(OLD_START), window.size)) == OLD_START:
+        raise Refusal("is in the format of torch before 1.6", "save it again with a newer torch or NeMo")
+    return zipfile.ZipFile(cast("IO[bytes]", window))
+
+
 def _find_records(window: Window) -> dict[str, tuple[int, int]]:
     """Return (offset, bytes) of each record by its name, without the archive's own name before it."""
     records: dict[str, tuple[int, int]] = {}
-    with zipfile.ZipFile(cast("IO[bytes]", window)) as archive:
+    with _opened(window) as archive:
         for info in archive.infolist():
             _, _, name = info.filename.partition("/")  # model_weights/data/0
             if name in records:

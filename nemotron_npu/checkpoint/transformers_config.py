@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import shown
 from .archive import PORTED_CONFIG, read_member
 from .json_file import parse_json
-from .refusal import UNSAFE, Refusal
+from .refusal import NOT_FLOATS, UNSAFE, Refusal
 
 PROCESSOR = "processor_config.json"
 TOKENIZER = "tokenizer.json"
@@ -39,6 +39,8 @@ def nemo_values(path: Path) -> dict[str, Any]:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in MODELS:
         raise Refusal(f"has the model_type {shown(kind)}", f"supported: {', '.join(MODELS)}")
+    if config.get("quantization_config"):
+        raise Refusal("has a quantization_config", NOT_FLOATS)
     processor = parse_json(read_member(path, PROCESSOR, MAX_BYTES)) if os.path.lexists(path / PROCESSOR) else {}
     encoder = _mapping(config, "encoder_config")
     width = _integer(config, "decoder_hidden_size", 640)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..errors import shown
-from .refusal import UNSAFE, Refusal
+from .refusal import NOT_FLOATS, UNSAFE, Refusal
 from .torch_zip import Buffer, Storages
 
 MAX_DIMENSIONS = 8
@@ -73,7 +73,9 @@ class TensorUnpickler:
         if known is not None:
             return known
         if module == "torch" and isinstance(name, str) and name.endswith("Storage"):
-            raise Refusal(f"has tensors of torch.{shown(name)}", "supported: real numbers of up to 64 bits")
+            raise Refusal(f"has tensors of torch.{shown(name)}", NOT_FLOATS)
+        if module == "torch._utils" and isinstance(name, str) and name.startswith("_rebuild_"):
+            raise Refusal(f"has quantized, 8-bit, sparse or empty tensors (torch._utils.{shown(name)})", NOT_FLOATS)
         raise Refusal(f"names {shown(module)}.{shown(name)}", ONLY_TENSORS)
 
     def persistent_load(self, reference: object) -> torch.Tensor:

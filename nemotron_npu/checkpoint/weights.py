@@ -11,7 +11,7 @@ import torch
 
 from ..errors import SetupError, shown
 from .archive import WEIGHTS, Member, is_gzipped, opened_weights, read_into
-from .refusal import AGAIN, UNSAFE, Refusal
+from .refusal import AGAIN, NOT_FLOATS, UNSAFE, Refusal
 from .torch_zip import Window, read_records, reading_zip
 from .unpickler import TensorUnpickler
 
@@ -117,7 +117,7 @@ def check_floats(name: str, tensor: torch.Tensor, shape: Sequence[int | None], m
     """Raise SetupError unless ``tensor`` has floats in this shape; None stands for any length."""
     if not tensor.is_floating_point():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        raise SetupError(member, f"{shown(name)} has dtype {dtype}, not a float", AGAIN)
+        raise SetupError(member, f"{shown(name)} has dtype {dtype}, not a float", NOT_FLOATS)
     check_shape(name, tensor, shape, member)
 
 
