@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from nemotron_npu.precision.document import factor
 from nemotron_npu.precision.figures import draw_difference, draw_margins, draw_stages, draw_time
+from nemotron_npu.precision.stages import Picture
 
 
 def stage(name, percent, verdict="PASSED"):
@@ -45,15 +47,26 @@ def test_many_layers_have_few_labels():
 
 def test_figures_without_differences_say_so():
     """Equal sides have no heat map, an empty time line and no margins."""
-    assert "equal" in draw_difference("log-mel", [np.zeros((4, 8), np.float32)], 1.0).note
+    assert "equal" in draw_difference("log-mel", Picture(8, [np.zeros((4, 8), np.float32)]), 1.0).note
     run = {"live": False, "error_over_time": {"seconds": [0.0], "percent": [0.0]}}
     assert draw_time({"recording": run}).svg.startswith("<svg role=")
     assert draw_margins({"edges": [1e-3, 1e-2], "margins": [0, 0, 0], "errors": [0, 0, 0]}) is None
 
 
+def test_pooled_channels_have_their_own_numbers():
+    """The axis of a heat map counts the channels of the stage, not the rows that they are pooled to."""
+    rows = np.random.default_rng(0).random((30, 128), np.float32)
+    assert "1000" in texts(draw_difference("encoder output", Picture(1024, [rows]), 1.0).svg)
+
+
+def test_a_small_factor_is_not_rounded_to_1():
+    """A decision that is safe by a factor of 1.36 is not called safe by a factor of 1."""
+    assert [factor(value) for value in (1.36, 9.9, 47.2, 14736.4)] == ["1.4", "9.9", "47", "14,736"]
+
+
 def test_figures_of_a_page_have_different_ids():
     """No id occurs twice on a page, since a browser resolves each to the first."""
-    picture = [np.random.default_rng(0).random((30, 8), np.float32)]
+    picture = Picture(8, [np.random.default_rng(0).random((30, 8), np.float32)])
     drawings = [
         draw_stages([stage("log-mel", 0.1)], {"encoder": 1.0, "alone": 0.1}),
         draw_time({"recording": {"live": False, "error_over_time": {"seconds": [0.0, 0.1], "percent": [0.1, 0.2]}}}),

@@ -29,7 +29,7 @@ from .hf32 import explain_float32
 from .lockstep import Probes, Sample, run_lockstep
 from .metrics import verdict
 from .probes import NemoProbe, make_probe
-from .stages import Failure, LockstepRun
+from .stages import Failure, LockstepRun, Picture
 from .tolerances import TOLERANCES, Tolerances
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Precision:
         self.missing.append(Failure("recording", " ".join(reason.split()), audio))
 
     @property
-    def pictures(self) -> dict[str, list[np.ndarray]]:
+    def pictures(self) -> dict[str, Picture]:
         """Differences of the recording in the figures, by stage; see ``LockstepRun.pictures``."""
         return self.shown.runs["recording"].pictures if self.shown else {}
 

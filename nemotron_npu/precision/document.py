@@ -22,6 +22,11 @@ def describe(candidate: dict) -> str:
     return f"{candidate['device']} ({', '.join([candidate['engine'], candidate['dtype'], *switches])})"
 
 
+def factor(value: float) -> str:
+    """Return a factor of 1 or more in words: a factor of 1.4 is not "1"."""
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
+
+
 def run_as_dict(total: LockstepRun, shown: LockstepRun, audio: str) -> dict:
     """Return all recordings of one way; ``shown`` is the same way of the recording ``audio``, for the figures."""
     repeated = None

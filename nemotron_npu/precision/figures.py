@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from .probes import CACHES
+from .stages import Picture
 
 WIDTH, HEIGHT, HEAT_HEIGHT = 480, 290, 210  # in units of the SVG, which the page scales
 FONT_SIZE = 13
@@ -74,7 +75,7 @@ def draw_stages(stages: list[dict], bounds: dict[str, float]) -> Drawing:
             _draw_stage_errors(axes, rows, way, color)
         _draw_tolerances(axes, bounds["encoder"], bounds["alone"])
         ticks = _stage_ticks([row["stage"] for row in rows])
-        axes.set_xticks([index for index, _ in ticks], [name for _, name in ticks], rotation=40, ha="right")
+        axes.set_xticks([index for index, _ in ticks], [name for _, name in ticks], rotation=90)
         note = "Relative error, whole recordings. Dashed lines: tolerances. Red ring: the stage exceeds its tolerance."
         legend = [("--one", "accumulated"), ("--two", "alone, given the reference's input")]
         return Drawing("Error by stage", note, _svg(figure, "Relative error by stage, accumulated and alone"), legend)
@@ -187,9 +188,9 @@ def draw_margins(histogram: dict[str, list]) -> Drawing | None:
         return Drawing("Margins against errors", note, svg, legend)
 
 
-def draw_difference(stage: str, blocks: Sequence[np.ndarray], seconds: float) -> Drawing:
-    """Draw |candidate - reference|, a float32 [frames, channels] of each block, as a heat map over time."""
-    picture = _shrink(np.concatenate(blocks).T)  # [channels, frames]
+def draw_difference(stage: str, difference: Picture, seconds: float) -> Drawing:
+    """Draw |candidate - reference| as a heat map over time."""
+    picture = _shrink(np.concatenate(difference.blocks).T)  # [rows, frames]
     title = f"Difference of the {stage}"
     note = "|candidate - reference| over time."
     largest = float(picture.max())
@@ -207,7 +208,7 @@ def draw_difference(stage: str, blocks: Sequence[np.ndarray], seconds: float) ->
             origin="lower",
             aspect="auto",
             interpolation="none",
-            extent=(0, max(seconds, 1e-3), 0, len(picture)),
+            extent=(0, max(seconds, 1e-3), 0, difference.channels),
         )
         bar = figure.colorbar(image, ax=axes, pad=0.02, format=lambda value, _: _power(value))
         bar.outline.set_visible(False)

@@ -12,14 +12,14 @@ from pathlib import PurePath
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from ..checkpoint.published import PUBLISHED as PUBLISHED_CHECKPOINTS
 from ..errors import printable
-from .document import SWITCHES, describe
+from .document import SWITCHES, describe, factor
 from .figures import Drawing, draw_difference, draw_margins, draw_stages, draw_time
 from .guide import PUBLISHED, PUBLISHED_HEAD
 from .probes import CACHES
+from .stages import Picture
 
 MAX_RECORDINGS = 500  # rows of the table of recordings
 TEMPLATES = jinja2.Environment(
@@ -53,7 +53,7 @@ RECORDING_HEAD = (
 )
 
 
-def render(document: dict, pictures: dict[str, list[np.ndarray]]) -> str:
+def render(document: dict, pictures: dict[str, Picture]) -> str:
     """Return the page of a ``precision.json`` document and of the differences in its figures."""
     runs, candidate = document["walks"], document["candidate"]
     count = len(document["recordings"])
@@ -82,13 +82,13 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> dict | None:
     return {"head": head, "rows": rows} if rows else None
 
 
-def _figures(document: dict, pictures: dict[str, list[np.ndarray]]) -> list[Drawing]:
+def _figures(document: dict, pictures: dict[str, Picture]) -> list[Drawing]:
     runs = document["walks"]
     if not runs:
         return []
     recording = runs["recording"]
     seconds = (recording["error_over_time"]["seconds"] or [0])[-1]
-    of_shown = [draw_difference(stage, blocks, seconds) for stage, blocks in pictures.items() if blocks]
+    of_shown = [draw_difference(stage, picture, seconds) for stage, picture in pictures.items()]
     time = draw_time(runs)
     audio = _file_name(recording["error_over_time"]["audio"])
     for drawing in (time, *of_shown):
@@ -104,7 +104,7 @@ def _tiles(run: dict) -> list[tuple[str, str]]:
     outputs = [row["accumulated"] for row in run["stages"] if row["stage"] == "encoder output"]
     reach = "decisions within reach of the error"
     if d["safety"] and d["safety"] > 1 and math.isfinite(d["safety"]):
-        reach += f"; the others are safe by a factor of {d['safety']:,.0f} or more"
+        reach += f"; the others are safe by a factor of {factor(d['safety'])} or more"
     differing = [side for side, repeat in run["repeated"].items() if repeat["stage"]]
     sides = " and ".join(differing) or "each side, difference"
     tiles = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -99,6 +100,15 @@ class Failure:
         return f"{line} in {self.audio}" if self.audio else line
 
 
+class Picture(NamedTuple):
+    """|candidate - reference| of a stage of one recording."""
+
+    channels: int
+    """Of the stage's output."""
+    blocks: list[np.ndarray]
+    """Float32 [frames, rows] of each block: the channels, pooled to ``PICTURE_ROWS`` by their maximum."""
+
+
 @dataclass
 class LockstepRun:
     """The figures of recordings that both sides processed in one way: whole, or as streams of one chunk length."""
@@ -120,9 +130,8 @@ class LockstepRun:
     """Describes two different numbers of feature frames."""
     failed: list[Failure] = field(default_factory=list)
     """The ``stage_failures`` of each absorbed recording."""
-    pictures: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """|candidate - reference| of log-mel and encoder output, a float32 [frames, channels] of each block of one
-    recording.  Channels are pooled to ``PICTURE_ROWS`` by their maximum."""
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    """|candidate - reference| of log-mel and encoder output of one recording."""
 
     def __post_init__(self) -> None:
         self.accumulated = StageTallies(self.tolerances, alone=False)
@@ -153,7 +162,8 @@ class LockstepRun:
         pooled = difference.abs().nan_to_num(0.0, 0.0, 0.0)
         if pooled.shape[1] > PICTURE_ROWS:
             pooled = torch.nn.functional.adaptive_max_pool1d(pooled[None], PICTURE_ROWS)[0]
-        self.pictures.setdefault(stage, []).append(pooled.float().numpy())
+        picture = self.pictures.setdefault(stage, Picture(difference.shape[1], []))
+        picture.blocks.append(pooled.float().numpy())
 
     def stage_failures(self) -> list[Failure]:
         """Return the stages of one recording that exceed, in the order in which audio passes them."""

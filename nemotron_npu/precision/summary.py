@@ -6,7 +6,7 @@ import math
 
 from ..host.table import format_table
 from .compare import Precision
-from .document import describe, drift
+from .document import describe, drift, factor
 from .probes import CACHES
 from .stages import LockstepRun, Repeat, stage_names
 from .tokens import Decisions
@@ -80,7 +80,7 @@ def _safety(d: Decisions) -> str:
     line = f"smallest margin {d.smallest_margin:.2g} nats, largest joint error {d.largest_error:.2g}"
     if d.undecided:
         return f"{line}: {d.undecided:,} of {d.steps:,} decisions within reach of it"
-    return f"{line}: safe by a factor of {d.safety:,.0f}" if math.isfinite(d.safety) else line
+    return f"{line}: safe by a factor of {factor(d.safety)}" if math.isfinite(d.safety) else line
 
 
 def _words(d: Decisions) -> str:
