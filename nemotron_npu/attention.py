@@ -58,7 +58,11 @@ class RelativeAttention:
         """Columns in the order [head, part, head_width], so that slots and heads are one dimension of a slice."""
         self.bias_uv = uv.transpose(0, 1).reshape(2, 1, 1, heads, self.head_width)
         """``pos_bias_u`` and ``pos_bias_v``."""
-        self.position = load.weights("self_attn.linear_pos.weight", width, width)
+        position = load.matrix("self_attn.linear_pos", width, width)
+        self.position_scales: torch.Tensor | float = 1.0
+        if isinstance(position, Quantized):
+            position, self.position_scales = position
+        self.position = position
         self.out = load.linear("self_attn.linear_out", (width, width))
 
     def _stacked_weights(self, parts: list[torch.Tensor | Quantized]) -> torch.Tensor | Quantized:
@@ -161,9 +165,11 @@ class RelativeAttention:
     def project(self, sinusoids: torch.Tensor) -> torch.Tensor:
         """Return ``linear_pos`` of ``encode_positions``, over sqrt(head_width), [heads, head_width, positions].
 
-        It has the dtype of the weights.
+        It is computed in the dtype of the state: a product that is kept needs no fast kernel.
         """
-        projected = torch.mm(sinusoids.to(self.position.dtype), self.position.t()) * self.position_scale
+        dtype = self.bias_uv.dtype
+        projected = torch.mm(sinusoids.to(dtype), self.position.to(dtype).t())
+        projected = projected * (self.position_scales * self.position_scale)
         return projected.view(-1, self.heads, self.head_width).permute(1, 2, 0).contiguous()
 
 

@@ -66,13 +66,13 @@ def _converted(tensors: Tensors, dtype: str) -> dict[str, torch.Tensor]:
     """Return the weights as the file has them; those that stay as they are still lie in the source."""
     converted: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        is_matrix = saved.MATRICES.fullmatch(name)
-        if is_matrix and dtype == "int8":
+        stored = saved.stored_dtype(name, dtype)
+        if stored == "int8":
             levels, scales = quantize(tensor.float().view(len(tensor), -1))
             converted[name] = levels.view(tensor.shape)
             converted[name + SCALES] = scales
         elif tensor.is_floating_point():
-            converted[name] = tensor.to(getattr(torch, dtype) if is_matrix else torch.float32)
+            converted[name] = tensor.to(getattr(torch, stored))
         else:
             converted[name] = tensor
         tensors.mappings.release()

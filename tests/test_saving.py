@@ -29,6 +29,7 @@ from nemotron_npu.saving import METADATA, save_checkpoint, write_safetensors
 CPU = torch.device("cpu")
 OFFERED = dtypes.offered_dtypes(CPU)
 DTYPES = ["float32", "bfloat16", "int8"]
+POSITION = "encoder.layers.0.self_attn.linear_pos.weight"
 FEED = "encoder.layers.0.feed_forward1.linear1.weight"
 SOURCES = {"demo": DEMO, "prompted": DATA / "prompted.nemo", "transformers": FOLDERS / "prompted"}
 
@@ -104,6 +105,7 @@ def test_int8_file_has_bounded_pairs_and_scales(saved):
     tensors = read_checkpoint(saved("int8")).tensors
     levels = [name for name, tensor in tensors.items() if tensor.dtype == torch.int8]
     assert len(levels) > 40 and all(tensors[name + SCALES].dtype == torch.float32 for name in levels)
+    assert POSITION in levels
     for name in levels:
         rows = tensors[name].int().flatten(1)
         pairs = rows[:, : rows.shape[1] // 2 * 2].unflatten(1, (-1, 2))

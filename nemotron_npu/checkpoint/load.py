@@ -52,7 +52,7 @@ def read_tensors(path: Path, config: ModelConfig) -> Tensors:
     if is_ported(path):
         return read_ported_weights(path, config.preprocessor)
     if is_saved(path):
-        return read_saved_weights(path, config.dtype)
+        return read_saved_weights(path, config.dtype or "float32")
     return read_weights(path)
 
 

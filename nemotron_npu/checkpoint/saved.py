@@ -1,8 +1,8 @@
 """The file that ``--save`` writes: config, tokenizer and weights in one dtype, as one ``.safetensors`` file.
 
-The weights of the encoder's matrix products have the dtype; all others stay float32, as they are in every dtype on a
-CPU.  In int8 each such weight has a tensor of scales beside it.  Nothing in the file depends on the CPU that wrote it,
-or on the device that will read it.
+The weights of the encoder's matrix products have the dtype, those of its positions in int8 only; all others stay
+float32, as they are in every dtype on a CPU.  In int8 each such weight has a tensor of scales beside it.  Nothing in
+the file depends on the CPU that wrote it, or on the device that will read it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,17 @@ from .weights import SCALES, Tensors
 
 TOKENIZER = "tokenizer.model"
 MATRICES = re.compile(
-    r"encoder\.(pre_encode\.out|out_proj|layers\.\d+\.(feed_forward[12]\.linear[12]|self_attn\.linear_[qkv]"
-    r"|self_attn\.linear_out|conv\.pointwise_conv[12]))\.weight"
+    r"encoder\.(pre_encode\.out|out_proj|layers\.\d+\.(feed_forward[12]\.linear[12]|self_attn\.linear_(q|k|v|out)"
+    r"|conv\.pointwise_conv[12]))\.weight"
 )
-"""Names of the weights that the encoder takes from ``LayerLoader.matrix``."""
+"""Names of the weights that the encoder packs for its matrix products."""
+POSITIONS = re.compile(r"encoder\.layers\.\d+\.self_attn\.linear_pos\.weight")
+"""Names of the weights that it multiplies in float32, once for each block size."""
+
+
+def stored_dtype(name: str, dtype: str) -> str:
+    """Return the dtype that the float weight ``name`` has in a file of ``dtype``."""
+    return dtype if MATRICES.fullmatch(name) or (dtype == "int8" and POSITIONS.fullmatch(name)) else "float32"
 
 
 def members(config: ModelConfig, dtype: str, tokenizer: bytes) -> dict[str, torch.Tensor]:
@@ -39,14 +46,14 @@ def members(config: ModelConfig, dtype: str, tokenizer: bytes) -> dict[str, torc
     return {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in files.items()}
 
 
-def read_saved_weights(path: Path, dtype: str | None) -> Tensors:
+def read_saved_weights(path: Path, dtype: str) -> Tensors:
     """Return the weights of a file that ``--save`` has written in ``dtype``, mapped; raise SetupError."""
     with opened_saved(path) as file:
         tensors = read_safetensors(file, "weights")
         for name in (SAVED_CONFIG, TOKENIZER):
             tensors.pop(name, None)
         for name, tensor in tensors.items():
-            expected = dtype if MATRICES.fullmatch(name) else "float32"
+            expected = stored_dtype(name, dtype)
             found = str(tensor.dtype).removeprefix("torch.")
             if tensor.dtype != torch.int64 and found != expected:  # the counters of batch norms are int64
                 raise Refusal(f"has {name[:100]!r} in {found}, not {expected}", "save it again")
@@ -56,4 +63,4 @@ def read_saved_weights(path: Path, dtype: str | None) -> Tensors:
 
 def is_scale(name: str) -> bool:
     """Return whether this is the name of a tensor of scales, which is no parameter."""
-    return name.endswith(SCALES) and MATRICES.fullmatch(name.removesuffix(SCALES)) is not None
+    return name.endswith(SCALES) and stored_dtype(name.removesuffix(SCALES), "int8") == "int8"
