@@ -152,6 +152,8 @@ def test_downloaded_id_needs_no_connection(find):
 def test_revision_is_downloaded_beside_the_main_branch(find):
     main, other = find("acme/voice"), find("acme/voice@v2")
     assert Path(main).read_bytes() == Path(other).read_bytes() and "0" * 40 in main and "2" * 40 in other
+    assert find("acme/voice@v2", HF_HUB_OFFLINE="1") == other
+    assert "no connection to Hugging Face" in find("acme/voice@v3", HF_HUB_OFFLINE="1")
 
 
 def test_weights_in_several_files_are_downloaded_once(find, parts):

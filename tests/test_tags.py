@@ -1,8 +1,12 @@
 """Tokens that are no text: ends of utterances and languages become events and fields of segments."""
 
+import json
 from types import SimpleNamespace
 
+import hostile_checkpoints
 import pytest
+import yaml
+from support import CLIP
 
 from nemotron_npu.formats import to_document, to_lines
 from nemotron_npu.spelling import Speller
@@ -51,6 +55,47 @@ def test_language_is_that_of_all_words_since_the_last_tag():
     ]
     languages = [event.get("language") for event in to_document(transcript)["events"]]
     assert languages == ["en-US", "zh-CN"]
+
+
+@pytest.fixture(scope="module")
+def emits_ends(tmp_path_factory):
+    """The bundled model, which says "three one four one five nine two six", with <EOU> for "four", <EOB> for "nine"."""
+    ends = {33: "<EOU>", 30: "<EOB>"}
+
+    def rename(pieces: list[bytes]) -> None:
+        for id, name in ends.items():  # a message whose first field is the name, in a message
+            body = b"\n" + bytes([len(name)]) + name.encode() + pieces[id][4 + pieces[id][3] :]
+            pieces[id] = b"\n" + bytes([len(body)]) + body
+
+    config = hostile_checkpoints.config()
+    for id, name in ends.items():
+        config["labels"][id] = config["joint"]["vocabulary"][id] = name
+    changed = {
+        hostile_checkpoints.TOKENIZER: hostile_checkpoints.other_tokenizer(rename)(),
+        hostile_checkpoints.CONFIG: yaml.safe_dump(config).encode(),
+    }
+    path = tmp_path_factory.mktemp("ends") / "ends.nemo"
+    path.write_bytes(hostile_checkpoints.packed(hostile_checkpoints.members() | changed))
+    return path
+
+
+def test_checkpoint_with_ends_splits_every_format(cli, emits_ends):
+    options = ["--model_path", emits_ends, CLIP, "--device", "cpu", "--quiet", "--output_format"]
+    code, out, _ = cli(*options, "json")
+    document = json.loads(out)
+    ends = [(s["text"], s.get("end_of_utterance"), s.get("end_of_backchannel")) for s in document["segments"]]
+    assert code == 0 and document["text"] == "three one one five two six"
+    assert ends == [(" three one", True, None), (" one five", None, True), (" two six", None, None)]
+    assert [event["event"] for event in document["events"]] == ["end_of_utterance", "end_of_backchannel"]
+    assert cli(*options, "srt")[1].splitlines()[2::4] == ["three one", "one five", "two six"]
+
+
+def test_checkpoint_with_ends_ends_utterances_of_a_stream(cli, emits_ends):
+    """<EOU> ends one without a pause, <EOB> does not."""
+    options = ["--model_path", emits_ends, "--device", "cpu", "--quiet", "--stream", CLIP, "--endpoint_ms", 0]
+    assert cli(*options)[1] == "three one\none five two six\n"
+    events = map(json.loads, cli(*options, "--output_format", "events")[1].splitlines())
+    assert [event.get("end_of_utterance") for event in events if event["type"] == "segment"] == [True, None]
 
 
 @pytest.mark.parametrize("pieces", [("<EOU>",), ("▁", "<EOU>"), ("<en-US>", "<EOU>")])
