@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
+import numpy as np
 import pytest
+import soundfile
 from support import CLIP, CLIP_WORDS, INFERENCE, assert_whole
 
 
@@ -43,6 +47,29 @@ def test_full_disk_keeps_finished_results_and_resumes(cli, clips, small_disk):
     enlarge()
     code, _, err = cli(*options, "--resume")
     assert code == 0 and f"{12 - done} done, {done} done before" in err and assert_whole(folder) == 12
+
+
+def test_full_disk_ends_live_streams_with_whole_events(cli, digits, tmp_path, small_disk):
+    """A disk that fills ends pipes with one error line; each has whole events, and --resume is not suggested."""
+    audio, rate = digits
+    soundfile.write(tmp_path / "long.wav", np.tile(audio, 9), rate)
+    data = (tmp_path / "long.wav").read_bytes()
+    pipes = [tmp_path / f"{number}.fifo" for number in range(4)]
+
+    def write(pipe) -> None:
+        with suppress(BrokenPipeError):
+            pipe.write_bytes(data)
+
+    for pipe in pipes:
+        os.mkfifo(pipe)
+        threading.Thread(target=write, args=(pipe,), daemon=True).start()
+    folder = small_disk[0] / "out"
+    code, out, err = cli("--stream", *pipes, "--output_dir", folder, "--device", "cpu")
+    assert (code, out) == (2, "") and err.splitlines()[-1].endswith("cannot be written: No space left on device")
+    assert re.search(r"4 recordings: \d done, 0 failed, \d left(;|$)", err, re.MULTILINE), err
+    for pipe in pipes:
+        text = (folder / f"{pipe.stem}.events").read_text()
+        assert text.endswith("\n") and len([json.loads(line) for line in text.splitlines()]) > 10
 
 
 def test_full_disk_leaves_no_partial_report(cli, small_disk, tmp_path):

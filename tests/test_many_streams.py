@@ -173,6 +173,17 @@ def test_more_streams_fail_than_files_may_be_open(tmp_path):
     assert len(list((tmp_path / "out").glob("*.events"))) == 100
 
 
+@pytest.mark.parametrize("soft, hard, code", [(64, 64, 2), (64, 4096, 0)])
+def test_pipes_may_need_more_open_files_than_usual(pipe, soft, hard, code):
+    """The limit of open files is raised for as many pipes as there are; where that is not allowed, one line says so."""
+    paths = [pipe(f"{number}.fifo", CLIP.read_bytes() if hard > soft else None) for number in range(70)]
+    script = f"import resource, sys, inference; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
+    result = run_process("-c", script + "sys.exit(inference.main())", *paths, *OPTIONS, "--endpoint_ms", 0, cwd=ROOT)
+    refusal = "inference.py: open files: 536 may be needed, 64 are allowed (ulimit -n 536)\n"
+    assert (result.returncode, result.stderr) == (code, refusal if code else "")
+    assert result.stdout.count(f": {CLIP_WORDS}\n") == (0 if code else 70)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

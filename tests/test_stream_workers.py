@@ -10,7 +10,7 @@ import signal
 import time
 
 import pytest
-from support import CLIP, CLIP_WORDS, INFERENCE, processes, run_process
+from support import CLIP, CLIP_WORDS, DEMO, INFERENCE, ROOT, processes, run_process
 
 
 def test_streams_over_workers_equal_one_process(cli):
@@ -23,6 +23,35 @@ def test_streams_over_workers_equal_one_process(cli):
     assert len(documents[0]) == len(documents[1]) == 3
     tokens = [[[(token["id"], token["frame"]) for token in d["tokens"]] for d in run] for run in documents]
     assert tokens[0] == tokens[1] and documents[1][0]["text"] == CLIP_WORDS
+
+
+# one of two workers is killed before its pool is opened; prints which pools are lost and which answer
+KILLED = """
+import pathlib, queue, sys
+from nemotron_npu.cluster.driver import Workers
+from nemotron_npu.cluster.worker import Setup
+from nemotron_npu.engine import STREAM_DEFAULTS
+
+told = queue.SimpleQueue()
+with Workers(Setup(pathlib.Path(sys.argv[1]), "cpu", threads=1), 2, None, lambda message: None) as workers:
+    while sum(member.is_loaded for member in workers._members) < 2:
+        list(workers._next_events())
+    workers._ray.kill(workers._members[0].actor)
+    for pool in workers.pools(STREAM_DEFAULTS, 2, 0):
+        pool.watch(told.put)
+        pool.send([], told.put)
+    for answer in sorted(str(told.get(timeout=30)) for _ in range(3)):
+        print(answer)
+"""
+
+
+def test_pool_of_a_worker_that_has_just_died_tells_so():
+    """The pool of a worker that has died before its first stream tells so at once, and the other one answers."""
+    pytest.importorskip("ray")
+    result = run_process("-c", KILLED, DEMO, cwd=ROOT)
+    answer, *lost = result.stdout.splitlines()
+    assert answer == "Answer(updates=[], is_busy=False)", result.stderr
+    assert len(lost) == 2 and all(re.fullmatch(r"worker 1 on .*: its process died", line) for line in lost)
 
 
 def test_streams_end_with_their_worker_and_others_go_on(start, tmp_path, pcm):

@@ -58,6 +58,8 @@ class Results:
         self.total = len(recordings) + unusable
         self.todo = folder.begin(recordings) if folder else list(range(len(recordings)))
         """Indices of the recordings to transcribe in this run."""
+        self.has_pipes = False
+        """Whether some are pipes, which no later run can read again."""
         self.skipped = len(recordings) - len(self.todo)
         self.done: dict[int, tuple[str, float]] = folder.done if folder else {}
         """Text and duration (s) by index, including those of the run that is resumed."""
@@ -73,6 +75,7 @@ class Results:
         ``lengths``: read those of the first ``EARLY_LENGTHS`` recordings whose length is unknown, not only of the
         first ``EARLY_CHECKS``.  ``sort``: order a folder's recordings by length, so that a batch has similar lengths.
         """
+        self.has_pipes = bool(pipes)
         for number, index in enumerate(self.todo[: EARLY_LENGTHS if lengths else EARLY_CHECKS]):
             recording = self.recordings[index]
             if index in pipes or index in self.broken or (number >= EARLY_CHECKS and recording.seconds is not None):
@@ -166,7 +169,7 @@ class Results:
         if self.folder and self.folder.resume:
             counts.append(f"{self.skipped} done before")
         counts.append(f"{self.failed} failed")
-        if left and self.folder:
+        if left and self.folder and not self.has_pipes:
             counts.append(f"{left} left (--resume continues)")
         elif left:
             counts.append(f"{left} left")

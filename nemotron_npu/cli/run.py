@@ -24,6 +24,7 @@ from ..errors import InputError, SetupError
 from ..formats import FORMATS
 from ..host import signals
 from ..host.packages import can_import, importing, install_command
+from ..host.resources import allow_open_files
 from ..live_input import LiveInput
 from ..pipe_input import PipeInput, is_pipe, pipe_identity
 from ..precision.tolerances import TOLERANCES, Tolerances
@@ -44,6 +45,9 @@ from .reports import make_report_folder, report_word_errors
 from .results import Results
 from .run_info import RunSettings
 from .session import Session
+
+FILES_OF_PIPE = 4  # that may be open: itself, and three pipes of a decoder
+OTHER_FILES = 256  # of libraries, model and results
 
 
 def run(options: Options, console: Console) -> int:
@@ -274,16 +278,20 @@ def _open_pipes(session: Session, report: Callable[[int, InputError], None]) -> 
     """Begin to read stdin, or the pipes among the inputs of --stream; return them by index; report the others."""
     given, results = session.options.input, session.results
     live: dict[int, LiveInput] = {}
+    found = ((index, pipe_identity(results.recordings[index].path)) for index in results.todo if given.stream)
+    pipes = {index: identity for index, identity in found if identity}
+    if pipes:
+        allow_open_files(FILES_OF_PIPE * len(pipes) + OTHER_FILES)
     opened: set[tuple[int, int]] = set()
     for index in results.todo if given.stream or given.live else ():
         recording = results.recordings[index]
         try:
             if given.live:
                 live[index] = _open_stdin(recording, given)
-            elif identity := pipe_identity(recording.path):
-                if identity in opened:
+            elif index in pipes:
+                if pipes[index] in opened:
                     raise InputError(recording.path, "is named twice", "each stream needs a pipe of its own")
-                opened.add(identity)
+                opened.add(pipes[index])
                 selection = _selection(recording, given)
                 live[index] = PipeInput(recording.path, given.sample_rate, raw=given.raw, selection=selection)
         except InputError as error:

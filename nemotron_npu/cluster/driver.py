@@ -145,6 +145,8 @@ class Workers:
             self._ray.get([member.actor.open_pool.remote(options, places) for member in ready])
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
+        except self._ray.exceptions.RayError:  # a worker has died: its pool tells so
+            pass
         return [WorkerPool(self._ray, member, slots) for member in ready]
 
     # ------------------------------------------------------------------ events

@@ -1,12 +1,15 @@
-"""Memory and cores that this process may use, also where a container limits them."""
+"""Memory, cores and open files that this process may use, also where a container limits them."""
 
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from ..errors import SetupError
 
 CGROUP = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
@@ -25,6 +28,18 @@ class Memory(NamedTuple):
     total: int
     limited: bool
     """Whether a container's limit sets ``total``."""
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process have so many files open.  Raises SetupError where its limit cannot be raised as far."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or count <= soft:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    except (OSError, ValueError) as error:
+        problem = f"{count:,} may be needed, {hard:,} are allowed"
+        raise SetupError("open files", problem, f"ulimit -n {count}") from error
 
 
 def free_memory() -> Memory:
