@@ -173,6 +173,17 @@ def test_more_streams_fail_than_files_may_be_open(tmp_path):
     assert len(list((tmp_path / "out").glob("*.events"))) == 100
 
 
+def test_a_part_of_a_pipe_is_refused(cli, pipe, tmp_path):
+    """A manifest's offset or duration is an error of its pipe: the whole would be transcribed as the part."""
+    line, manifest = pipe("line.fifo", None), tmp_path / "calls.json"
+    for fields in ({"offset": 2}, {"duration": 3.5}):
+        manifest.write_text(json.dumps({"audio_filepath": str(line), **fields}))
+        code, out, err = cli(manifest, *OPTIONS, "--output_format", "events")
+        ((error,),) = by_source(out).values()
+        assert code == 1 and error["problem"].endswith("offset and duration in a manifest apply to files, not to pipes")
+        assert err == f"inference.py: {error['problem']}\n"
+
+
 @pytest.mark.parametrize("soft, hard, code", [(64, 64, 2), (64, 4096, 0)])
 def test_pipes_may_need_more_open_files_than_usual(pipe, soft, hard, code):
     """The limit of open files is raised for as many pipes as there are; where that is not allowed, one line says so."""

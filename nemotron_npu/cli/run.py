@@ -307,7 +307,9 @@ def _open_stdin(recording: Recording, given: InputOptions) -> LiveInput:
 
 
 def _selection(recording: Recording, given: InputOptions) -> Selection:
-    """Return what to take of a pipe.  Raises InputError for a channel that raw PCM does not have."""
+    """Return what to take of a pipe.  Raises InputError for what it cannot be: a part, a channel of raw PCM."""
+    if recording.offset or recording.length:
+        raise InputError(recording.path, "offset and duration in a manifest apply to files, not to pipes")
     if given.channel == EACH and not recording.selects_channel:
         return Selection(EVERY_CHANNEL, recording.track)
     if given.raw:
