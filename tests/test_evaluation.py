@@ -180,9 +180,9 @@ def test_chunk_table_shows_published_rates_as_not_measured(evaluation):
     measured = [(80, evaluation, 0.5), (1120, evaluation, 0.25), (240, evaluation, 1)]
     table = chunk_table(measured, published=True)
     rows = [" ".join(line.split()) for line in table.splitlines()]
-    assert rows[2].startswith("80 33.33 % ") and rows[2].endswith(" 30.00 % 12.0 8.43 % 2.80 %")
+    assert rows[2].startswith("80 ms 33.33 % ") and rows[2].endswith(" 30.00 % 12.0 8.43 % 2.80 %")
     assert rows[3].endswith("24.0 6.93 % 2.32 %") and rows[4].endswith(" 6.0"), "the model card has no 240 ms"
-    assert "no measurement of this run" in table
+    assert "not measured in this run" in table and max(map(len, table.splitlines())) <= 80
     assert "published" not in chunk_table(measured, published=False)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import fill
 
 from ..host.table import format_table
 from . import effort
 from .results import Benchmark, Candidate, Start, Times
 
+COLUMNS = 80
 BUSY = 0.03  # part of the time that may be spent waiting for a core on a quiet machine
 
 
@@ -20,21 +22,24 @@ def benchmark_table(result: Benchmark, model: str) -> str:
         _add_steps(table, chunk_ms)
     for seconds in sorted({seconds for candidate in result.candidates for seconds in candidate.rtfx}):
         _add_recording(table, seconds)
-    batch = f"{effort.BATCH} of {effort.BATCH_SECONDS} s together, RTFx"
+    batch = f"batch of {effort.BATCH} x {effort.BATCH_SECONDS} s, RTFx"
     table.add(batch, lambda candidate: _number(candidate.batch_rtfx))
-    table.add("largest RTFx possible here", lambda candidate: _number(candidate.rtfx_bound))
+    table.add("RTFx, upper limit here", lambda candidate: _number(candidate.rtfx_bound))
     rates = ", ".join(f"{dtype} {rate:g}" for dtype, rate in result.rates.gflop_s.items())
+    brackets = "; in brackets: how many times as fast as NeMo" if table.compares else ""
     lines = [
         f"Benchmark of {model} on {result.title}",
-        f"This machine reads {result.rates.read_gb_s:g} GB/s and multiplies with {rates} GFLOP/s.",
+        fill(f"This machine reads {result.rates.read_gb_s:g} GB/s and multiplies with {rates} GFLOP/s.", COLUMNS),
+        f"Times are in ms unless marked s{brackets}.",
         format_table(table.rows),
     ]
     if result.waited > BUSY:
-        lines.append(
+        busy = (
             f"Other programs used the CPU: {result.waited:.0%} of its time the measuring thread waited for a core. "
             "Times are too long, rates too low."
         )
-    lines += [f"{dtype} is left out: {reason}." for dtype, reason in result.left_out.items()]
+        lines.append(fill(busy, COLUMNS))
+    lines += [fill(f"{dtype} is left out: {reason}.", COLUMNS) for dtype, reason in result.left_out.items()]
     return "\n".join(lines)
 
 
@@ -43,8 +48,12 @@ class _Table:
 
     def __init__(self, candidates: list[Candidate]) -> None:
         self.candidates = candidates
-        self.rows = [["", *(candidate.name for candidate in candidates)]]
+        self.rows = [
+            ["", *(candidate.engine for candidate in candidates)],
+            ["", *(candidate.dtype for candidate in candidates)],
+        ]
         self.has_baseline = candidates[0].engine == "nemo"
+        self.compares = self.has_baseline and len(candidates) > 1
 
     def add(self, label: str, cell: Callable[[Candidate], str | None]) -> None:
         """Add a row, unless no candidate has the figure."""
@@ -73,7 +82,7 @@ class _Table:
         cell = f"{own:.{digits}f}"
         baseline = self.candidates[0]
         if self.has_baseline and candidate is not baseline and (nemo := figure(baseline)):
-            cell += f" ({gain(own, nemo):.1f} x)"
+            cell += f" ({gain(own, nemo):.1f})"
         return cell
 
 
@@ -81,8 +90,10 @@ def _add_start(table: _Table) -> None:
     def megabytes(figure: float | None) -> str | None:
         return _number(figure and figure / 1e6, digits=0)
 
-    table.add_times("from the shell to the first words, s", lambda row: _start(row).total_s, 2)
-    table.add("  import, load, transcribe", lambda row: _parts(_start(row)))
+    table.add_times("start to first words, s", lambda row: _start(row).total_s, 2)
+    table.add("  import, s", lambda row: f"{_start(row).import_s:.2f}")
+    table.add("  load, s", lambda row: f"{_start(row).load_s:.2f}")
+    table.add("  transcribe 1 s, s", lambda row: f"{_start(row).first_s:.2f}")
     table.add("  peak memory, MB", lambda row: megabytes(_start(row).peak_bytes))
     table.add("device memory, MB", lambda row: megabytes(row.device_peak_bytes))
 
@@ -93,13 +104,10 @@ def _start(candidate: Candidate) -> Start:
     return candidate.start
 
 
-def _parts(start: Start) -> str:
-    return f"{start.import_s:.2f}, {start.load_s:.2f}, {start.first_s:.2f}"
-
-
 def _add_forward(table: _Table) -> None:
-    table.add_times("forward pass of 1 s, mean ms", lambda row: _figure(row.forward, "mean"))
-    table.add("  median, p95", lambda row: _figures(row.forward, "median", "p95"))
+    table.add_times("forward pass of 1 s, mean", lambda row: _figure(row.forward, "mean"))
+    table.add("  median", lambda row: _number(_figure(row.forward, "median")))
+    table.add("  p95", lambda row: _number(_figure(row.forward, "p95")))
     table.add("  operators", lambda row: f"{row.forward_operators:,}")
 
 
@@ -114,14 +122,16 @@ def _add_steps(table: _Table, chunk_ms: int) -> None:
             return None
         return f"{100 * row.live[chunk_ms].p95 / chunk_ms:.0f} %"
 
-    table.add_times(f"encoder step of {chunk_ms} ms, median ms", lambda row: row.steps[chunk_ms].median)
-    table.add("  p95, max", lambda row: _figures(row.steps[chunk_ms], "p95", "max"))
-    table.add("  least possible here, ms", lambda row: _bound(row, chunk_ms))
+    table.add_times(f"encoder step {chunk_ms} ms, median", lambda row: row.steps[chunk_ms].median)
+    table.add("  p95", lambda row: _number(row.steps[chunk_ms].p95))
+    table.add("  max", lambda row: _number(row.steps[chunk_ms].max))
+    table.add("  lower limit (its share, %)", lambda row: _bound(row, chunk_ms))
     table.add("  operators", lambda row: f"{row.step_operators[chunk_ms]:,}")
     table.add("  MB read", megabytes)
-    table.add(f"live step of {chunk_ms} ms, median ms", lambda row: _figures(row.live.get(chunk_ms), "median"))
-    table.add("  p95, max", lambda row: _figures(row.live.get(chunk_ms), "p95", "max"))
-    table.add("  p95 of real time", part_of_chunk)
+    table.add(f"live step {chunk_ms} ms, median", lambda row: _number(_figure(row.live.get(chunk_ms), "median")))
+    table.add("  p95", lambda row: _number(_figure(row.live.get(chunk_ms), "p95")))
+    table.add("  max", lambda row: _number(_figure(row.live.get(chunk_ms), "max")))
+    table.add("  p95, share of the chunk", part_of_chunk)
 
 
 def _add_recording(table: _Table, seconds: int) -> None:
@@ -131,26 +141,20 @@ def _add_recording(table: _Table, seconds: int) -> None:
         return f"{100 * row.search_share[seconds]:.1f} %"
 
     table.add_speeds(f"recording of {seconds} s, RTFx", lambda row: row.rtfx.get(seconds))
-    table.add("  decoding", share)
+    table.add("  share of decoding", share)
 
 
 def _bound(candidate: Candidate, chunk_ms: int) -> str | None:
-    """Return the least time of a step, and the part of the measured one that it is."""
+    """Return the least time of a step, and its share of the measured one in percent."""
     bound = candidate.step_bound_ms.get(chunk_ms)
     if bound is None:
         return None
-    return f"{bound:.1f} ({100 * bound / candidate.steps[chunk_ms].median:.0f} %)"
+    return f"{bound:.1f} ({100 * bound / candidate.steps[chunk_ms].median:.0f})"
 
 
 def _figure(times: Times | None, name: str) -> float | None:
     return None if times is None else getattr(times, name)
 
 
-def _figures(times: Times | None, *names: str) -> str | None:
-    if times is None:
-        return None
-    return ", ".join(f"{getattr(times, name):.1f}" for name in names)
-
-
 def _number(figure: float | None, *, digits: int = 1) -> str | None:
-    return None if figure is None else f"{figure:,.{digits}f}"
+    return None if figure is None else f"{figure:.{digits}f}"

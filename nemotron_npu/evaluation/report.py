@@ -22,8 +22,9 @@ PUBLISHED = {1120: (6.93, 2.32), 560: (7.07, 2.46), 160: (7.67, 2.56), 80: (8.43
 """Word error rates in % that NVIDIA's model card gives for nemotron-speech-streaming-en-0.6b, by chunk in ms:
 the average of the 8 English sets of the Open ASR Leaderboard, and LibriSpeech test-clean."""
 NOTE = """\
-published: NVIDIA's normalized WER of nemotron-speech-streaming-en-0.6b, the average of the 8 sets of the
-Open ASR Leaderboard, and LibriSpeech test-clean: other recordings than these, no measurement of this run"""
+published, test-clean: NVIDIA's normalized WER of the published checkpoint, the
+average of the 8 sets of the Open ASR Leaderboard, and of LibriSpeech
+test-clean. Both are of other recordings, not measured in this run."""
 
 
 def summary_table(evaluation: Evaluation) -> str:
@@ -41,24 +42,24 @@ def summary_table(evaluation: Evaluation) -> str:
 
 
 def chunk_table(rows: list[tuple[int, Evaluation, float]], *, published: bool) -> str:
-    """Format (chunk in ms, evaluation, seconds it took) of each chunk size.
+    """Format (chunk in ms, evaluation, seconds it took) of each chunk length.
 
     ``published``: this is the published checkpoint, whose published rates stand next to these.
     """
     normalized = _normalized(rows[0][1])
-    table = [["latency (chunk), ms", "WER", normalized, "CER", "RTFx"]]
+    table = [["chunk", "WER", normalized, "CER", "RTFx"]]
     if published:
-        table[0] += ["published: average", "test-clean"]
+        table[0] += ["published", "test-clean"]
     for chunk_ms, evaluation, seconds in rows:
         overall = evaluation.overall
         rates = (overall.words.rate, overall.normalized_words.rate, overall.characters.rate)
-        row = [f"{chunk_ms}", *map(percent, rates), f"{overall.duration / seconds:.1f}"]
+        row = [f"{chunk_ms:4} ms", *map(percent, rates), f"{overall.duration / seconds:.1f}"]
         if published:
             row += [f"{rate:.2f} %" for rate in PUBLISHED[chunk_ms]] if chunk_ms in PUBLISHED else ["", ""]
         table.append(row)
     first = rows[0][1]
     amount = f"{first.overall.words.length:,} words, {_duration(first.overall.duration)}"
-    title = f"Word errors at each chunk size ({_files(len(first.files))}, {amount})"
+    title = f"Word errors at each chunk length ({_files(len(first.files))}, {amount})"
     return f"{format_table(table, title=title)}\n{NOTE}" if published else format_table(table, title=title)
 
 

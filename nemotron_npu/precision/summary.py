@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from textwrap import wrap
 
 from ..host.table import format_table
 from .compare import Precision
@@ -11,7 +12,9 @@ from .probes import CACHES
 from .stages import LockstepRun, Repeat, stage_names
 from .tokens import Decisions
 
-HEADING = ("", "error %", "alone %", "worst frame %", "max error", "SNR dB", "cosine", "")
+COLUMNS = 80
+HEADING = ("", "error %", "alone %", "worst frame %", "max error", "SNR dB", "")
+LABEL = len("prediction network")  # the longest name of a stage
 
 
 def format_precision(precision: Precision, candidate: dict) -> str:
@@ -22,19 +25,28 @@ def format_precision(precision: Precision, candidate: dict) -> str:
     whole = precision.totals["recording"]
     count = len(precision.recordings)
     audio = precision.recordings[0]["audio"] if count == 1 else f"{count} recordings"
-    title = f"{describe(candidate)} against NeMo (cpu, float32), stage by stage: {audio}, {precision.seconds:.1f} s"
+    title = f"{describe(candidate)} against NeMo (cpu, float32): {audio}, {precision.seconds:.1f} s"
     streams = [(name, _stream(precision, name)) for name, total in precision.totals.items() if total.live]
     rows = [
         ("tokens", _tokens(whole.decisions)),
         ("words", _words(whole.decisions)),
         *streams,
-        ("repeated", _repeats(whole, candidate["device"])),
+        ("two runs", _repeats(whole, candidate["device"])),
     ]
     if explanation := precision.explanation(candidate):
         rows.append(("float32", explanation))
     rows.append(("Verdict", _verdict(precision)))
-    labels = [(label.ljust(len("prediction network")), text) for label, text in rows]  # aligned with the stages
-    return format_table(_stage_rows(whole), title=title) + "\n" + format_table(labels, left=2)
+    lines = [line for label, text in rows for line in _lines(label, text)]
+    return format_table(_stage_rows(whole), title=title) + "\n" + format_table(lines, left=2)
+
+
+def _lines(label: str, text: str) -> list[tuple[str, str]]:
+    """Return ``text`` in rows that are aligned with the stages and fit ``COLUMNS``."""
+    width = COLUMNS - LABEL - len("    ")  # the table's indent and its gap
+    lines = [
+        line for part in text.splitlines() for line in wrap(part, width, break_long_words=False, break_on_hyphens=False)
+    ]
+    return [((label if number == 0 else "").ljust(LABEL), line) for number, line in enumerate(lines)]
 
 
 def _stage_rows(run: LockstepRun) -> list[tuple[str, ...]]:
@@ -52,7 +64,6 @@ def _stage_rows(run: LockstepRun) -> list[tuple[str, ...]]:
                 f"{tally.worst.percent:.2g}" if tally.worst else "0",
                 f"{tally.max_error:.2g}",
                 f"{tally.snr_db:.1f}",
-                f"{tally.cosine:.8f}",
                 "FAILED" if exceeds else "",
             )
         )
@@ -61,7 +72,7 @@ def _stage_rows(run: LockstepRun) -> list[tuple[str, ...]]:
 
 def _tokens(d: Decisions) -> str:
     if not d.token_errors:
-        return f"{d.reference_tokens:,} of {d.reference_tokens:,} equal; {_safety(d)}"
+        return f"{d.reference_tokens:,} of {d.reference_tokens:,} equal\n{_safety(d)}"
     line = f"{d.token_errors:,} of {d.reference_tokens:,} differ ({d.token_percent:.2g} %)"
     first = d.first_difference
     if first:
@@ -70,7 +81,7 @@ def _tokens(d: Decisions) -> str:
             f"instead of {first['reference']} by {first['reference_margin']:.2g}"
         )
         line += f" in {first['audio']}" if "audio" in first else ""
-    return f"{line}; {_safety(d)}"
+    return f"{line}\n{_safety(d)}"
 
 
 def _safety(d: Decisions) -> str:
@@ -90,9 +101,9 @@ def _words(d: Decisions) -> str:
     if d.transcript_words:
         rates, normalized = d.written_percent(), d.transcript_percent()
         line += (
-            f"; against the transcript {rates.candidate:.2f} % WER, the reference {rates.reference:.2f} % "
-            f"({rates.candidate - rates.reference:+.2f}); normalized {normalized.candidate:.2f} %, "
-            f"{normalized.reference:.2f} %"
+            f"\nWER as written {rates.candidate:.2f} %, NeMo's {rates.reference:.2f} % "
+            f"({rates.candidate - rates.reference:+.2f})"
+            f"\nWER normalized {normalized.candidate:.2f} %, NeMo's {normalized.reference:.2f} %"
         )
     return line
 
@@ -100,16 +111,16 @@ def _words(d: Decisions) -> str:
 def _stream(precision: Precision, name: str) -> str:
     total = precision.totals[name]
     d = total.decisions
-    line = f"encoder output {total.accumulated['encoder output'].percent:.2g} %"
+    line = f"encoder {total.accumulated['encoder output'].percent:.2g} %"
+    moved = precision.shown and drift(precision.shown.runs[name].accumulated["encoder output"])
+    if moved:
+        line += f" (first tenth {moved['first_tenth_percent']:.2g} %, last {moved['last_tenth_percent']:.2g} %)"
     caches = {stage: tally.percent for stage, tally in total.accumulated.tallies.items() if stage.startswith(CACHES)}
     if caches:
         worst = max(caches, key=lambda stage: caches[stage])
-        line += f", caches up to {caches[worst]:.2g} % ({worst})"
-    line += f", {d.equal_tokens:,} of {d.reference_tokens:,} tokens equal"
-    moved = precision.shown and drift(precision.shown.runs[name].accumulated["encoder output"])
-    if moved:
-        line += f"; first tenth {moved['first_tenth_percent']:.2g} %, last {moved['last_tenth_percent']:.2g} %"
-    return f"{line}  FAILED" if total.failures() else line
+        line += f"\ncaches up to {caches[worst]:.2g} % ({worst})"
+    line += f"\n{d.equal_tokens:,} of {d.reference_tokens:,} tokens equal"
+    return f"FAILED: {line}" if total.failures() else line
 
 
 def _repeats(run: LockstepRun, device: str) -> str:
@@ -117,7 +128,7 @@ def _repeats(run: LockstepRun, device: str) -> str:
 
 
 def _repeat(side: str, repeat: Repeat) -> str:
-    return f"{side} differs by up to {repeat.max_error:.2g} in {repeat.stage}" if repeat.stage else f"{side} 0"
+    return f"{side} differs by up to {repeat.max_error:.2g} in {repeat.stage}" if repeat.stage else f"{side} equal"
 
 
 def _verdict(precision: Precision) -> str:
