@@ -29,6 +29,7 @@ from nemotron_npu.benchmark.table import BUSY
 from nemotron_npu.benchmark.timing import count_operators, measure_in_turn
 from nemotron_npu.dtypes import instructions, left_out, offered_dtypes
 from nemotron_npu.engine import ModelOptions
+from nemotron_npu.errors import SetupError
 from nemotron_npu.host.resources import thread_seconds
 from nemotron_npu.recognizer import Recognizer
 
@@ -202,10 +203,11 @@ def test_benchmark_uses_the_options_of_one_candidate(cli, unstarted, monkeypatch
 
 
 def test_switches_of_the_device_reach_the_commands(tmp_path):
-    """What is switched on for the device is in the commands of the processes that are started."""
-    options = ModelOptions(dtype="float32", graph=True, npu_fused=True, allow_hf32=True)
+    """What is switched on for the device, and the language, are in the commands of the processes that are started."""
+    options = ModelOptions(dtype="float32", graph=True, npu_fused=True, allow_hf32=True, language="en-US")
     assert options.switches == ["--graph", "on", "--allow_hf32", "--npu_fused"]
-    assert run.command_options(tmp_path, torch.device("cpu"), options)[-4:] == options.switches
+    words = run.command_options(tmp_path, torch.device("cpu"), options)
+    assert words[-6:] == ["--language", "en-US", *options.switches]
     assert ModelOptions().switches == []
 
 
@@ -225,6 +227,9 @@ def test_failing_candidate_gives_one_error_line(cli, small, monkeypatch):
     monkeypatch.setattr(startup, "command", lambda: [*started, "no-such-file.wav"])
     code, _, err = cli("--benchmark", *NATIVE)
     assert code == 2 and len(err.splitlines()) == 1 and "no-such-file.wav" in err and "native float32" in err
+    assert err.count("inference.py: ") == 1
+    with pytest.raises(SetupError, match=r"no-such-file.wav.*\(--engine native measures without it\)$"):
+        startup.measure_start("nemo float32", np.zeros(16_000, np.float32), ["--device", "cpu"])
 
 
 def test_measure_in_turn_times_each_call_once_a_round():

@@ -112,4 +112,6 @@ def command_options(path: Path, device: torch.device, options: ModelOptions) -> 
         words += ["--chunk_ms", options.chunk_ms]
     if options.decoder_device:
         words += ["--decoder_device", options.decoder_device]
+    if options.language:
+        words += ["--language", options.language]
     return words + options.switches

@@ -76,7 +76,9 @@ def _start_once(name: str, words: list[str]) -> dict[str, float]:
         _, errors = child.communicate()
     *messages, peak = errors.splitlines()
     if child.returncode:
-        raise SetupError(name, " ".join(messages) or "the process failed")
+        lines = [message.removeprefix(f"{program.name}: ") for message in messages]
+        hint = "--engine native measures without it" if name.startswith("nemo") else ""
+        raise SetupError(name, " ".join(lines) or "the process failed", hint)
     spent = json.loads(line)["timings"]
     return {
         "total_s": total,
