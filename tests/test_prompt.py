@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -93,6 +94,19 @@ def test_language_is_an_option_and_in_the_document(cli, tiny):
     assert code == 2 and "--language nn-NO: this checkpoint offers x0, x1" in err and "zh-CN" in err
     code, _, err = cli("--model_path", tiny, CLIP, "--device", "cpu", "--language", "en-US")
     assert code == 2 and err.splitlines()[-1].endswith("--language en-US: this checkpoint has only one language")
+
+
+def test_language_reaches_streams_and_workers(cli, tmp_path):
+    """They give the text of a plain run, which is not that of another language."""
+    copy = shutil.copy(CLIP, tmp_path / "copy.wav")
+    options = ["--model_path", PROMPTED, "--device", "cpu", "--quiet", "--language", "zh-CN"]
+    text = cli(*options, CLIP)[1]
+    expected = [f"{CLIP}: {text}", f"{copy}: {text}"]
+    assert sorted(cli(*options, "--num_workers", 2, CLIP, copy)[1].splitlines(keepends=True)) == sorted(expected)
+    assert sorted(cli(*options, "--stream", "--endpoint_ms", 0, CLIP, copy)[1].splitlines(keepends=True)) == sorted(
+        expected
+    )
+    assert cli(*options, "--language", "auto", CLIP)[1] != text
 
 
 @pytest.mark.parametrize(
