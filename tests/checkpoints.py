@@ -2,6 +2,7 @@
 
     python tests/checkpoints.py tiny OUT.nemo     # seconds, under 3 MB: unit tests
     python tests/checkpoints.py full OUT.nemo     # 618,084,865 parameters, 2.47 GB: shapes, speed, memory
+    python tests/checkpoints.py prompted OUT.nemo # 637,997,088 parameters, 2.55 GB: the multilingual one with prompts
 
 Their transcripts mean nothing.  Making the full-size one takes about 8 GB of memory and one or two minutes.
 """
@@ -28,6 +29,7 @@ FULL_SIZE = dict(
 TINY_SIZE = dict(
     mels=128, channels=16, layers=2, width=64, heads=4, predictor=32, predictor_layers=2, joint=32, pieces=64
 )
+PROMPTED_SIZE = FULL_SIZE | dict(pieces=13_087)
 FULL_PARAMETERS = 618_084_865
 CTC = {
     "ctc_loss_weight": 0.3,
@@ -200,6 +202,35 @@ def write_random_checkpoint(path: str | Path, size: dict, seed: int = 0, speak: 
     return sum(p.numel() for p in model.parameters())
 
 
+def write_prompted_checkpoint(path: str | Path) -> int:
+    """Write a random checkpoint with prompts and return its number of parameters.
+
+    NeMo 2.7.3 lacks the class: its name and its layers are put into a model of the plain one.  The layers pass the
+    encoder output on, and shift it a little for each prompt.
+    """
+    import torch
+    from golden_prompted import CONTEXTS, PROMPTS, TAGS, train_unigram
+    from omegaconf import open_dict
+
+    with tempfile.TemporaryDirectory() as folder:
+        others = map(chr, range(0x4E00, 0x4E00 + 12_000))  # its English text has some 1,300 pieces
+        train_unigram(Path(folder), PROMPTED_SIZE["pieces"], [*TAGS, *others])
+        model = build_model(folder, parts={"encoder": {"att_context_size": CONTEXTS}}, **PROMPTED_SIZE).eval()
+        let_speak(model)
+        width = PROMPTED_SIZE["width"]
+        first, second = torch.nn.Linear(width + 128, 2 * width), torch.nn.Linear(2 * width, width)
+        with torch.no_grad():
+            same = torch.cat([torch.eye(width), -torch.eye(width)])  # relu(x) - relu(-x) is x
+            first.weight.copy_(torch.cat([same, 0.1 * torch.randn(2 * width, 128)], 1))
+            second.weight.copy_(same.T)
+        model.prompt_kernel = torch.nn.Sequential(first, torch.nn.ReLU(), second)
+        with open_dict(model.cfg):
+            model.cfg.target = "nemo.collections.asr.models.rnnt_bpe_models_prompt.EncDecRNNTBPEModelWithPrompt"
+            model.cfg.model_defaults.update(initialize_prompt_feature=True, num_prompts=128, prompt_dictionary=PROMPTS)
+        model.save_to(str(path))
+    return sum(p.numel() for p in model.parameters())
+
+
 def let_speak(model, prompt: str | None = None) -> None:
     """Make greedy decoding of speech emit about TOKENS_PER_SECOND different tokens, which depend on the audio.
 
@@ -324,10 +355,13 @@ def add_published_sections(config: dict, month: str = "march") -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", choices=["tiny", "full"])
+    parser.add_argument("size", choices=["tiny", "full", "prompted"])
     parser.add_argument("path", metavar="OUT.nemo")
     args = parser.parse_args()
-    count = write_random_checkpoint(args.path, TINY_SIZE if args.size == "tiny" else FULL_SIZE)
+    if args.size == "prompted":
+        count = write_prompted_checkpoint(args.path)
+    else:
+        count = write_random_checkpoint(args.path, TINY_SIZE if args.size == "tiny" else FULL_SIZE)
     print(f"{args.path}: {count:,} parameters, {os.path.getsize(args.path) / 1e6:.1f} MB")
 
 

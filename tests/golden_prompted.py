@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ PROMPTS |= {name: index for index, name in enumerate(LANGUAGES, len(PROMPTS) - 3
 OUTPUTS = [("auto", [56, 3]), ("en-US", [56, 3]), ("zh-CN", [56, 0]), ("auto", [56, 13])]
 
 
-def train_unigram(folder: Path) -> None:
-    """Write a Unigram tokenizer with language tags."""
+def train_unigram(folder: Path, pieces: int = SIZE["pieces"], symbols: Sequence[str] = TAGS) -> None:
+    """Write a Unigram tokenizer with language tags, or other ``symbols``."""
     from pydoc_data.topics import topics
 
     lines = [" ".join(word for word in text.lower().split() if word.isalpha()) for text in topics.values()]
@@ -40,15 +41,15 @@ def train_unigram(folder: Path) -> None:
         sentence_iterator=iter([line[:4000] for line in lines if line]),
         model_prefix=str(folder / "tokenizer"),
         model_type="unigram",
-        vocab_size=SIZE["pieces"],
-        user_defined_symbols=TAGS,
+        vocab_size=pieces,
+        user_defined_symbols=symbols,
         bos_id=-1,
         eos_id=-1,
         minloglevel=2,
     )
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    pieces = [processor.id_to_piece(i) for i in range(1, len(processor))]
-    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+    names = [processor.id_to_piece(i) for i in range(1, len(processor))]
+    (folder / "vocab.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
 def build(folder: Path):
