@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -52,6 +53,15 @@ def test_folder_gives_every_format_and_reports_broken_files(cli, calls, tmp_path
     assert all(line["pred_text"] == words_of(line["audio_filepath"]) for line in manifest)
     ends = (tmp_path / f"{stems[1]}.ctm").read_text().splitlines()
     assert [line.split()[4] for line in ends] == words_of(stems[1]).split()
+
+
+@pytest.mark.parametrize(("seconds", "amount"), [(359.9, "359.9 s"), (360.0, "0.10 h"), (7200.0, "2.00 h")])
+def test_summary_counts_long_audio_in_hours(seconds, amount):
+    """From 6 minutes on the summary gives the audio in hours."""
+    printer = SimpleNamespace(console=None)
+    run = results.Results([Recording("a.wav", "a"), Recording("b.wav", "b")], 0, None, printer)
+    run.done = {0: ("one", seconds / 2), 1: ("two", seconds / 2)}
+    assert run.summary(10.0) == f"2 recordings: 2 done, 0 failed; {amount} of audio in 10.0 s (RTFx {seconds / 10:.1f})"
 
 
 def test_batches_of_a_folder_have_similar_lengths(cli, calls, tmp_path):
