@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A live stream of hours: memory, the time of each feed, and the text against that of the same sound as a recording.
+"""A live stream of hours: memory, the time of each feed, and the same text as from a recording.
 
     python benchmarks/long_stream.py --hours 8 --speed 30 --data FSDD
 
-The command line (``inference.py -``) reads a pipe into which the sound is written, ``--speed`` times faster than it
-would be said; 0 is as fast as it is taken.  The sound is joined at random from the bundled clip, or the recordings in
+The command line (``inference.py -``) reads a pipe into which the audio is written, ``--speed`` times faster than real
+time; 0 is as fast as it is read.  The audio is joined at random from the bundled clip, or the recordings in
 ``--data``, with pauses of up to a second of faint noise.  Exit code 1 if the texts differ.
 """
 

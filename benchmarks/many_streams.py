@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Many live streams in one process, fed in turn at random: each must say what it says alone.
+"""Many live streams in one process, fed in turn at random: each must give the same text as alone.
 
     python benchmarks/many_streams.py --streams 200
 
-Each stream is another part of the bundled clip, repeated, 5 to 30 s long; a piece of up to 2 s goes to any of them
-until all have ended.  Tokens and their frames are compared with those of the same sound as the only stream, fed a chunk
+Each stream is another part of the bundled clip, repeated, 5 to 30 s long; a block of up to 2 s goes to any of them
+until all have ended.  Tokens and their frames are compared with those of the same audio as the only stream, fed a chunk
 at a time, and as a recording.  Exit code 1 if one differs.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What more workers give: time, memory, and the limits of the driver, the process that hands out the work.
+"""Measure what more workers give: time, memory, and the limits of the driver, the process that hands out the work.
 
     python benchmarks/scaling.py speed --files 1000 --seconds 8              # 1 worker on 1 core, then 2
     python benchmarks/scaling.py speed --files 16 --seconds 600

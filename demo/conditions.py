@@ -1,4 +1,4 @@
-"""What may happen to speech before a recogniser hears it: pace, rooms, noise, telephones, codecs, clipping.
+"""Degrade speech as on its way to a recognizer: pace, rooms, noise, telephones, codecs, clipping.
 
 Each function takes and returns float32 [n] at 16 kHz; ``degrade`` draws from all of them.
 """

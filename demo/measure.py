@@ -1,6 +1,6 @@
-"""How good a digit recogniser is: the table of README.md, with NeMo's own greedy decoding.
+"""Measure a digit recognizer: the table of README.md, with NeMo's own greedy decoding.
 
-"oh" counts as zero, spoken and recognised.
+"oh" counts as zero, spoken and recognized.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Synthesise spoken digits, and speech that has none, in many voices, for ``train.py --voices``.
+"""Synthesize spoken digits, and speech that has none, in many voices, for ``train.py --voices``.
 
     apt install espeak-ng flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts \\
         asterisk-core-sounds-en-g722 ffmpeg

@@ -1,4 +1,4 @@
-"""What the tests share: checkpoints made once, and the command line in this process."""
+"""Fixtures of all tests: checkpoints that are made once, and the command line in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pretend ``npu`` device for machines without Ascend hardware or CANN: it proves plumbing, nothing else.
+"""A fake ``npu`` device for machines without Ascend hardware or CANN; its arithmetic and speed are the CPU's.
 
     python tests/fake_npu.py inference.py --device npu:0 ...    # run a script with the fake in place of torch_npu
     FAKE_NPU_MEMORY=20000000 python tests/fake_npu.py ...       # the same with so many bytes on each device

@@ -1,4 +1,4 @@
-"""Thousands of broken inputs, made of good ones by a seeded random generator: none may do more than be refused.
+"""Thousands of broken inputs, made from good ones by a seeded random generator: each must be refused, and nothing more.
 
     python tests/fuzz.py checkpoint --cases 100000        # about 20 minutes
     python tests/fuzz.py saved --cases 100000             # 20 minutes

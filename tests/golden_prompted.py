@@ -1,4 +1,4 @@
-"""What NeMo 3.0.0 computes for a small multilingual checkpoint: data/prompted.nemo and data/prompted.npz.
+"""Write what NeMo 3.0.0 computes for a small multilingual checkpoint: data/prompted.nemo and data/prompted.npz.
 
     python tests/golden_prompted.py        # needs NeMo 3.0.0: NeMo 2.7.3, which the tests run with, lacks the class
 

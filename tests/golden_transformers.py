@@ -1,4 +1,4 @@
-"""What transformers saves for prompted.nemo, for the same without prompts, and for the demo model's tokenizer.
+"""Write what transformers saves for prompted.nemo, for the same without prompts, and for the demo model's tokenizer.
 
     python tests/golden_transformers.py     # needs transformers 5.13 or later, which NeMo 2.7.3 does not run with
 

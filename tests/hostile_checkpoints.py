@@ -1,4 +1,4 @@
-"""Checkpoints that nobody should load: the bundled one, with one thing wrong.
+"""Hostile checkpoints: the bundled one with one defect each.
 
 ``CASES`` is the table "Checkpoints" of data/messages.md, see robustness.py.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The tests on CPUs that are not here: masked, or emulated by qemu.
+"""Run the tests on other CPUs, masked or emulated by qemu.
 
     python tests/other_cpus.py mask Haswell -- python -m pytest tests/test_dtypes.py    # any command, at real speed
     python tests/other_cpus.py row native mask-Haswell mask-Nehalem                     # rows of docs/other_cpus.md

@@ -1,4 +1,4 @@
-"""What tests import by name: where things are, and the command line in a process of its own."""
+"""Functions and paths for tests, and the command line in a process of its own."""
 
 from __future__ import annotations
 

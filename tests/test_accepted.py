@@ -1,4 +1,4 @@
-"""What NeMo accepts is not refused without need: each case is a checkpoint that NeMo wrote, edited as users' are."""
+"""Checkpoints that NeMo accepts are accepted: each case was written by NeMo and edited as users edit theirs."""
 
 import dataclasses
 import enum

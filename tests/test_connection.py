@@ -1,4 +1,4 @@
-"""The folder of a Ray of one run: no other user of the host reaches what is in it."""
+"""The folder of a Ray that a run starts: other users of the host cannot read it."""
 
 import os
 import shutil

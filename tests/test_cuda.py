@@ -1,4 +1,4 @@
-"""What a GPU has to show: the CPU's tokens, by plain and by recorded steps.  Skipped where there is none."""
+"""A GPU gives the CPU's tokens, with eager steps and with captured graphs.  Skipped without a GPU."""
 
 from __future__ import annotations
 

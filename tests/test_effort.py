@@ -1,6 +1,6 @@
-"""What a steady encoder step costs without a clock: operators, products and bytes of new memory, in every form.
+"""The cost of a steady encoder step without a clock: operators, products and bytes of new memory, in every form.
 
-A change that makes a step cheaper lowers the bounds here; one that makes it dearer has to say why.
+A change that makes a step cheaper lowers the bounds here; one that makes it more expensive has to give the reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names and texts with escape codes: nothing that reaches a terminal or a text file moves the cursor or hides."""
+"""Names and texts with escape codes: no output to a terminal or a text file moves the cursor or hides text."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A disk that fills and a reader that leaves cost no finished result."""
+"""No finished result is lost when the disk fills up or the reader closes the pipe."""
 
 from __future__ import annotations
 

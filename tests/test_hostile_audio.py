@@ -1,4 +1,4 @@
-"""Audio is untrusted input: each row of the table in data/messages.md, and what a table cannot show."""
+"""Audio is untrusted input: each row of the table in data/messages.md, and cases that do not fit a table."""
 
 import json
 import os

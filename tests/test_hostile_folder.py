@@ -1,4 +1,4 @@
-"""Output folders that somebody else has touched: nothing outside is written, nothing waits, no result is lost."""
+"""Output folders that another user has changed: no file outside is written, no run hangs, no result is lost."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The digits that name a model: of its content, not of its path, without reading the weights."""
+"""The digest of a model depends on its content, not on its path, and is computed without reading all weights."""
 
 import json
 import os

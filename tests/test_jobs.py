@@ -1,4 +1,4 @@
-"""Jobs: how a corpus is divided, and what becomes of a job whose worker is lost."""
+"""Jobs: how a corpus is divided, and what happens to a job whose worker is lost."""
 
 from __future__ import annotations
 

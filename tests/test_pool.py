@@ -1,4 +1,4 @@
-"""Streams of a pool share encoder steps: each says what it says alone, whatever becomes of the others."""
+"""Streams of a pool share encoder steps: each gives the same text as alone, whatever happens to the others."""
 
 from __future__ import annotations
 

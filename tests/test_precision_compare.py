@@ -1,4 +1,4 @@
-"""What is right passes: every stage, token and word, at all chunk lengths and in every dtype."""
+"""A correct engine passes: every stage, token and word, at all chunk lengths and in every dtype."""
 
 import json
 

@@ -1,7 +1,8 @@
 """Nothing leaves this machine unless a Hugging Face id was asked for.
 
 That holds for all tests together: ``guard/sitecustomize.py`` watches this process and every Python that is started, and
-``conftest.py`` fails the test in which one looks up or connects to another machine.  Here is the proof that it would.
+``conftest.py`` fails the test in which one looks up or connects to another machine.  The tests here check
+the guard itself.
 """
 
 import socket

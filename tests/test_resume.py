@@ -1,4 +1,4 @@
-"""--resume never lies: what counts as done is the same recording, transcribed with the same settings."""
+"""--resume skips a recording only if the same recording was transcribed with the same settings."""
 
 import json
 import os

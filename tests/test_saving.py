@@ -1,4 +1,4 @@
-"""``--save``: one file that gives what the conversion at load gives, the same on every CPU, whole or not there."""
+"""``--save``: the file gives the results of conversion at load, is the same from every CPU, and is never partial."""
 
 import importlib.util
 import json

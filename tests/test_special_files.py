@@ -1,4 +1,4 @@
-"""Files of the kernel, devices and endless things, as any input: refused in one line, at once."""
+"""Files of the kernel, devices and endless files as inputs are refused at once, in one line."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Tokens that are no text: ends of utterances and languages become events and fields of segments."""
+"""Tokens that are not text: ends of utterances and languages become events and fields of segments."""
 
 import json
 from types import SimpleNamespace

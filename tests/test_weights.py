@@ -1,4 +1,4 @@
-"""Weights and tokenizer of a ``.nemo`` file: what torch would read, without trusting the file."""
+"""Weights and tokenizer of a ``.nemo`` file: the tensors equal torch's, without trusting the file."""
 
 import io
 import mmap

@@ -1,4 +1,4 @@
-"""What the workers of ``test_driver.py`` load in place of a model; they import it by name."""
+"""Engines that the workers of ``test_driver.py`` load instead of a model; they import them by name."""
 
 from __future__ import annotations
 

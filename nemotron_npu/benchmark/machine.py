@@ -1,4 +1,4 @@
-"""The rates of the machine, and the work of an encoder step: together they give the least time that it can take."""
+"""The rates of the machine and the work of an encoder step, which give a lower limit of its time."""
 
 from __future__ import annotations
 

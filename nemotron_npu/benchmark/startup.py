@@ -1,4 +1,4 @@
-"""Start-up times, in processes of their own."""
+"""Measure start-up times, in processes of their own."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A ``.nemo`` file, from anywhere, -> config, tensors and tokenizers; it runs no code."""
+"""An untrusted ``.nemo`` file -> config, tensors and tokenizers, without running code from it."""

@@ -4,8 +4,8 @@ NeMo would call whatever class a config names and allocate whatever it asks for.
 form, the classes and the numbers that the engines compute with before either engine sees them.  Encoder, decoder and
 features check which kinds of parts the native engine supports.  Defaults are NeMo 2.7.3's.
 
-Every argument of NeMo's modules is a field, or in ``HARMLESS`` with the reason why it changes nothing here.  What is
-neither, such as an argument of a later NeMo, is in ``unknown``, and the native engine does not run it.
+Every argument of NeMo's modules is a field, or in ``HARMLESS`` with the reason why it changes nothing here.  All
+others, such as arguments of a later NeMo, are in ``unknown``, and the native engine does not support them.
 """
 
 from __future__ import annotations

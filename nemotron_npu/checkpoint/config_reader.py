@@ -1,6 +1,6 @@
 """``model_config.yaml`` -> ``ModelConfig``, with the checks beyond single values.
 
-These are its classes, what refers to other files, and what has to agree.
+They concern classes, references to other files, and values that have to agree.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What tells one model from another, wherever its file lies: a digest that reads little of the weights."""
+"""Identify a model by its content, wherever its file is: a digest that reads only a small part of the weights."""
 
 from __future__ import annotations
 

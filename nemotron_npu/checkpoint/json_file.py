@@ -1,4 +1,4 @@
-"""JSON of a checkpoint that may come from anywhere."""
+"""Read JSON of an untrusted checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that NVIDIA has published, by their content: published figures are shown for these alone."""
+"""Checkpoints that NVIDIA has published, identified by content: published figures are shown only for these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``${part.key}`` and aliases in a config -> the values that they stand for, each written out, bounded in number."""
+"""``${part.key}`` and aliases in a config -> copies of the values that they stand for, limited in number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with one member of a checkpoint, before its path is known."""
+"""An error in one member of a checkpoint, raised where the checkpoint's path is not known."""
 
 from __future__ import annotations
 

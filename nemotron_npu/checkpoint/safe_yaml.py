@@ -1,4 +1,4 @@
-"""YAML of plain values: no tags, bounded depth and size, and of a large config only the parts that are used."""
+"""Read YAML of plain values: without tags, of limited depth and size; of a large config only the used parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The zip that ``torch.save`` writes, read in place: its pickle, and where its storages lie."""
+"""The zip that ``torch.save`` writes, read in place: its pickle, and the offsets of its storages."""
 
 from __future__ import annotations
 

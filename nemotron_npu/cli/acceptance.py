@@ -1,6 +1,6 @@
 """--acceptance DIR: check, compare and measure a new machine with one command, and collect all of it in one folder.
 
-Each step is this program in a process of its own: one that fails, crashes or hangs costs no other step, and the
+Each step runs this program in a process of its own: the others go on when one fails, crashes or hangs, and the
 switches of the device are set before its first operator.  This process loads no model.
 """
 

@@ -1,4 +1,4 @@
-"""The model and the clip that the package brings along."""
+"""Paths of the bundled model and clip."""
 
 from ..host.packages import bundled
 

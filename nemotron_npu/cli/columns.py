@@ -1,4 +1,4 @@
-"""How many columns a text takes on a terminal, and how many there are."""
+"""Columns: the width of a text and of the terminal, cutting and wrapping."""
 
 from __future__ import annotations
 

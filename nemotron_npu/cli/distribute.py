@@ -1,4 +1,4 @@
-"""Transcribe the recordings of a run by workers: processes on this host or on a Ray cluster."""
+"""Transcribe the recordings of a run with workers: processes on this host or on a Ray cluster."""
 
 from __future__ import annotations
 

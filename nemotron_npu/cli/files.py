@@ -1,4 +1,4 @@
-"""Results of recorded audio, from whichever engine transcribes it, into the run's ``Results``."""
+"""Add the transcripts of recordings, from any engine, to the run's ``Results``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a recording the same in another run: where it lies, which part of it, and what is in the file."""
+"""Identify a recording across runs by its path, the part of it that is used, and the content of the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a live stream shows as it goes: text that grows on a terminal, a line for each utterance, or JSON events."""
+"""Output of a live stream while it runs: text that grows on a terminal, a line for each utterance, or JSON events."""
 
 from __future__ import annotations
 

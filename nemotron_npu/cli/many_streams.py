@@ -1,6 +1,6 @@
-"""Many live streams at once: each input is read by a thread, and pools transcribe what has come in shared steps.
+"""Many live streams at once: each input is read by a thread, and pools transcribe the new audio in shared steps.
 
-All else happens in one thread, in ``ManyStreams``: it hands on the audio, writes and prints.
+``ManyStreams`` does all else in one thread: it passes the audio on, writes and prints.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ManyStreams:
         self.chunk = (session.settings.chunk_ms or 0) / 1000
         """Seconds."""
         self.arrived: queue.SimpleQueue[tuple] = queue.SimpleQueue()
-        """(method, arguments ...): what threads have to tell."""
+        """(method, arguments ...): messages of the threads."""
         self.outbox: dict[Host, list[Request]] = {host: [] for host in hosts}
         """Requests to the pools, which are lost with them."""
         self.working: set[Host] = set()
@@ -148,7 +148,7 @@ class ManyStreams:
             lambda error: self.arrived.put((self._on_end, source, error)),
         )
 
-    # ------------------------------------------------------------------ what threads have to tell
+    # ------------------------------------------------------------------ messages of the threads
 
     def _receive(self) -> None:
         """Wait until something happens, and take note of all that has happened."""
@@ -312,7 +312,7 @@ class ManyStreams:
         except InputError as error:
             self.results.fail(line.number, error)
         if is_cut:
-            del self.results.done[line.number]  # its end is missing
+            del self.results.done[line.number]  # the end of its text is missing
 
     def _conclude(self, index: int, print_result: Callable[[], None] = lambda: None) -> None:
         """Write the result of a recording, and print it when those before it are."""

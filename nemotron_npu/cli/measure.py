@@ -1,6 +1,6 @@
-"""--precision_compare, --benchmark and --chunk_ms all: transcribe, and measure model and device meanwhile.
+"""--precision_compare, --benchmark and --chunk_ms all: transcribe, and measure model and device.
 
-Importing this module imports torch, and what the measurements need besides.
+Importing this module imports torch and the packages of the measurements.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 ``results.jsonl`` is the record: a recording is complete once its line is there, and that line is written last.  Lines
 are in the order of completion; at the end of a run they are put into the order of the input.
 
-Somebody else may have touched the folder: only this run writes to it, nothing is written through a link, and what the
-record says is checked.
+The folder is untrusted, since other users may have changed it: only one run at a time writes to it, nothing is
+written through a link, and the record is checked.
 """
 
 from __future__ import annotations

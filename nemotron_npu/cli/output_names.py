@@ -1,4 +1,4 @@
-"""Names of the files of an output folder: one for each recording, and no two the same."""
+"""Names of the files of an output folder: one for each recording, all different."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from .console import Console
 LINE_SECONDS = 60  # between two lines of a log
 BAR_SECONDS = 0.1  # between two updates of the bar
 BAR_AFTER_SECONDS = 1  # a shorter run needs no bar
-BAR_COLUMNS = 9  # of the share and a bar of two: the least beside the text
-NO_WIDTH = 80  # columns of a terminal that states none (containers, scripts)
+BAR_COLUMNS = 9  # minimum next to the text: the percentage and a bar of two columns
+NO_WIDTH = 80  # columns of a terminal that does not state its width (containers, scripts)
 MIN_NAME = 12  # columns for a file's name, or all of it, before the text gets longer
 
 

@@ -1,4 +1,4 @@
-"""All results of a run: what is still to be transcribed, what is done, what failed."""
+"""All results of a run: which recordings are left, done or failed."""
 
 from __future__ import annotations
 

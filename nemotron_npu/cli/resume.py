@@ -1,4 +1,4 @@
-"""--resume: what of an earlier run's results is still what this run would give."""
+"""--resume: find the results of an earlier run that this run would repeat."""
 
 from __future__ import annotations
 

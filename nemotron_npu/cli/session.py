@@ -1,4 +1,4 @@
-"""What the parts of one run share."""
+"""Data that the parts of one run share."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Many devices: a corpus over workers on this host or on a Ray cluster."""
+"""Many devices: transcribe a corpus with workers on this host or on a Ray cluster."""

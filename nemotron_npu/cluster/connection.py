@@ -1,4 +1,4 @@
-"""The connection to Ray: a cluster that is running, or a Ray of this run's own on this host."""
+"""The connection to Ray: a running cluster, or a Ray that this run starts on this host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..host import signals
 from ..host.packages import can_import, install_command
 
 QUIET = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-CONNECT_SECONDS = 10.0  # Ray itself would try for minutes
+CONNECT_SECONDS = 10.0  # Ray's own limit is minutes
 ANSWER_SECONDS = 2.0  # within which a node has to answer
 STORE_BYTES = 100 << 20  # of Ray's object store: results are small
 LOCAL = {

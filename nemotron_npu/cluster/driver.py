@@ -1,10 +1,10 @@
-"""A corpus over many devices: workers, each a recognizer in a process of its own, on this host or on a Ray cluster.
+"""Transcribe a corpus on many devices: each worker is a recognizer in a process of its own, here or on a Ray cluster.
 
-``Workers`` yields the results that one recognizer would.  The process that holds it, the driver, writes and prints
+``Workers`` yields the same results as one recognizer.  The process that holds it, the driver, writes and prints
 everything, so the output does not depend on the number of workers.
 
-Ray starts a worker where there is room for it and reports when it is lost.  ``Workers`` decides who repeats its jobs:
-see ``_replace``.
+Ray starts a worker where there is room for it and reports when it is lost.  ``Workers`` decides which worker
+repeats its jobs: see ``_replace``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .worker import JobResult, Keeper, MissingFile, Setup, Worker, WorkerInfo
 
 JOBS_AHEAD = 2  # jobs that a worker holds: it begins the second as soon as the first is done
 MAX_FAILURES = 3  # consecutive failures of a worker, to load or of its device, until it is given up
-POLL_SECONDS = 1.0  # between two questions how much audio the workers have read
+POLL_SECONDS = 1.0  # between two requests for the amount of audio that the workers have read
 POLLS_PER_SECOND = 100  # at most: with more workers than that, each is asked less often
 WAIT_SECONDS = 30.0  # without any running worker, until that is reported
 
@@ -145,7 +145,7 @@ class Workers:
             self._ray.get([member.actor.open_pool.remote(options, places) for member in ready])
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        except self._ray.exceptions.RayError:  # a worker has died: its pool tells so
+        except self._ray.exceptions.RayError:  # a worker has died: its pool reports it
             pass
         return [WorkerPool(self._ray, member, slots) for member in ready]
 
@@ -163,7 +163,7 @@ class Workers:
         if not done:
             done, _ = self._ray.wait(calls, timeout=POLL_SECONDS)
         for call in done:
-            if call in self._calls:  # else its worker was lost meanwhile
+            if call in self._calls:  # else its worker has been lost
                 yield from self._finish(call)
 
     def _finish(self, call: Any) -> Iterator[Result]:

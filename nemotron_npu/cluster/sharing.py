@@ -1,4 +1,4 @@
-"""A recognizer that the processes of a host share: loaded once, its tensors lie in memory that all of them map.
+"""Share one recognizer among the processes of a host: it is loaded once, and all of them map its tensors.
 
 The recognizer is pickled without its tensors.  Their bytes go into an anonymous file in memory (memfd), those of packed
 weights included.  The kernel frees it with the last process that has it open or mapped, however that process ends.

@@ -1,4 +1,4 @@
-"""Inside the processes of workers: what a worker loads, and the two Ray actors, ``Worker`` and ``Keeper``.
+"""The code that runs in the workers' processes: loading the model, and the two Ray actors, ``Worker`` and ``Keeper``.
 
 The driver imports this module too, but not torch, which it does not need.
 """

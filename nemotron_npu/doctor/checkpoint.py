@@ -1,4 +1,4 @@
-"""Check of ``--doctor`` whether the checkpoint is there and its config can be read."""
+"""Check of ``--doctor`` that the checkpoint exists and its config can be read."""
 
 from __future__ import annotations
 

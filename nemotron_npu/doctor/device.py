@@ -1,4 +1,4 @@
-"""Checks of ``--doctor`` on the device: is it usable, what does it compute, does the model fit."""
+"""Checks of ``--doctor`` on the device: whether it is usable, computes correctly, and has enough memory."""
 
 from __future__ import annotations
 

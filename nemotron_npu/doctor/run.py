@@ -1,4 +1,4 @@
-"""``--doctor``: check everything that a run needs, and report what is wrong and which command fixes it.
+"""``--doctor``: check everything that a run needs, and report each problem with the command that fixes it.
 
 A check is a function of the ``Context`` that returns its findings; ``CHECKS`` lists all of them and what each needs.
 They run in a child process, since a library may crash or hang the process that imports it.

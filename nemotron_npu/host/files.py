@@ -1,4 +1,4 @@
-"""Files below a folder that others may write to as well: written whole or not at all, and never through a link."""
+"""Write files in a folder that other users may change: each is written whole or not at all, never through a link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory, cores and open files that this process may use, also where a container limits them."""
+"""Memory, cores and open files that this process may use, including the limits of a container."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Recognize HF32 and TF32 in the errors of a float32 comparison.
 
 NPUs and GPUs may round the factors of float32 products to a mantissa of 11 bits (HF32) or 10 (TF32) instead of 23, and
-their libraries allow it to convolutions by default.  The results are within the tolerances, so that nothing fails.
+their libraries allow it to convolutions by default.  Their results are within the tolerances, so no comparison
+fails.
 """
 
 from __future__ import annotations

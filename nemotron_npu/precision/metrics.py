@@ -1,6 +1,6 @@
-"""Error measures of two tensors, and of a stage whose rows arrive block by block.
+"""Measure the error between two tensors, and of a stage whose rows arrive block by block.
 
-All sums are computed in float64 on the host, so that the measure adds no error of its own.
+All sums are computed in float64 on the host, so that measuring adds no error.
 """
 
 from __future__ import annotations

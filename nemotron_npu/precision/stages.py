@@ -1,4 +1,4 @@
-"""Figures of all stages of recordings that both sides have processed in one way, and the failures among them."""
+"""Figures and failures of all stages, for recordings that both sides processed in the same way."""
 
 from __future__ import annotations
 
