@@ -67,7 +67,7 @@ def steady_step(recognizer: Recognizer) -> Callable[[], torch.Tensor]:
     encoder = recognizer.encoder
     state = encoder.new_state(1, encoder.chunk)
     features = torch.randn(1, encoder.chunk * encoder.factor, encoder.mels).to(recognizer.device)
-    while state.position[0] < encoder.keep + 2 * encoder.chunk:  # two more: a captured step is captured by then
+    while state.position[0] < encoder.keep + 2 * encoder.chunk:  # two more chunks: by then a graph has been captured
         encoder.step(features, state, [None])
     return lambda: encoder.step(features, state, [None])
 

@@ -111,7 +111,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 def _open_file(path: Path) -> BinaryIO:
     try:
         problem, hint = FILE_TYPES.get(stat.S_IFMT(os.stat(path).st_mode), ("", ""))
-        if problem:  # opening a pipe would wait for ever
+        if problem:  # opening a pipe would block
             raise SetupError(f"{path}", problem, hint)
         if is_of_kernel(path):
             raise SetupError(f"{path}", "is a kernel file, not a file on disk")

@@ -274,7 +274,7 @@ class ModelConfig:
 
     @property
     def left_out(self) -> str:
-        """What no engine loads of the model, for a message; empty if it is loaded whole."""
+        """Parts of the model that no engine loads, for a message; empty if there are none."""
         if self.class_name != HYBRID_CLASS:
             return ""
         return "the CTC decoder is left out (the RNN-T decoder transcribes)"

@@ -253,7 +253,7 @@ def _are_frames(pair: object, low: int) -> bool:
 
 
 def _value(values: dict[str, Any], place: str) -> Any:
-    """Return what a dotted key stands for; None where there is nothing."""
+    """Return the value of a dotted key, or None."""
     value: Any = values
     for key in place.split("."):
         if not isinstance(value, dict):

@@ -63,7 +63,7 @@ def download(repo: str, name: str, revision: str | None = None) -> Path:
 
 
 def _find_cached(repo: str, name: str, revision: str | None) -> Path | None:
-    """Return what ``download`` has left in the cache, if that is all of a model."""
+    """Return the path of the model that ``download`` has cached, if it is complete."""
     for wanted in (name, WEIGHTS, INDEX):
         cached = huggingface_hub.try_to_load_from_cache(repo, wanted, revision=revision)
         if not isinstance(cached, str):
@@ -77,7 +77,7 @@ def _find_cached(repo: str, name: str, revision: str | None) -> Path | None:
 
 
 def _reason(error: Exception) -> str:
-    """Return what kept a file from being downloaded: what the hub has answered, if it did."""
+    """Return why a file could not be downloaded: the hub's answer, if there was one."""
     causes = [error]
     while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
         causes.append(cause)

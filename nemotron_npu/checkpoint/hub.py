@@ -23,7 +23,7 @@ def find_checkpoint(model_path: str) -> Path:
     path = Path(model_path).expanduser()
     try:
         os.stat(path)
-        return path  # what kind of file it is shows when it is opened
+        return path  # its format is checked when it is opened
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:

@@ -48,7 +48,7 @@ def read_identity(path: Path, config: ModelConfig) -> str:
 
 
 def _parts(path: Path, config: ModelConfig) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the content of all that the digest is made of."""
+    """Yield the name and the content of each part of the digest."""
     if is_ported(path):
         configs = [PORTED_CONFIG, PROCESSOR] if os.path.lexists(path / PROCESSOR) else [PORTED_CONFIG]
         yield from _members(path, configs, config)
@@ -81,7 +81,7 @@ def _members(path: Path, configs: list[str], config: ModelConfig) -> Iterator[tu
 
 
 def _samples(file: BinaryIO, start: int, size: int) -> bytes:
-    """Return bytes from all over ``size`` bytes of a file, and their number."""
+    """Return the ``size`` bytes from ``start`` if they are few, else ``size`` and evenly spaced samples."""
     number = file.fileno()
     if size <= SAMPLES * SAMPLE:
         return os.pread(number, size, start)

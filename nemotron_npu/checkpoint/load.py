@@ -57,7 +57,7 @@ def read_tensors(path: Path, config: ModelConfig) -> Tensors:
 
 
 def _check_sizes(path: Path, config: ModelConfig, tensors: Tensors, tokens: int) -> None:
-    """Raise SetupError if the config requires a larger model than there are weights of: NeMo would allocate it first.
+    """Raise SetupError if the config describes a larger model than the weights: NeMo would allocate it first.
 
     It counts the numbers of the large matrices, which every kind of such a model has.
     """

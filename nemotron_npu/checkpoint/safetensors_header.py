@@ -50,7 +50,7 @@ def read_header(file: BinaryIO) -> dict[str, Entry]:
 
 
 def _checked(name: str, values: object) -> tuple[str, list[int], int, int]:
-    """Return the dtype, shape and ends of a tensor; raise Refusal where they make no sense."""
+    """Return the dtype, shape and ends of a tensor; raise Refusal if they are invalid."""
     broken = Refusal(f"describes {name[:100]!r} in a way that makes no sense")
     if not isinstance(values, dict) or not isinstance(values.get("dtype"), str):
         raise broken

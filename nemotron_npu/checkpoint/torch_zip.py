@@ -17,7 +17,7 @@ OLD_START = b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of torch's fir
 MAX_PICKLE = 2 << 20  # bytes; 618 million parameters are listed in 126,108
 MAX_DIRECTORY = 4 << 20  # bytes of the zip's list of records; that of the same checkpoint has 52,000
 LOCAL_HEADER = 30  # bytes (PKWARE APPNOTE, 4.3.7), then the name and its padding
-BROKEN = (  # what zipfile, pickletools and torch raise for bytes that make no sense
+BROKEN = (  # errors of zipfile, pickletools and torch for invalid bytes
     zipfile.BadZipFile,
     struct.error,
     ArithmeticError,
@@ -81,7 +81,7 @@ class Window:
 
 @contextmanager
 def reading_zip(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while the weights of the archive ``path`` are read into a SetupError."""
+    """Turn errors while the weights of the archive ``path`` are read into a SetupError."""
     try:
         yield
     except Refusal as refusal:

@@ -68,7 +68,7 @@ class TensorUnpickler:
         raise EOFError
 
     def find_class(self, module: str, name: str) -> object:
-        """Return what an allowed name stands for; raise Refusal for any other."""
+        """Return the object of an allowed name; raise Refusal for any other."""
         known = ALLOWED.get((module, name))
         if known is not None:
             return known

@@ -46,7 +46,7 @@ class Mappings(tuple[mmap.mmap, ...]):
                     mapping.madvise(mmap.MADV_DONTNEED, start * mmap.PAGESIZE, (end - start) * mmap.PAGESIZE)
 
     def __reduce__(self) -> tuple[type[Mappings], tuple[()]]:
-        """Leave them out of a pickle: tensors in another process lie elsewhere."""
+        """Leave them out of a pickle: a mapping is valid in this process only."""
         return Mappings, ()
 
 

@@ -35,7 +35,7 @@ from .reports import make_report_folder
 SUMMARY = "acceptance.json"
 STEP_SECONDS = 2 * 3600
 """A step that takes longer hangs: in a driver, for example."""
-RESULT_CHARACTERS = 100  # of an error in the table: the log has all of it
+RESULT_CHARACTERS = 100  # of an error in the table; the log has the whole message
 DOCTOR_STATES = ("ok", "warnings", "problems")  # by exit code
 YARDSTICK = (
     "for comparison: 2.20 % at 160 ms and 2.03 % at 1120 ms, normalized, on the first 200 utterances of LibriSpeech "
@@ -158,7 +158,7 @@ def _run(step: Step, options: Options, folder: Path) -> Outcome:
 
 
 def _new(path: Path) -> BinaryIO:
-    """Open a new file to write, in place of whatever has its name.  Raises SetupError."""
+    """Open a new file to write; an existing one of that name is replaced.  Raises SetupError."""
     try:
         path.unlink(missing_ok=True)
         return open(path, "xb")  # never through a link

@@ -51,13 +51,13 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Write what an encoding lacks as JSON does, so that documents stay valid in every locale."""
+    """Escape characters that the encoding lacks as JSON does: documents stay valid in every locale."""
     assert isinstance(error, UnicodeEncodeError)
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _run(options: Options, console: Console) -> int:
-    """Run what the options ask for; the imports follow the options, since they take longer than --help may."""
+    """Run the command that the options ask for.  Imports come after parsing, so that --help is fast."""
     if options.doctor:
         from .check import check_environment
 
@@ -106,7 +106,7 @@ def _replace_closed_streams() -> None:
 
 
 def _flush() -> None:
-    """Flush stdout; drop what it does not accept: Python would try again, and complain, when the process ends."""
+    """Flush stdout; drop the rest after an error: Python would retry, and print an error, when the process ends."""
     try:
         sys.stdout.flush()
     except OSError:

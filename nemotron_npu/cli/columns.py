@@ -20,7 +20,7 @@ def _width(char: str) -> int:
 
 
 def clip(text: str, columns: int) -> str:
-    """Return ``text`` if it fits, else its end behind an ellipsis: the end of a file's name tells most."""
+    """Return ``text`` if it fits, else an ellipsis and its end: the end of a path is the most specific part."""
     if columns_of(text) <= columns:
         return text
     if columns <= 0:

@@ -77,7 +77,7 @@ def _input_conflicts(options: Options) -> Iterator[str]:
 
 
 def _live_conflicts(options: Options) -> Iterator[str]:
-    """Yield an error line for each option of live streams that there is none for."""
+    """Yield an error line for each option that needs a live stream, where there is none."""
     if options.input.stream or options.input.live:
         return
     given = {

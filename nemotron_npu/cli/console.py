@@ -15,7 +15,7 @@ from .columns import terminal_width, wrapped
 class Console:
     """Write messages to stderr and results to stdout, with control characters escaped unless they are ``colored``.
 
-    A stderr that cannot be written (full disk, closed pipe) costs no result.
+    A stderr that cannot be written (full disk, closed pipe) loses no result.
     """
 
     def __init__(self, *, quiet: bool = False, debug: bool = False) -> None:
@@ -34,7 +34,7 @@ class Console:
             self.note(message, colored=colored)
 
     def note(self, message: str, *, colored: bool = False) -> None:
-        """Write a message in any case; on a terminal not inside a sentence that grows, but after it."""
+        """Write a message, also with --quiet; on a terminal it waits until a line that grows has ended."""
         if self.is_growing and sys.stderr.isatty():
             self.waiting.append((message, colored))
             return
@@ -51,7 +51,7 @@ class Console:
             self._write(f"{program.name}: {one_line(message)}")
 
     def _write(self, text: str) -> None:
-        """Write to stderr; on a terminal a long line breaks between words, one of a table stays as it is."""
+        """Write to stderr; on a terminal a long line breaks between words; lines of a table do not."""
         is_table = "\n" in text
         print(text if is_table else wrapped(text, terminal_width(sys.stderr)), file=sys.stderr, flush=True)
 

@@ -10,7 +10,7 @@ CATCH_UP_SECONDS = 5  # of audio, in which a stream may make up for the time of 
 
 
 def describe_chunks(chunk_ms: int, offered: Iterable[int], *, is_chosen: bool) -> str:
-    """Return how often a live stream has new words, and unless the user has chosen that, how to have them sooner."""
+    """Return how often a live stream has new words and, unless the user chose the chunks, how to get them sooner."""
     line = f"live: new words every {chunk_ms / 1000:g} s"
     *others, last = [str(ms) for ms in sorted(offered) if ms < chunk_ms] or [""]
     if is_chosen or not last:
@@ -19,7 +19,7 @@ def describe_chunks(chunk_ms: int, offered: Iterable[int], *, is_chosen: bool) -
 
 
 class DelayReport:
-    """Notifies when streams fall behind real time, fall further behind, and have caught up."""
+    """Notify the user when streams fall behind real time, fall further behind, and have caught up."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -19,7 +19,7 @@ EngineResults = Iterator[tuple[int, Transcript | Exception]]
 
 
 class Observer:
-    """Measures each result beside its transcription.  This one measures nothing."""
+    """Measures each recording in addition to its transcription.  This base class measures nothing."""
 
     def fields(self, recording: Recording, transcript: Transcript) -> dict[str, Any]:
         """Return further fields of the JSON document."""
@@ -54,7 +54,7 @@ def take_results(
                 continue
             fields = run.result_fields(transcript.duration, time.perf_counter() - began)
             fields |= observer.fields(recording, transcript)
-            began = time.perf_counter()  # what is measured beside is no time of the next recording
+            began = time.perf_counter()  # the time of measurements does not count for the next recording
             try:
                 results.add(index, transcript, fields, shown=not observer.shows(recording))
             except InputError as error:
@@ -64,7 +64,7 @@ def take_results(
 
 
 def in_order(transcripts: EngineResults) -> Iterator[tuple[int, Transcript | Exception]]:
-    """Yield results by position; one that is complete before its turn waits, and an interruption loses none."""
+    """Yield results by position; a result that is complete before its turn waits, and an interruption loses none."""
     waiting: dict[int, Transcript | Exception] = {}
     position = 0
     try:

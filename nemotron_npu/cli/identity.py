@@ -42,7 +42,7 @@ class Source:
 
 
 def key_of(path: str, offset: float | None, length: float | None, selection: Selection) -> tuple:
-    """Return what identifies a recording in every run, however its path is spelled: ä is one letter or a and dots."""
+    """Return what identifies a recording in every run, however its path is encoded: ä may be one code point or two."""
     return unicodedata.normalize("NFC", resolve(path)), offset or 0.0, length or None, selection
 
 
@@ -70,9 +70,9 @@ def source_of(recording: Recording) -> Source | None:
 
 
 def is_unchanged(path: str, source: Source) -> bool:
-    """Return whether a file has the content that it had; one that is missing now has not been changed.
+    """Return whether a file still has the same content; a file that is missing now counts as unchanged.
 
-    The content is read only where the time alone differs: a corpus that was copied again is not transcribed again.
+    The content is read only if just the time differs, so that a copied corpus is not transcribed again.
     """
     try:
         status = os.stat(path)

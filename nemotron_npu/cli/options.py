@@ -85,7 +85,7 @@ class ClusterOptions:
 
     @property
     def given(self) -> bool:
-        """Return whether the results shall not depend on the number of workers, 1 included."""
+        """Return whether the results must not depend on the number of workers, 1 included."""
         return bool(self.num_workers or self.ray_address)
 
     @property

@@ -44,7 +44,7 @@ class Progress:
         """Of the file that was begun last."""
         self.began = time.monotonic()
         self.shown = self.began
-        self.lock = threading.RLock()  # threads read audio
+        self.lock = threading.RLock()  # threads that read audio update it
         self.bar: Any = None
         self.terminal = sys.stderr.isatty()
 

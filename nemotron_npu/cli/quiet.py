@@ -28,7 +28,7 @@ def _silence_c() -> None:
     try:
         if not os.confstr("CS_GNU_LIBC_VERSION"):
             return
-    except (OSError, ValueError):  # another C library, in which they are constants
+    except (OSError, ValueError):  # a C library in which these names are constants
         return
     libc = ctypes.CDLL(None)
     libc.fopen.restype = ctypes.c_void_p

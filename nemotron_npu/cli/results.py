@@ -19,7 +19,7 @@ from .scores import reference_fields
 MAX_ABSENT_SHOWN = 5  # files that do not exist; the others of a list are counted
 MAX_ENDINGS = 5  # in the summary
 EARLY_CHECKS = 1000  # recordings whose headers are read before the model is loaded
-HOURS_FROM = 360.0  # seconds of audio from which on the summary shows hours: less would be 0.0x h
+HOURS_FROM = 360.0  # minimum seconds of audio that the summary shows in hours: less would be 0.0x h
 EARLY_LENGTHS = 10_000  # those with workers, which share work by length
 
 

@@ -47,7 +47,7 @@ from .run_info import RunSettings
 from .session import Session
 
 FILES_OF_PIPE = 4  # that may be open: itself, and three pipes of a decoder
-OTHER_FILES = 256  # of libraries, model and results
+OTHER_FILES = 256  # for libraries, model and results
 
 
 def run(options: Options, console: Console) -> int:
@@ -142,7 +142,7 @@ def _find_checkpoint(model_path: str | None, console: Console) -> Path:
 
 
 def _save(checkpoint: Path, options: Options, console: Console) -> int:
-    with signals.held(), importing():  # C++ libraries do not survive an exception during their import
+    with signals.held(), importing():  # an exception during their import would crash C++ libraries
         from ..saving import save_checkpoint  # torch takes a second
     signals.check()
     console.notify(f"saving {checkpoint.name} ...")
@@ -264,7 +264,7 @@ def _transcribe(session: Session, tolerances: Tolerances, config: ModelConfig) -
 
         return distribute(session, live)
     if options.measure.given:
-        with signals.held(), importing():  # C++ libraries do not survive an exception during their import
+        with signals.held(), importing():  # an exception during their import would crash C++ libraries
             from .measure import measure  # torch takes a second, the measurements 0.1 s more
         signals.check()
         return measure(session, tolerances)

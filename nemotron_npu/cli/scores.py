@@ -22,7 +22,7 @@ def reference_fields(recording: Recording, text: str, duration: float, normalize
 
 
 def reference_digest(manifest: dict | None, reference: str | None) -> str:
-    """Return a few digits for the line of a manifest and the reference text, which a document repeats."""
+    """Return a short digest of a manifest's line and the reference text, both of which a document repeats."""
     text = json.dumps([manifest or None, reference], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

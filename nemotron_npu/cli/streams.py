@@ -145,7 +145,7 @@ def _preview(stream: Any, views: list[LiveView]) -> None:
 
 
 def _fail(session: Session, views: list[LiveView], error: Exception) -> None:
-    """Let the views know what has ended the stream, unless a signal has."""
+    """Report the error that ended the stream to the views, unless it was a signal."""
     for view in views:
         if signals.came():
             view.end_line()

@@ -47,7 +47,7 @@ def transcribe(session: Session, live: dict[int, LiveInput]) -> int:
 def choose_run_device(session: Session) -> torch.device:
     """Return the device of the run, and set the number of CPU threads.  Raises SetupError if it is not usable."""
     options = session.options
-    with signals.held():  # the import of torch_npu does not survive an exception
+    with signals.held():  # an exception during its import would crash torch_npu
         device, reason = choose_device(options.device.device)
         is_cpu_worker = options.cluster.num_workers and traits_of(device).is_host  # such a worker is one thread
         if options.device.threads or is_cpu_worker:

@@ -26,7 +26,7 @@ LOCAL = {
     "MALLOC_ARENA_MAX": "1",  # Ray calls actors in a thread, whose own arena would be freed and allocated again
     "RAY_AUTH_MODE": "token",
 }
-# Ray's processes ask the metadata servers of clouds where they run, and no setting prevents that.  A proxy that does
+# Ray's processes ask the metadata servers of clouds where they run.  No setting prevents that, but a proxy that does
 # not exist does.
 NO_PROXY_OUTSIDE = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}
 
@@ -49,12 +49,12 @@ class Connection:
     """
 
     def __init__(self, address: str | None, cores: int) -> None:
-        os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # else Ray prints on stdout which workers have died
+        os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # otherwise Ray prints on stdout which workers have died
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not address:
             for name, value in LOCAL.items():
                 os.environ.setdefault(name, value)
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one for all runs is kept in ~/.ray
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray keeps one in ~/.ray for all runs
         self.ray = import_ray()
         self.folder: str | None = None
         try:
@@ -102,7 +102,7 @@ class Connection:
         return next(entry["Resources"] for entry in self.ray.nodes() if entry["NodeID"] == node)
 
     def is_alive(self, node: str | None) -> bool:
-        """Return whether a node answers, True for None; Ray itself takes some seconds to notice that one does not."""
+        """Return whether a node answers, True for None; Ray itself takes some seconds to notice a lost node."""
         for entry in self.ray.nodes():
             if entry["NodeID"] == node:
                 try:

@@ -130,7 +130,7 @@ class Workers:
     def pools(self, options: StreamOptions, streams: int, files: int) -> list[WorkerPool]:
         """Return the pools of all workers that there is room for now, for so many streams of pipes, and files, in all.
 
-        What becomes of a worker is told by its pool from then on.  Raises SetupError as ``results`` does, and for a
+        From then on its pool reports the loss of a worker.  Raises SetupError as ``results`` does, and for a
         checkpoint that cannot stream.
         """
         while sum(member.is_loaded for member in self._members) < min(self._placement.room, len(self._members)):
@@ -180,7 +180,7 @@ class Workers:
             yield from handle(member, job, value)
 
     def _on_located(self, member: Member, _: None, value: tuple[str, str]) -> Iterator[Result]:
-        """Have a worker load whose process has been started."""
+        """Let a worker whose process has started load the model."""
         node, member.host = value
         member.node = node
         setup = self._placement.setup
@@ -245,7 +245,7 @@ class Workers:
         self._calls[member.actor.locate.remote()] = member, None, self._on_located
 
     def _start_keeper(self, node: str) -> None:
-        """Have the recognizer loaded on a node, for its workers to share."""
+        """Start the process that loads the recognizer for all workers of a node."""
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         keeper = self._ray.remote(num_cpus=0, scheduling_strategy=strategy)(Keeper).remote()
         keeper.load.remote(self._placement.setup)
@@ -288,7 +288,7 @@ class Workers:
                 yield index, loss.error or self._deadly(index, loss.job)
 
     def _count_failure(self, member: Member, loss: Loss) -> None:
-        """Count what the device or the node's memory may be the cause of; a SetupError would be raised every time."""
+        """Count failures that the device or the node's memory may have caused; a SetupError would recur every time."""
         if loss.error:
             self._error = loss.error
             member.failures = MAX_FAILURES if isinstance(loss.error, SetupError) else member.failures + 1
@@ -320,7 +320,7 @@ class Workers:
             self._calls[call] = member, job, self._on_done
 
     def _poll(self) -> None:
-        """Ask busy workers now and then how much audio they have read."""
+        """Ask busy workers at intervals how much audio they have read."""
         now = time.monotonic()
         if now - self._last_poll < max(POLL_SECONDS, len(self._members) / POLLS_PER_SECOND):
             return

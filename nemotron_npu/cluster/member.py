@@ -11,7 +11,7 @@ from .jobs import Job
 
 @dataclass(eq=False)
 class Member:
-    """One of the workers, by number; when its process is lost, another one takes the number over."""
+    """One of the workers, by number; when its process is lost, the next one keeps the number."""
 
     number: int
     actor: Any = None

@@ -67,7 +67,7 @@ def _on_device(setup: Setup, kind: str, cores: int) -> Setup:
 
 
 def threads_per_device(kind: str, resources: dict[str, float]) -> int:
-    """CPU threads for each device of a node, idle devices included: no worker is to wait for the cores of another."""
+    """CPU threads for each device of a node, idle devices included: no worker waits for another's cores."""
     cores = int(resources.get("CPU", 1))
     devices = int(resources.get(TRAITS[kind].ray_resource, 1))
     return max(1, cores // max(1, devices))

@@ -161,16 +161,16 @@ class Worker:
         return JobResult(results, self.seconds_read)
 
     def open_pool(self, options: StreamOptions, max_streams: int) -> None:
-        """Get ready for live streams.  Raises SetupError where the checkpoint cannot stream."""
+        """Prepare for live streams.  Raises SetupError where the checkpoint cannot stream."""
         self.pool = PoolExchange(self.engine, options, max_streams)
 
     def exchange(self, requests: list[Request]) -> Answer:
-        """Take the audio of live streams, and return what is known of them."""
+        """Process the audio of live streams, and return their updates."""
         updates, is_busy = self.pool.exchange(requests)
         return Answer([replace(update, error=_portable(update.error)) for update in updates], is_busy)
 
     def outlast(self) -> None:
-        """Never return: the call ends with the process, of which its caller hears at once."""
+        """Never return: the call ends with the process, so its caller learns of the end at once."""
         threading.Event().wait()
 
     def status(self) -> float:

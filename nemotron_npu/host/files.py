@@ -24,7 +24,7 @@ TYPES = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-WRITABLE_BY_OWNER = 0o666  # and whatever the umask leaves
+WRITABLE_BY_OWNER = 0o666  # less the bits of the umask
 
 
 def is_of_kernel(path: str | Path) -> bool:

@@ -112,7 +112,7 @@ def _draw_tolerances(axes: Axes, accumulated: float, alone: float) -> None:
         labels = [(accumulated, "accumulated and alone", 0.01, "left")]
     low = axes.get_ylim()[0]
     for value, name, x, align in labels:
-        y = max(value, low)  # 0 has no place on a logarithmic axis
+        y = max(value, low)  # a logarithmic axis has no 0
         axes.axhline(y, color=COLORS["--bad"], linestyle="--", linewidth=1.3)
         axes.annotate(
             f"{value:g} %, {name}",

@@ -14,7 +14,7 @@ def write_report(precision: Precision, candidate: dict, environment: dict, folde
 
     ``candidate`` and ``environment`` are those of ``Precision.as_dict``.
     """
-    # matplotlib and jinja2 take 2 s to import, and matplotlib is not there without NeMo
+    # matplotlib and jinja2 take 2 s to import, and matplotlib is only installed with NeMo
     from .page import render
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ HISTOGRAMS = ("margins", "errors")
 
 @dataclass(frozen=True)
 class Sides(Generic[T]):
-    """The same thing of both sides."""
+    """A value of each side."""
 
     candidate: T
     reference: T
@@ -231,7 +231,7 @@ def count_words(decisions: Decisions, texts: Sides[str], spoken: str | None) -> 
 
 
 def _margins(distributions: torch.Tensor, chosen: np.ndarray) -> np.ndarray:
-    """By how many nats each choice is ahead of the best other one; negative where it was not the best."""
+    """Return by how many nats each choice is ahead of the best other one; negative where it was not the best."""
     index = torch.from_numpy(chosen)[:, None]
     others = distributions.scatter(1, index, -torch.inf).amax(1)
     return (distributions.gather(1, index)[:, 0] - others).numpy()
