@@ -120,6 +120,7 @@ def test_summary_table_has_every_count(evaluation):
     lines = summary_table(evaluation).splitlines()
     assert lines[0] == "Word errors in 3 files with a reference text (6 s)"
     assert " ".join(lines[2].split()) == "as written 33.33 % 9 7 1 1 1 30.00 %"
+    assert max(map(len, lines)) <= 80
 
 
 def test_alignment_report_shows_the_worst_file_first(evaluation):

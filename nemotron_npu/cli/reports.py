@@ -42,7 +42,7 @@ def report_word_errors(session: Session, fields: dict[str, Any]) -> None:
     show(summary_table(evaluation))
     measure = session.options.measure
     if measure.wer_report:
-        width = shutil.get_terminal_size((100, 24)).columns
+        width = shutil.get_terminal_size((80, 24)).columns
         color = use_color(sys.stdout if to_terminal else sys.stderr)
         show("\n" + alignment_report(evaluation, width, color=color), colored=color)
     if measure.report:

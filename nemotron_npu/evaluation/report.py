@@ -30,7 +30,7 @@ test-clean. Both are of other recordings, not measured in this run."""
 def summary_table(evaluation: Evaluation) -> str:
     """Format the overall figures, as written and normalized."""
     overall = evaluation.overall
-    rows = [["", "WER", "words", "hits", "substituted", "inserted", "deleted", "CER"]]
+    rows = [["", "WER", "words", "hits", "sub", "ins", "del", "CER"]]
     for label, words, characters in (
         ("as written", overall.words, overall.characters),
         (_normalized(evaluation), overall.normalized_words, overall.normalized_characters),
@@ -84,7 +84,7 @@ def alignment_report(evaluation: Evaluation, width: int = 100, *, color: bool = 
         return f"No errors, {texts}"
     worst = sorted(wrong, key=badness, reverse=True)[:MAX_FILES]
     title = f"The worst {len(worst)} of {len(evaluation.files):,} files, {texts}"
-    lines = [f"{title}: S substituted, I inserted, D deleted"]
+    lines = [title, "S substituted, I inserted, D deleted"]
     for file in worst:
         errors = getattr(file, measure)
         lines.append(f"\n{file.name}: {percent(errors.rate)}, {errors.count} of {errors.length} words")
