@@ -27,6 +27,10 @@ if "--report" in arguments:
         document = {"verdict": "PASSED", "walks": {"recording": {"stages": stages}}}
         document["sine"] = {"encoder": {"relative_error_percent": 0.0567}}
         (folder / "precision.json").write_text(json.dumps(document))
+    if "--npu_fused" in arguments and "--benchmark" in arguments:
+        candidates = [{"dtype": dtype, "forward": {"mean": 85.13}} for dtype in ("float32", "bfloat16", "float16")]
+        (folder / "benchmark.json").write_text(json.dumps({"benchmark": {"candidates": candidates}}))
+        sys.exit(0)
 if "--graph" in arguments:
     os.abort()
 print("the last line of", arguments[0], file=sys.stderr)
@@ -67,6 +71,8 @@ def test_a_step_that_fails_or_crashes_costs_no_other(cli, scripted, tmp_path):
     table = " ".join(out.split())
     assert "doctor warnings" in table and "precision_hf32 PASSED, sine 0.0567 %, subsampling alone 0.03 %" in table
     assert "benchmark exit code 2: the last line of --benchmark" in table
+    assert "benchmark_fused forward: float32 85.1, bfloat16 85.1, float16 85.1 ms" in table
+    assert max(map(len, out.splitlines())) <= 80
     assert "benchmark_graph exit code -6" in table and "wer see wer.txt" in table
     assert "2.20 % at 160 ms" not in out, "a figure of the published checkpoint"
     steps = json.loads((folder / "acceptance.json").read_text())["steps"]

@@ -200,5 +200,5 @@ def _precision(figures: dict[str, Any]) -> str:
 
 
 def _benchmark(candidates: Iterable[dict[str, Any]]) -> str:
-    forward = [f"{row['dtype']} {row['forward']['mean']:.1f} ms" for row in candidates if row["forward"]]
-    return f"forward pass of 1 s: {', '.join(forward)}"
+    forward = [f"{row['dtype']} {row['forward']['mean']:.1f}" for row in candidates if row["forward"]]
+    return f"forward: {', '.join(forward)} ms"
