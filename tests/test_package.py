@@ -71,7 +71,7 @@ def test_command_and_module_are_one_program(installed):
     assert (result.returncode, result.stdout) == (0, f"{CLIP_WORDS}\n"), result.stderr
     result = run_installed(installed / "nemotron-npu", "gone.wav")
     assert (result.returncode, result.stderr) == (1, "nemotron-npu: gone.wav: No such file or directory\n")
-    assert "\n  nemotron-npu talk.mp3  " in run_installed(installed / "nemotron-npu", "--help").stdout
+    assert "\n    nemotron-npu talk.mp3\n" in run_installed(installed / "nemotron-npu", "--help").stdout
 
 
 def test_wheel_offers_its_mock_to_nemo(installed, tmp_path):
