@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from textwrap import fill
 
-from ..host.table import format_table
+from ..host.table import COLUMNS, format_table
 from . import effort
 from .results import Benchmark, Candidate, Start, Times
 
-COLUMNS = 80
 BUSY = 0.03  # part of the time that may be spent waiting for a core on a quiet machine
 
 

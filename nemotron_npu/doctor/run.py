@@ -19,13 +19,14 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 
 from ..host.program import command
+from ..host.table import COLUMNS
 from . import environment, npu
 from .finding import OK, PROBLEM, SETUP, SKIPPED, WARNING, Context, Finding, error_text, private
 
 TIMEOUT_SECONDS = 300  # for one check; an NPU compiles each operator at its first call
 EXIT_CODES = {OK: 0, WARNING: 1, PROBLEM: 2}
 COLORS = {OK: "32", WARNING: "33", PROBLEM: "31"}
-WIDTH, INDENT, STATE_WIDTH = 80, 23, 9
+INDENT, STATE_WIDTH = 23, 9
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ def doctor(context: Context, write: Callable[[str], None], *, as_json: bool, deb
 
 
 def show(finding: Finding, *, colored: bool = False) -> str:
-    """Return a finding as lines of at most ``WIDTH`` columns; commands and long words are not broken."""
+    """Return a finding as lines of at most ``COLUMNS`` columns; commands and long words are not broken."""
     head = finding.state.ljust(STATE_WIDTH) + finding.name.ljust(INDENT - STATE_WIDTH)
-    wrapper = textwrap.TextWrapper(WIDTH, head, " " * INDENT, break_long_words=False, break_on_hyphens=False)
+    wrapper = textwrap.TextWrapper(COLUMNS, head, " " * INDENT, break_long_words=False, break_on_hyphens=False)
     text = wrapper.fill(finding.found)
     if finding.fix:
         text += f"\n{'->':>{STATE_WIDTH + 2}} " + finding.fix.replace("\n", "\n" + " " * (STATE_WIDTH + 3))

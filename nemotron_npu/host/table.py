@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+COLUMNS = 80  # that the lines of a report take at most
+
 
 def format_table(rows: Iterable[Sequence[str]], *, title: str = "", left: int = 1) -> str:
     """Align the cells of ``rows`` in columns, and indent them by two spaces below ``title``.

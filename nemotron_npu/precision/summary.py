@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from textwrap import wrap
 
-from ..host.table import format_table
+from ..host.table import COLUMNS, format_table
 from .compare import Precision
 from .document import describe, drift, factor
 from .probes import CACHES
 from .stages import LockstepRun, Repeat, stage_names
 from .tokens import Decisions
 
-COLUMNS = 80
 HEADING = ("", "error %", "alone %", "worst frame %", "max error", "SNR dB", "")
 LABEL = len("prediction network")  # the longest name of a stage
 
